@@ -1,0 +1,94 @@
+"""Writing and reading the files between stages: whole or not at all, and with a clear error when they are not.
+
+A file that another stage reads is written beside its place, flushed to disk and renamed (POSIX rename is atomic),
+so that a killed process or a full disk never leaves half of it behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from octavo.errors import OctavoError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it does not.
+
+    Errors of the file system (full disk, no permission) become an `OctavoError` that names `path`.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` (UTF-8) to `path` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON to `path` atomically. NaN is refused: JSON has none."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, *, made_by: str) -> Any:
+    """The JSON value in `path`. `made_by` names the command that makes the file again, for the error message."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise OctavoError("a file is missing", where=path, fix=f"make it: {made_by}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise OctavoError(
+            f"the file is not whole JSON: {error}", where=path, fix=f"remove it and make it again: {made_by}"
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """A SHA-256 over a JSON value in canonical form (sorted keys, no spaces): equal values, equal fingerprints."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def unwritable(path: Path, error: OSError) -> OctavoError:
+    """The error message for a write that the file system refused."""
+    return OctavoError(
+        f"the file could not be written: {error.strerror or error}",
+        where=path,
+        expected="a writable folder with free space",
+        fix="free some space or change the permissions, then run the same command again: nothing half-written is left",
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,582 @@
+"""The schemas of the files between stages, all in one place, and their readers.
+
+Runs write JSON (`metrics.jsonl`, `attempts.jsonl`, `provenance.json`, `result.json`, `routing.parquet`); aggregation
+turns them into three tables (`runs.parquet`, `steps.parquet`, `attempts.parquet`). Each carries SCHEMA_VERSION; a file
+of another version, or one cut short, is an error that says how to make it again.
+
+Units: times are seconds, instants are UTC (ISO 8601 in JSON, timestamps in tables), losses are nats per token,
+energy joules in JSON and kilowatt-hours in tables, memory bytes, FLOPs model FLOPs (no recomputation).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from octavo.errors import OctavoError
+from octavo.files import atomic_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+ExitReason = Literal[
+    "completed", "diverged", "signalled", "preempted", "time_limit", "out_of_memory", "node_failure", "cancelled",
+    "failed", "killed",
+]  # fmt: skip
+"""How an attempt ended. `signalled`: SIGTERM or SIGUSR1, saved and left; `killed`: it left no word (SIGKILL, power)."""
+
+TensorKind = Literal["input", "weight", "gradient"]
+Product = Literal["forward", "input_gradient", "weight_gradient"]
+
+
+class Record(BaseModel):
+    """One JSON object of a file between stages."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class MetricsRecord(Record):
+    """One line of `metrics.jsonl`: a training step, or a validation (`validation_loss` is there and `loss` is not).
+
+    A resumed run writes again the steps after its checkpoint: the last line of a step is the one that counts.
+    """
+
+    step: int
+    """Steps done, from 1."""
+    tokens: int
+    """Tokens trained on so far."""
+    time: float
+    """Unix time at which the line was written."""
+    attempt: int
+    """The attempt that wrote it, from 1."""
+    loss: float | None = None
+    aux_loss: float | None = None
+    """Load-balancing loss, weight included (mixtures of experts with an auxiliary loss)."""
+    multi_token_prediction_loss: float | None = None
+    grad_norm: float | None = None
+    """Global gradient norm before clipping."""
+    learning_rate: float | None = None
+    step_seconds: float | None = None
+    tokens_per_second: float | None = None
+    model_tflops: float | None = None
+    """Model TFLOP/s over all devices."""
+    memory_bytes: int | None = None
+    """Peak so far: device memory on GPUs, resident memory on CPUs, largest rank."""
+    expert_load: list[list[float]] | None = None
+    """Fraction of routed tokens per [MoE layer][expert]; each row sums to 1."""
+    fp8_underflow: dict[TensorKind, float] | None = None
+    """Fraction of non-zero values that quantising turned to zero."""
+    fp8_overflow: dict[TensorKind, float] | None = None
+    """Fraction of values that saturated."""
+    fp8_amax: dict[TensorKind, float] | None = None
+    """Largest magnitude before scaling, over layers."""
+    fp8_product_error: dict[Product, float] | None = None
+    """Relative error (Frobenius) of the FP8 product against the BF16 one, mean over layers."""
+    validation_loss: float | None = None
+    validation_bits_per_byte: float | None = None
+    validation_loss_by_domain: dict[str, float] | None = None
+    final_validation_loss: float | None = None
+    """The result's, on more sequences: in the last line of a completed run."""
+    final_validation_bits_per_byte: float | None = None
+
+
+class AttemptRecord(Record):
+    """One line of `attempts.jsonl`: one try at a run; `end` and `exit_reason` are null until it ends by itself."""
+
+    attempt: int
+    """From 1."""
+    start: datetime
+    end: datetime | None = None
+    host: str
+    """The first node's name."""
+    nodes: list[str]
+    device_kind: str
+    """`cpu`, or the GPU's name."""
+    device_count: int
+    exit_reason: ExitReason | None = None
+    error: str | None = None
+    """The last error's message, one line."""
+    first_step: int
+    """Steps done when it began (0, or its checkpoint's)."""
+    last_step: int | None = None
+    slurm_job_id: str | None = None
+    energy_joules: float | None = None
+    energy_source: Literal["nvml", "rapl"] | None = None
+    run_fingerprint: str
+    """Of the configuration it ran under."""
+
+
+class Provenance(Record):
+    """`provenance.json`: what made this run, as far as it may change numbers."""
+
+    schema_version: int = SCHEMA_VERSION
+    octavo_version: str
+    git_commit: str | None
+    git_dirty: bool | None
+    image_digest: str | None
+    python: str
+    packages: dict[str, str]
+    """Name -> version of installed packages."""
+    lock_sha256: str | None
+    hardware: dict[str, str | int | float | None]
+    """cpu_model, cpu_flags that choose kernels, cores, memory_gib, gpu, driver, compute_capability."""
+    threads: int
+    environment: dict[str, str]
+    """Variables of the allow-list (`octavo.training.provenance.ALLOWED_ENVIRONMENT`) that are set."""
+    data_manifest_sha256: str
+    precision_built: dict[str, int]
+    """Linear layers by implementation: the proof that the precision asked for is the one built."""
+    emulated: bool
+    deterministic: bool
+
+
+class Result(Record):
+    """`result.json`: a run that is complete, or one that diverged."""
+
+    schema_version: int = SCHEMA_VERSION
+    experiment: str
+    cell: str
+    architecture: str
+    precision: str
+    ablation: str | None
+    seed: int
+    run_fingerprint: str
+    status: Literal["completed", "diverged"]
+    steps: int
+    tokens: int
+    training_loss: float | None
+    """Mean over the last tenth of the steps; null when it diverged."""
+    validation_loss: float | None
+    validation_bits_per_byte: float | None
+    validation_loss_by_domain: dict[str, float]
+    flops_per_token: float
+    """Model FLOPs per trained token, forward and backward."""
+    total_parameters: int
+    active_parameters: int
+    """Per token; output head counted, input embedding not."""
+    training_seconds: float
+    """Sum of the step times of the steps that count."""
+    emulated: bool
+    device_kind: str
+    device_count: int
+    metrics_sha256: str
+    """Of `metrics.jsonl` when the run ended."""
+    parameters_sha256: str | None
+    """Over the final parameters' names and bytes."""
+    data_manifest_sha256: str
+
+
+class SlurmRow(Record):
+    """One row of sacct: one time that a job held devices. A requeued job has several."""
+
+    job: str
+    submit: datetime
+    cell: str
+    seed: int
+    state: str
+    """Slurm's word."""
+    start: datetime
+    end: datetime
+    """Up to now where it still runs."""
+    elapsed_seconds: int
+    devices: int
+    nodes: str
+    """As Slurm lists them: `gpu[03-06]`."""
+    energy_joules: float | None = None
+    """ConsumedEnergy of its nodes, where the site measures it."""
+
+    @property
+    def key(self) -> tuple[str, datetime]:
+        """What tells it from all others."""
+        return self.job, self.submit
+
+
+class SlurmBooks(Record):
+    """`sacct.json`: what Slurm's accounting said of an experiment's jobs."""
+
+    schema_version: int = SCHEMA_VERSION
+    rows: list[SlurmRow]
+
+
+RecordType = TypeVar("RecordType", bound=Record)
+
+
+def read_record(path: Path, record: type[RecordType], *, made_by: str) -> RecordType:
+    """One record from a JSON file, its version checked. `made_by` names the command that makes the file."""
+    from octavo.files import read_json
+
+    value = read_json(path, made_by=made_by)
+    check_version(value, path, made_by=made_by)
+    try:
+        return record.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise OctavoError(
+            f"the file is not a {record.__name__}: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            where=path,
+            fix=f"remove it and make it again: {made_by}",
+        ) from None
+
+
+def check_version(value: Any, path: Path, *, made_by: str) -> None:
+    """Refuse a JSON value whose schema_version is not ours."""
+    version = value.get("schema_version") if isinstance(value, dict) else None
+    if version != SCHEMA_VERSION:
+        raise OctavoError(
+            f"the file has schema version {version}",
+            where=path,
+            expected=f"schema version {SCHEMA_VERSION}",
+            fix=f"it was made by another version of Octavo: make it again ({made_by})",
+        )
+
+
+def read_lines(path: Path, record: type[RecordType]) -> list[RecordType]:
+    """The records of a .jsonl file. A last line without its newline (a killed writer's) is left out."""
+    return list(_lines(path, record))
+
+
+def _lines(path: Path, record: type[RecordType]) -> Iterator[RecordType]:
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith("\n"):
+                return
+            try:
+                yield record.model_validate(json.loads(line))
+            except (json.JSONDecodeError, ValidationError) as error:
+                reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+                raise OctavoError(
+                    f"line {number} is not a {record.__name__}: {reason}",
+                    where=f"{path}:{number}",
+                    fix="the file was changed or damaged: move the run's folder away and train it again",
+                ) from None
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def _schema(name: str, *fields: tuple[str, str, bool]) -> pa.Schema:
+    import pyarrow as pa
+
+    types = {
+        "string": pa.string(),
+        "int": pa.int64(),
+        "float": pa.float64(),
+        "bool": pa.bool_(),
+        "time": pa.timestamp("us", tz="UTC"),
+        "loads": pa.list_(pa.list_(pa.float32())),
+    }
+    return pa.schema(
+        [pa.field(field, types[kind], nullable) for field, kind, nullable in fields],
+        metadata={"octavo_table": name, "schema_version": str(SCHEMA_VERSION)},
+    )
+
+
+_RUN = [("experiment", "string", False), ("cell", "string", False), ("seed", "int", False)]
+
+TABLE_FIELDS: dict[str, list[tuple[str, str, bool]]] = {
+    # (column, kind, nullable)
+    "runs": [
+        *_RUN,
+        ("architecture", "string", False),
+        ("precision", "string", False),
+        ("ablation", "string", True),
+        ("experts", "int", True),  # routed experts; 0: a dense model; null: an import that does not say
+        ("experts_per_token", "int", True),
+        ("expert_size", "int", True),
+        ("shared_expert_size", "int", True),
+        ("accumulation", "string", True),  # of FP8 products
+        ("status", "string", False),  # completed, diverged, unfinished; imported runs are completed
+        ("steps", "int", False),
+        ("tokens", "int", True),
+        ("total_parameters", "int", True),
+        ("active_parameters", "int", True),
+        ("flops_per_token", "float", True),
+        ("training_loss", "float", True),
+        ("validation_loss", "float", True),
+        ("validation_bits_per_byte", "float", True),
+        ("training_seconds", "float", True),  # sum of the step times that count
+        ("device_kind", "string", True),
+        ("device_count", "int", True),
+        ("emulated", "bool", False),
+        ("attempts", "int", False),
+        ("device_hours_final", "float", True),  # the attempts' hours that the final result rests on
+        ("device_hours_all_in", "float", True),  # with failed, pre-empted, repeated and superseded work
+        ("energy_kwh_all_in", "float", True),
+        ("cost_final", "float", True),
+        ("cost_all_in", "float", True),
+        ("currency", "string", True),
+        ("run_fingerprint", "string", True),
+        ("data_manifest_sha256", "string", True),
+        ("parameters_sha256", "string", True),
+    ],
+    "steps": [
+        *_RUN,
+        ("step", "int", False),
+        ("tokens", "int", True),
+        ("model_flops", "float", True),  # so far
+        ("device_hours", "float", True),  # so far, step times alone x devices
+        ("loss", "float", True),
+        ("aux_loss", "float", True),
+        ("grad_norm", "float", True),
+        ("learning_rate", "float", True),
+        ("step_seconds", "float", True),
+        ("tokens_per_second", "float", True),
+        ("model_tflops", "float", True),
+        ("memory_bytes", "int", True),
+        ("validation_loss", "float", True),
+        ("validation_bits_per_byte", "float", True),
+        ("fp8_underflow_input", "float", True),
+        ("fp8_underflow_weight", "float", True),
+        ("fp8_underflow_gradient", "float", True),
+        ("fp8_overflow_input", "float", True),
+        ("fp8_overflow_weight", "float", True),
+        ("fp8_overflow_gradient", "float", True),
+        ("fp8_amax_input", "float", True),
+        ("fp8_amax_weight", "float", True),
+        ("fp8_amax_gradient", "float", True),
+        ("fp8_product_error_forward", "float", True),
+        ("fp8_product_error_input_gradient", "float", True),
+        ("fp8_product_error_weight_gradient", "float", True),
+        ("expert_load", "loads", True),
+    ],
+    "attempts": [
+        *_RUN,
+        ("attempt", "int", False),  # 0: a job in which training never began
+        ("job", "string", True),
+        ("submit", "time", True),
+        ("state", "string", False),  # ExitReason, or running; Slurm's word, where there is one, in our terms
+        ("nodes", "string", True),
+        ("devices", "int", False),
+        ("device_kind", "string", False),
+        ("start", "time", False),
+        ("end", "time", False),
+        ("first_step", "int", True),
+        ("last_step", "int", True),
+        ("superseded", "bool", False),  # under a configuration that the experiment no longer has
+        ("device_hours", "float", False),
+        ("energy_kwh", "float", True),
+        ("energy_source", "string", True),  # slurm, nvml, rapl, power x utilisation
+        ("cost", "float", True),
+        ("currency", "string", True),
+        ("source", "string", False),  # sacct or attempts.jsonl
+    ],
+    # of one run: tokens that each expert served, by validation sequence
+    "routing": [
+        ("sequence", "int", False),
+        ("domain", "string", False),
+        ("layer", "int", False),
+        ("expert", "int", False),
+        ("tokens", "int", False),
+    ],
+}
+
+TableName = Literal["runs", "steps", "attempts", "routing"]
+
+
+def table_schema(name: TableName) -> pa.Schema:
+    """The arrow schema of a table, its version in the metadata."""
+    return _schema(name, *TABLE_FIELDS[name])
+
+
+def write_table(path: Path, frame: pd.DataFrame, name: TableName) -> None:
+    """Write a frame as the named table, atomically; columns that it lacks are null."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = table_schema(name)
+    frame = frame.assign(**dict.fromkeys(set(schema.names) - set(frame.columns)))
+    table = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
+    with atomic_path(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(schema.metadata), temporary, compression="zstd")
+
+
+def read_table(path: Path, name: TableName, *, made_by: str, columns: list[str] | None = None) -> pd.DataFrame:
+    """A table as a frame, its name and version checked."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=columns)
+    except FileNotFoundError:
+        raise OctavoError("a table is missing", where=path, fix=f"make it: {made_by}") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise OctavoError(
+            f"the table cannot be read: {error}", where=path, fix=f"remove it and make it again: {made_by}"
+        ) from error
+    metadata = table.schema.metadata or {}
+    found = (metadata.get(b"octavo_table", b"").decode(), metadata.get(b"schema_version", b"").decode())
+    if found != (name, str(SCHEMA_VERSION)):
+        raise OctavoError(
+            f"the file holds table {found[0] or '(none)'!r} of schema version {found[1] or '(none)'}",
+            where=path,
+            expected=f"table {name!r} of schema version {SCHEMA_VERSION}",
+            fix=f"make it again: {made_by}",
+        )
+    return table.to_pandas()
+
+
+# --- verdicts -------------------------------------------------------------------------------------------------------
+
+Verdict = Literal["supported", "refuted", "inconclusive", "not testable here"]
+
+
+class Estimate(Record):
+    """A number with its confidence interval; the ends are null where one value alone tells nothing of the spread."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    """Student's t interval."""
+    bootstrap_low: float | None = None
+    bootstrap_high: float | None = None
+    """The bootstrap interval beside it, where there are seeds enough to resample."""
+    confidence: float = 0.95
+    n: int
+    """Seeds (pairs) that it rests on."""
+    unit: str
+    """What the number is: `nats per token`, `ratio`, `%`, `bits`, `USD`."""
+
+
+class Part(Record):
+    """One comparison that a claim rests on (dense and MoE apart, say)."""
+
+    label: str
+    effect: Estimate | None
+    verdict: Verdict
+    note: str | None = None
+
+
+class ClaimResult(Record):
+    """One claim, held against the runs."""
+
+    number: int
+    name: str
+    """The file's name in configs/claims."""
+    title: str
+    text: str
+    """The statement as its source makes it."""
+    source: str
+    verdict: Verdict
+    sentence: str
+    """What the runs say, in one plain sentence made from the numbers."""
+    effect: Estimate | None
+    expectation: str | None
+    """What the claim says of the effect, in words: `below 1`, `within 0.25 %`."""
+    p_adjusted: float | None = None
+    """Holm-adjusted over the claims that are tested."""
+    seeds_needed: int | None = None
+    """When inconclusive: seeds with which the verdict leaned to would be reached with 80 % chance."""
+    seeds_cost: float | None = None
+    """What the further seeds would cost, in `currency`."""
+    currency: str | None = None
+    parts: list[Part] = []
+    runs: list[str]
+    """The runs it rests on, `cell/seed-n`; empty for claims about published figures."""
+    data: dict[str, Any] = {}
+    """What the figure of this claim draws (per layer, per domain, per K), by column."""
+
+
+class ClaimsFile(Record):
+    """`claims.json`."""
+
+    schema_version: int = SCHEMA_VERSION
+    experiment: str
+    ablation: str | None
+    claims: list[ClaimResult]
+
+
+Axis = Literal[
+    "tokens", "model_flops", "active_parameters", "total_parameters", "device_hours", "cost"
+]  # fmt: skip
+"""What a comparison holds equal. The parameter axes are at equal tokens too, between cells that agree in them."""
+
+
+Losses = Literal["validation", "training", "validation and training"]
+"""What a loss difference is of: validation losses, but for imported runs that have none."""
+
+
+class Comparison(Record):
+    """Two cells at equal something: how their losses differ, and what each needs for the same loss."""
+
+    axis: Axis
+    cell: str
+    against: str
+    """The baseline."""
+    kind: Literal["architecture", "precision", "ablation"]
+    loss_difference: Estimate | None
+    """Loss of `cell` minus `against` at the end of the common range, relative, in %: below zero, `cell` is better."""
+    losses: Losses = "validation"
+    """Which losses that is the difference of."""
+    resource_ratio: Estimate | None
+    """Resource that `cell` needs over what `against` needs for the same loss, the higher of their two at the end of the
+    common range: below one, `cell` is cheaper."""
+    censored: int = 0
+    """Seeds in which a run never reached the loss (it diverged) or began below it; `note` says so, and the ratio is
+    null where one began below it."""
+    mismatch: float | None = None
+    """How far the quantity that should be equal is apart, relative (parameter axes)."""
+    emulated: bool = False
+    """The axis rests on times of a run whose FP8 is emulated."""
+    note: str | None = None
+
+
+class ComparisonsFile(Record):
+    """`comparisons.json`: every pair on every axis."""
+
+    schema_version: int = SCHEMA_VERSION
+    experiment: str
+    ablation: str | None
+    comparisons: list[Comparison]
+
+
+# --- verification ---------------------------------------------------------------------------------------------------
+
+Gate = Literal["integrity", "repeatability", "restart", "baseline"]
+VerificationStatus = Literal[
+    "intact", "damaged", "identical", "equal within tolerance", "different", "not testable here"
+]  # fmt: skip
+"""Of files: intact, damaged. Of a run made again: identical to the last bit, equal within the tolerance, different."""
+
+
+class VerificationCheck(Record):
+    """One thing that was looked at: files, or a run made again."""
+
+    gate: Gate
+    run: str
+    """`cell/seed-n`, or the file."""
+    status: VerificationStatus
+    note: str
+    first_step: int | None = None
+    """The first step that differs."""
+    differs: list[str] = []
+    """The logged numbers that differ there, and the tensors that differ at the end."""
+    difference: float | None = None
+    """Relative difference of the loss."""
+    tolerance: float | None = None
+    """What the relative difference may be: the standard deviation over seeds."""
+
+
+class VerificationFile(Record):
+    """`verification.json`: whether the results are reproducible."""
+
+    schema_version: int = SCHEMA_VERSION
+    experiment: str
+    passed: bool
+    """Nothing is damaged and nothing is different."""
+    sample: int
+    """Runs made again per gate."""
+    seed: int
+    """That the sample was drawn with."""
+    steps: int | None = None
+    """Runs were made again up to this step; null: whole."""
+    checks: list[VerificationCheck]
