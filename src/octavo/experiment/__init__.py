@@ -1,0 +1,1 @@
+"""Configuration files -> validated experiments, cells and runs."""

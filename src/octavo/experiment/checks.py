@@ -1,0 +1,104 @@
+"""What must hold before anything is trained: matched pairs, sizes that divide, recipes that the devices can do.
+
+Each check raises an OctavoError that names the file, the key, both numbers and the way out.
+"""
+
+from __future__ import annotations
+
+from octavo.configuration import place
+from octavo.errors import OctavoError
+from octavo.experiment.run import CellConfig, Experiment
+from octavo.models.stages import splits
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """All checks of an experiment."""
+    _check_match(experiment)
+    # once: finding the line parses the file, and a grid may have thousands of cells
+    precisions = place(experiment.path, ("precisions",))
+    for cell in experiment.cells.values():
+        _check_batch(experiment, cell)
+        _check_layout(experiment, cell)
+        _check_recipe(experiment, cell, precisions)
+
+
+def _check_match(experiment: Experiment) -> None:
+    match = experiment.file.match
+    if match is None:
+        return
+    from octavo.models.parameters import matched_quantity
+
+    cells = {cell.architecture: cell for cell in experiment.grid}
+    sizes = {
+        role: matched_quantity(cell.model, match.by, cell.training.sequence_length) for role, cell in cells.items()
+    }
+    low, high = min(sizes, key=lambda role: sizes[role]), max(sizes, key=lambda role: sizes[role])
+    difference = sizes[high] / sizes[low] - 1
+    if difference > match.tolerance:
+        raise OctavoError(
+            f"the models are not matched in {match.by}: {low} has {sizes[low]:,.0f}, {high} has {sizes[high]:,.0f}, "
+            f"{difference:.1%} more",
+            where=place(experiment.path, ("match",)),
+            expected=f"a difference of at most {match.tolerance:.1%}",
+            fix="`octavo match` finds a partner; or change the models, the tolerance or the axis",
+        )
+
+
+def _check_batch(experiment: Experiment, cell: CellConfig) -> None:
+    training, data = cell.training, cell.parallelism.data
+    if training.global_batch_size % (training.micro_batch_size * data):
+        raise OctavoError(
+            f"{cell.cell}: micro_batch_size x data = {training.micro_batch_size} x {data} does not divide "
+            f"global_batch_size {training.global_batch_size}",
+            where=place(experiment.path, ("training", "global_batch_size")),
+            expected=f"a multiple of {training.micro_batch_size * data}",
+        )
+
+
+def _check_layout(experiment: Experiment, cell: CellConfig) -> None:
+    model, layout = cell.model, cell.parallelism
+    experts = model.experts.count if model.experts else layout.expert
+    kv_heads = model.attention.kv_heads if model.attention.kind == "gqa" else model.attention.heads
+    for name, size, what, total in (
+        ("tensor", layout.tensor, "the attention heads", model.attention.heads),
+        ("tensor", layout.tensor, "the key and value heads", kv_heads),
+        ("tensor", layout.tensor, "the vocabulary", model.vocabulary_size or layout.tensor),
+        ("expert", layout.expert, "the experts", experts),
+        ("context", layout.context * 2 if layout.context > 1 else 1, "the sequence", cell.training.sequence_length),
+    ):
+        if total % size:
+            raise OctavoError(
+                f"{cell.cell}: {name} parallelism {size} does not divide {what}: {total}",
+                where=place(experiment.path, ("parallelism", name)),
+                expected=f"a divisor of {total}",
+            )
+    if not splits(model.layers, layout.pipeline, layout.virtual_pipeline):
+        raise OctavoError(
+            f"{cell.cell}: pipeline parallelism {layout.pipeline} (x {layout.virtual_pipeline} virtual stages) does "
+            f"not split the layers: {model.layers}",
+            where=place(experiment.path, ("parallelism", "pipeline")),
+            expected="a divisor of them; without virtual stages, stages of which only the last holds fewer layers",
+        )
+    if model.experts is None and layout.expert > 1:
+        raise OctavoError(
+            f"{cell.cell}: expert parallelism {layout.expert} for a model without experts",
+            where=place(experiment.path, ("parallelism", "expert")),
+            fix=f"set it for the mixture of experts alone, under overrides ({cell.architecture} has none)",
+        )
+    if layout.world_size > experiment.cluster.devices:
+        raise OctavoError(
+            f"{cell.cell} asks for {layout.world_size} devices (tensor x pipeline x context x data)",
+            where=place(experiment.path, ("parallelism",)),
+            expected=f"at most the {experiment.cluster.devices} of cluster {experiment.file.cluster}",
+        )
+
+
+def _check_recipe(experiment: Experiment, cell: CellConfig, where: str) -> None:
+    from octavo.precision.recipes import check_recipe
+
+    check_recipe(
+        cell.precision,
+        device=experiment.device,
+        cuda=experiment.cluster.cuda,
+        where=where,
+    )

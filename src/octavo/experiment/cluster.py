@@ -1,0 +1,126 @@
+"""Where runs happen and what it costs there: `configs/clusters/<name>.yaml` and `configs/clusters/devices/<name>.yaml`.
+
+A device file holds what a vendor's data sheet says; a cluster file names a device, how many there are, what they cost
+and how Slurm is to be asked for them. The experiment does not know the cluster beyond its name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from octavo.configuration import Section
+from octavo.experiment.config import Fraction
+
+
+class Device(Section):
+    """One kind of device, as its vendor describes it. Rates are dense (no sparsity)."""
+
+    name: str
+    kind: Literal["gpu", "cpu"]
+    compute_capability: Annotated[str, Field(pattern=r"^\d+\.\d$")] | None = None
+    """NVIDIA's; None on CPUs."""
+    peak_tflops: dict[Literal["fp32", "bf16", "fp8", "fp4"], PositiveFloat]
+    memory_gib: PositiveFloat
+    memory_gb_per_second: PositiveFloat
+    link_gb_per_second: NonNegativeFloat
+    """NVLink (or PCIe) per device and direction, within a node or NVLink domain."""
+    link_domain: PositiveInt
+    """Devices that reach one another over that link."""
+    network_gb_per_second: NonNegativeFloat
+    """Network per device and direction, between link domains."""
+    power_watts: PositiveFloat
+    """The device's board power (TDP)."""
+    sources: Annotated[dict[str, str], Field(min_length=1)]
+    """Key of this file -> document and page."""
+
+
+class Rental(Section):
+    """A price per device-hour."""
+
+    per_device_hour: NonNegativeFloat
+    source: str
+
+
+class Ownership(Section):
+    """Devices bought: price written off over years of use, and electricity."""
+
+    price_per_device: PositiveFloat
+    """The device alone."""
+    server_and_network_factor: PositiveFloat = 1.0
+    """What host, network and building multiply that price by."""
+    years: PositiveFloat
+    """Amortisation."""
+    utilisation: Annotated[float, Field(gt=0, le=1)]
+    """Share of those years in which the device works."""
+    electricity_per_kwh: NonNegativeFloat
+    pue: Annotated[float, Field(ge=1)]
+    """Power usage effectiveness of the building."""
+    host_watts_per_device: NonNegativeFloat = 0.0
+    """Power of host and network, per device."""
+    sources: Annotated[dict[str, str], Field(min_length=1)]
+
+
+class Slurm(Section):
+    """How jobs are asked for."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpu_type: str | None = None
+    """The type in the cluster's gres (`gpu:<type>:<n>`); None: any."""
+    time_limit_minutes: PositiveInt = 60
+    signal_seconds: PositiveInt = 120
+    """Slurm signals a job this long before its limit, so that it can save and leave."""
+    cpus_per_device: PositiveInt = 8
+    memory_gb_per_device: PositiveInt = 64
+    max_concurrent_devices: PositiveInt | None = None
+    """Over all of an experiment's jobs at one time; None: no cap."""
+    retries: PositiveInt = 3
+    """Tries at one run after the first."""
+    requeue: bool = True
+    extra: list[str] = []
+    """Further options of sbatch."""
+    modules: list[str] = []
+    """Environment modules loaded on the node before the container starts."""
+    environment: dict[str, str] = {}
+    """Variables set inside the container (NCCL settings, say)."""
+    image: Literal["gpu", "cpu"] | None = "gpu"
+    """The variant of container.def that runs happen in; None: the Python that runs Octavo."""
+    scratch: str | None = None
+    """Node-local folder that data sets are copied to; None: read where they are."""
+
+
+class Cluster(Section):
+    """Devices, how they hang together, what they cost, and how to get them."""
+
+    description: str
+    device: str
+    """A file in configs/clusters/devices (without .yaml)."""
+    devices_per_node: PositiveInt
+    nodes: PositiveInt
+    cuda: Annotated[str, Field(pattern=r"^\d+\.\d+$")] | None = None
+    """CUDA version of the runs' environment (some recipes need a newer one); None on CPUs."""
+    link_domain: PositiveInt | None = None
+    """Devices in one NVLink domain, where it is not the device file's."""
+    rental: Rental | None = None
+    ownership: Ownership | None = None
+    price: Literal["rental", "ownership"] = "rental"
+    """The one that costs are reported with; the other is shown beside it."""
+    currency: str = "USD"
+    average_power_fraction: Fraction = 0.8
+    """Average over board power while training, where nothing measured it."""
+    slurm: Slurm | None = None
+
+    @model_validator(mode="after")
+    def _priced(self) -> Self:
+        if getattr(self, self.price) is None:
+            raise ValueError(f"price: {self.price} needs the section {self.price}")
+        return self
+
+    @property
+    def devices(self) -> int:
+        """All devices of the cluster."""
+        return self.devices_per_node * self.nodes

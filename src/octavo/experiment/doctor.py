@@ -1,0 +1,144 @@
+"""What this machine can do, what it lacks, and how to get it.
+
+Every probe asks the real thing: it imports the library, runs the tool, reads what the driver says.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from octavo.experiment.cluster import Cluster
+
+State = Literal["ok", "missing", "note"]
+PROBE_SECONDS = 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    what: str
+    state: State
+    found: str
+    fix: str = ""
+
+
+def examine() -> Iterator[Finding]:
+    """Look at this machine, one thing after the other."""
+    yield Finding("Python", "ok", platform.python_version())
+    yield _processor()
+    yield _disk()
+    yield _package("torch", "train models", "make setup, or pip install 'octavo[train]'")
+    yield _package("megatron-core", "train models", "make setup, or pip install 'octavo[train]'")
+    yield _rounding_kernel()
+    gpus = list(_gpus())
+    yield from gpus
+    yield _package("transformer-engine", "train in FP8 on GPUs", "pip install 'octavo[gpu]' or use the image",
+                   needed=any(gpu.state == "ok" for gpu in gpus))  # fmt: skip
+    yield _tool("sbatch", ["sbatch", "--version"], "submit to a cluster", "run on a node that has Slurm's commands")
+    yield _accounting()
+    yield _tool("apptainer", ["apptainer", "--version"], "run in the image", "https://apptainer.org/docs/admin/main")
+
+
+def examine_cluster(name: str, cluster: Cluster) -> Iterator[Finding]:
+    """Hold a cluster file against what Slurm says of this cluster."""
+    slurm = cluster.slurm
+    if slurm is None:
+        yield Finding(name, "ok", "runs on this machine: it has no section slurm")
+        return
+    if (listed := _output(["sinfo", "--noheader", "--format", "%R|%G|%l|%D"])) is None:
+        yield Finding(name, "missing", "sinfo does not answer", "run on a node that reaches the Slurm controller")
+        return
+    partitions = {line.split("|")[0]: line.split("|") for line in listed.splitlines() if line}
+    wanted = slurm.partition
+    if wanted is not None and wanted not in partitions:
+        yield Finding(f"{name}: partition", "missing", f"there is no {wanted!r}",
+                      f"slurm.partition: one of {', '.join(sorted(partitions))}")  # fmt: skip
+        return
+    of = [partitions[wanted]] if wanted else list(partitions.values())
+    yield Finding(f"{name}: partition", "ok", ", ".join(sorted(row[0] for row in of)))
+    generic = {row[1] for row in of}
+    gpu = f"gpu:{slurm.gpu_type}" if slurm.gpu_type else "gpu"
+    found = any(gpu in resource for resource in generic)
+    yield Finding(f"{name}: {gpu}", "ok" if found else "missing", ", ".join(sorted(generic)),
+                  "" if found else "slurm.gpu_type: a type that sinfo lists")  # fmt: skip
+    if slurm.account is not None:
+        known = _output(["sacctmgr", "--noheader", "--parsable2", "show", "account", slurm.account, "format=account"])
+        yield Finding(f"{name}: account", "ok" if known and known.strip() else "missing", slurm.account,
+                      "" if known and known.strip() else "slurm.account: an account that sacctmgr lists")  # fmt: skip
+
+
+def _processor() -> Finding:
+    cores = len(os.sched_getaffinity(0))
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    memory = pages * size / 2**30
+    return Finding("processor", "ok", f"{cores} cores, {memory:.0f} GiB of memory, {platform.machine()}")
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(".").free / 2**30
+    if free < 5:
+        return Finding("disk", "missing", f"{free:.1f} GiB free here", "free some space: 5 GiB are comfortable")
+    return Finding("disk", "ok", f"{free:.0f} GiB free here")
+
+
+def _package(name: str, purpose: str, fix: str, *, needed: bool = True) -> Finding:
+    try:
+        return Finding(name, "ok", importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, "missing" if needed else "note", f"not installed; needed to {purpose}", fix)
+
+
+def _rounding_kernel() -> Finding:
+    if importlib.util.find_spec("octavo.precision._rounding"):
+        return Finding("compiled rounding", "ok", "FP8 is emulated at full speed")
+    return Finding("compiled rounding", "note", "not built: FP8 is emulated with the same bits, more slowly",
+                   "install gcc and run: make clean setup")  # fmt: skip
+
+
+def _gpus() -> Iterator[Finding]:
+    listed = _output(
+        ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total,driver_version", "--format=csv,noheader"]
+    )
+    if not listed or not listed.strip():
+        yield Finding("GPU", "note", "none: models train on the CPU, FP8 is emulated")
+        return
+    from octavo.precision.recipes import recipes_of
+
+    for number, line in enumerate(listed.strip().splitlines()):
+        name, capability, memory, driver = (part.strip() for part in line.split(","))
+        recipes = ", ".join(recipes_of(capability))
+        yield Finding(f"GPU {number}", "ok", f"{name}, {memory}, driver {driver}, recipes: {recipes}")
+
+
+def _tool(name: str, command: list[str], purpose: str, fix: str) -> Finding:
+    printed = _output(command)
+    if printed is None:
+        return Finding(name, "note", f"not found; needed to {purpose}", fix)
+    return Finding(name, "ok", printed.strip().splitlines()[0])
+
+
+def _accounting() -> Finding:
+    if shutil.which("sacct") is None:
+        return Finding("sacct", "note", "not found; hours come from attempts.jsonl", "use Slurm's accounting")
+    if _output(["sacct", "--noheader", "--allocations", "--starttime", "now"]) is None:
+        return Finding("sacct", "note", "Slurm keeps no accounting here; hours come from attempts.jsonl",
+                       "ask for slurmdbd")  # fmt: skip
+    return Finding("sacct", "ok", "Slurm's own books are used")
+
+
+def _output(command: list[str]) -> str | None:
+    """What a command prints; None when it is not there or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

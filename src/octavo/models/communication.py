@@ -1,0 +1,118 @@
+"""Bytes that a training step moves between devices, per token and device.
+
+Volumes are those that one device sends (it receives as many). A ring's all-gather or reduce-scatter of B bytes over n
+devices sends (n - 1)/n x B, an all-reduce twice that (arXiv 1909.08053, section 3; 2205.05198, section 4.2). What one
+device sends in a step is divided by the tokens that its replica trains on in the step.
+
+- *All-to-all*: every MoE layer sends each token's hidden state to its top_k experts and their results back, in the
+  forward pass, and the gradients both ways in the backward pass; a share (E - 1)/E of the copies leaves the device with
+  E expert-parallel ranks (arXiv 2006.16668, section 2.3; DeepSeek-V3, arXiv 2412.19437, section 3.2.2). FP8 recipes
+  send in BF16 as Megatron-Core does; DeepSeek-V3 sent its forward dispatch in FP8.
+- *All-reduce*: tensor parallelism sums after attention and after the feed-forward, forward and backward (with sequence
+  parallelism a reduce-scatter and an all-gather of the same volume); and data parallelism sums FP32 gradients once per
+  step (a reduce-scatter alone with the distributed optimizer).
+- *All-gather*: context parallelism gathers keys and values, and reduces their gradients; the distributed optimizer
+  gathers BF16 parameters once per step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.experiment.run import CellConfig
+from octavo.models.architecture import Architecture, GroupedQueryAttention
+from octavo.models.parameters import attention_parameters, swiglu
+
+BF16, FP32 = 2, 4
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one device sends per token of its replica, forward and backward."""
+
+    all_to_all_bytes_per_token: float
+    """Tokens to experts and back."""
+    all_reduce_bytes_per_token: float
+    """Tensor parallelism's activations and data parallelism's gradients."""
+    all_gather_bytes_per_token: float
+    """Context parallelism's keys and values, the distributed optimizer's parameters."""
+
+    @property
+    def total_bytes_per_token(self) -> float:
+        """All three."""
+        return self.all_to_all_bytes_per_token + self.all_reduce_bytes_per_token + self.all_gather_bytes_per_token
+
+
+def traffic(cell: CellConfig) -> Traffic:
+    """The traffic of one device in a training step of a cell, per token that its replica trains on in the step.
+
+    A replica is the tensor x context x pipeline devices that share one micro-batch; each device's bytes are an average
+    over the replica's pipeline stages.
+    """
+    model, layout, training = cell.model, cell.parallelism, cell.training
+    tokens = training.tokens_per_step / layout.data  # of one replica and step
+    activations = tensor_parallel_bytes(model, layout.tensor) / (layout.pipeline * layout.context)
+    data = layout.data * layout.context
+    held, experts = shared_parameters(model, layout.tensor) / layout.pipeline, expert_parameters(model, layout.expert)
+    copies = data * layout.tensor // layout.expert
+    summed = FP32 * (_ring(data) * held + _ring(copies) * experts / layout.pipeline) / tokens
+    gathered = BF16 * (_ring(data) * held + _ring(copies) * experts / layout.pipeline) / tokens
+    sharded = training.optimizer.distributed
+    keys = context_parallel_bytes(model, layout.context) / (layout.pipeline * layout.context * layout.tensor)
+    return Traffic(
+        all_to_all_bytes_per_token=all_to_all_bytes(model, layout.expert)
+        / (layout.pipeline * layout.context * layout.tensor),
+        all_reduce_bytes_per_token=activations + (1 if sharded else 2) * summed,
+        all_gather_bytes_per_token=keys + (gathered if sharded else 0.0),
+    )
+
+
+def all_to_all_bytes(model: Architecture, ranks: int) -> float:
+    """Bytes per routed token over all layers: dispatch and combine, forward and backward, in BF16."""
+    if model.experts is None or ranks == 1:
+        return 0.0
+    layers = model.moe_layers + model.multi_token_prediction_layers
+    return 4 * layers * model.experts.top_k * model.hidden_size * BF16 * _ring(ranks)
+
+
+def tensor_parallel_bytes(model: Architecture, ranks: int) -> float:
+    """Bytes per token over all layers: two sums of the hidden states forward and two backward, each an all-reduce."""
+    layers = model.layers + model.multi_token_prediction_layers
+    return layers * 4 * 2 * _ring(ranks) * model.hidden_size * BF16
+
+
+def context_parallel_bytes(model: Architecture, ranks: int) -> float:
+    """Bytes per token over all layers: keys and values to the other ranks, and their gradients back."""
+    attention = model.attention
+    if isinstance(attention, GroupedQueryAttention):
+        width = 2 * attention.kv_heads * attention.head_size
+    else:
+        width = attention.heads * (attention.qk_head_size + attention.qk_rope_head_size + attention.v_head_size)
+    layers = model.layers + model.multi_token_prediction_layers
+    return layers * 2 * width * BF16 * (ranks - 1)
+
+
+def shared_parameters(model: Architecture, tensor: int) -> float:
+    """Parameters of one tensor-parallel rank over all pipeline stages, routed experts left out."""
+    hidden, experts = model.hidden_size, model.experts
+    layers = model.layers + model.multi_token_prediction_layers
+    total = layers * attention_parameters(model.attention, hidden) / tensor
+    total += model.dense_layers * swiglu(hidden, model.feed_forward_size or 0) / tensor
+    if experts is not None:
+        mixed = layers - model.dense_layers
+        total += mixed * (swiglu(hidden, experts.shared_size) / tensor + hidden * experts.count)
+    return total + (1 if model.tied_embeddings else 2) * (model.vocabulary_size or 0) * hidden / tensor
+
+
+def expert_parameters(model: Architecture, ranks: int) -> float:
+    """Parameters of the routed experts of one expert-parallel rank over all pipeline stages."""
+    if model.experts is None:
+        return 0.0
+    experts = model.experts
+    layers = model.moe_layers + model.multi_token_prediction_layers
+    return layers * experts.count * swiglu(model.hidden_size, experts.size, bias=experts.bias) / ranks
+
+
+def _ring(ranks: int) -> float:
+    """Share of a buffer that a ring's member sends in an all-gather or reduce-scatter."""
+    return (ranks - 1) / ranks

@@ -1,0 +1,175 @@
+"""An experiment file becomes cells and runs; every mistake names file, key, value and what is allowed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo.errors import OctavoError
+from octavo.experiment.config import BpeTokenizer, BytesTokenizer, Data, FileSource, FileTokenizer
+from octavo.experiment.run import (
+    Experiment,
+    data_identifier,
+    load_experiment,
+    read_run_config,
+    vocabulary_size,
+)
+
+Load = Callable[..., Experiment]
+
+
+def error_of(load: Load, changes: dict[str, Any] | None = None, **files: dict[str, Any]) -> str:
+    with pytest.raises(OctavoError) as caught:
+        load(changes, **files)
+    return str(caught.value)
+
+
+def test_the_grid_is_architecture_by_precision_and_then_the_ablations(load: Load) -> None:
+    experiment = load()
+    assert list(experiment.cells) == [
+        "dense-bf16", "dense-fp8_blockwise", "moe-bf16", "moe-fp8_blockwise", "moe-bf16+shared",
+    ]  # fmt: skip
+    assert len(list(experiment.runs())) == 5 * 2
+    assert [cell.cell for cell in experiment.ablation_cells("shared")] == ["moe-bf16", "moe-bf16+shared"]
+
+
+def test_an_ablation_changes_what_it_names_and_nothing_else(load: Load) -> None:
+    cells = load().cells
+    base, ablated = cells["moe-bf16"], cells["moe-bf16+shared"]
+    assert ablated.model.experts is not None
+    assert ablated.model.experts.shared_size == 64
+    restored = ablated.model.model_copy(update={"experts": base.model.experts})
+    assert restored == base.model
+    assert ablated.training == base.training
+
+
+def test_the_vocabulary_is_the_tokenizers(load: Load) -> None:
+    assert load().cells["dense-bf16"].model.vocabulary_size == 257  # 256 bytes and the end of a document
+
+
+def test_a_run_config_reads_back_as_it_was_written(load: Load, tmp_path: Path) -> None:
+    run = load().run("moe-fp8_blockwise", 2)
+    path = tmp_path / "config.yaml"
+    path.write_text(run.to_yaml())
+    again = read_run_config(path)
+    assert again == run
+    assert again.run_fingerprint == run.run_fingerprint
+
+
+def test_a_changed_cell_changes_its_own_fingerprints_alone(load: Load) -> None:
+    before = {name: cell.fingerprint for name, cell in load().cells.items()}
+    after = {
+        name: cell.fingerprint
+        for name, cell in load({"overrides": {"moe": {"training.optimizer.learning_rate": 2e-3}}}).cells.items()
+    }
+    assert {name for name in before if before[name] != after[name]} == {
+        "moe-bf16",
+        "moe-fp8_blockwise",
+        "moe-bf16+shared",
+    }
+
+
+def test_how_often_a_run_is_saved_does_not_change_what_it_is(load: Load) -> None:
+    a, b = load().run("dense-bf16", 1), load({"training.checkpoints.interval": 2}).run("dense-bf16", 1)
+    assert a.run_fingerprint == b.run_fingerprint
+
+
+def test_seeds_have_fingerprints_of_their_own(load: Load) -> None:
+    experiment = load()
+    assert experiment.run("dense-bf16", 1).run_fingerprint != experiment.run("dense-bf16", 2).run_fingerprint
+
+
+def test_tokens_become_whole_steps(load: Load) -> None:
+    """4 sequences x 32 tokens = 128 a step; 1,000 tokens are 7 whole steps."""
+    cell = load({"training.steps": ..., "training.tokens": 1000}).cells["dense-bf16"]
+    assert cell.training.total_steps == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"training.stepz": 1}, ["unknown key 'stepz'", "training.stepz", "steps"]),
+        ({"training.tokens": 5000}, ["steps or tokens"]),
+        ({"training.steps": "ten"}, ["'ten'", "training.steps", "integer"]),
+        ({"precisions": ["fp8"]}, ["'fp8'", "precisions", "fp8_blockwise"]),
+        ({"precisions": ["bf16", "bf16"]}, ["dense-bf16 is there twice", "precisions.1"]),
+        ({"seeds": []}, ["seeds", "at least 1"]),
+        ({"models": {"my-model": "x"}}, ["my-model"]),
+        ({"models": {"dense": "absent"}}, ["no model 'absent'", "models.dense"]),
+        ({"models.moe.experts.top_k": 9}, ["top_k", "9 of 8"]),
+        ({"models.dense.feed_forward_size": ...}, ["feed_forward_size is missing"]),
+        ({"models.dense.vocabulary_size": 100}, ["vocabulary", "100 < 257", "models.dense"]),
+        ({"cluster": "two"}, ["no cluster 'two'", "one of one"]),
+        ({"training.global_batch_size": 3}, ["does not divide", "global_batch_size 3", "multiple of 2"]),
+        ({"parallelism": {"tensor": 3}}, ["tensor parallelism 3", "heads: 4"]),
+        ({"parallelism": {"pipeline": 4}}, ["pipeline parallelism 4", "layers: 2"]),
+        ({"parallelism": {"data": 2, "expert": 2}}, ["dense", "without experts", "overrides"]),
+        ({"parallelism": {"expert": 2}}, ["expert: 2 must divide"]),
+        ({"parallelism": {"sequence": True}}, ["sequence: true needs tensor > 1"]),
+        ({"overrides": {"mow": {"training.steps": 2}}}, ["unknown model 'mow'", "dense, moe"]),
+        ({"ablations.shared.cells": ["moe-fp4"]}, ["'moe-fp4' is not in the grid", "moe-bf16"]),
+        (
+            {"ablations.shared.change": {"model.experts.shred": 1}},
+            ["'model.experts.shred'", "model.experts.shared_size"],
+        ),
+        ({"ablations.shared.change": {"data.split_seed": 1}}, ["'data.split_seed'", "model, precision"]),
+        ({"ablations.shared.change": {"model.experts.top_k": 99}}, ["99 of 8", "ablations.shared.change"]),
+        (
+            {"match": {"by": "active_parameters", "tolerance": 0.02}, "models.dense.feed_forward_size": 256},
+            # 2 x (4 x 64 x 64 + 3 x 64 x 256 + 2 x 64) + 64 + 257 x 64; and with 2 of 8 experts of 64 and a router
+            ["not matched in active_parameters", "dense has 147,840", "moe has 99,712", "at most 2.0%"],
+        ),
+        ({"match": {"by": "luck", "tolerance": 0.02}}, ["'luck'", "match.by", "active_parameters"]),
+    ],
+)
+def test_bad_experiments_are_refused(load: Load, changes: dict[str, Any], words: list[str]) -> None:
+    message = error_of(load, changes)
+    assert "small.yaml" in message
+    for word in words:
+        assert word in message
+
+
+def test_more_devices_than_the_cluster_has(load: Load) -> None:
+    message = error_of(load, {"parallelism": {"data": 16}, "training.global_batch_size": 32})
+    assert "asks for 16 devices" in message
+    assert "at most the 8" in message
+
+
+def test_a_recipe_that_the_device_cannot_do(load: Load) -> None:
+    message = error_of(load, device={"compute_capability": "8.0"})
+    assert "fp8_blockwise" in message
+    assert "8.0" in message
+
+
+def test_a_price_that_is_not_given(load: Load) -> None:
+    assert "price: ownership needs the section ownership" in error_of(load, cluster={"price": "ownership"})
+
+
+def test_an_unknown_experiment_lists_those_there(load: Load, tmp_path: Path) -> None:
+    load()
+    from octavo.layout import ConfigFolders
+
+    with pytest.raises(OctavoError, match="missing") as caught:
+        load_experiment("smal", ConfigFolders(tmp_path))
+    assert "there are: small" in str(caught.value)
+
+
+def test_vocabulary_sizes(tmp_path: Path) -> None:
+    assert vocabulary_size(BytesTokenizer()) == 257
+    assert vocabulary_size(BpeTokenizer(vocabulary_size=512)) == 512
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 7, "content": "<eod>"}]}))
+    assert vocabulary_size(FileTokenizer(path=str(path), end_of_document="<eod>")) == 8
+    path.write_text("{}")
+    with pytest.raises(OctavoError, match="not a Hugging Face tokenizer"):
+        vocabulary_size(FileTokenizer(path=str(path), end_of_document="<eod>"))
+
+
+def test_data_sets_are_shared_by_what_they_are() -> None:
+    data = Data(sources=[FileSource(path="text")])
+    assert data_identifier(data, BytesTokenizer()) == data_identifier(data.model_copy(), BytesTokenizer())
+    assert data_identifier(data, BytesTokenizer()) != data_identifier(data, BpeTokenizer(vocabulary_size=512))

@@ -1,0 +1,126 @@
+"""Errors of configuration files name the file, the line, the key path, the value and what is allowed."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from octavo.configuration import Section, read_section, read_yaml
+from octavo.errors import OctavoError
+
+
+class Inner(Section):
+    size: int
+    kind: Literal["a", "b"] = "a"
+
+
+class Outer(Section):
+    rate: float = Field(gt=0)
+    inner: Inner
+    several: list[Inner] = []
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "file.yaml"
+    path.write_text(text)
+    return path
+
+
+def error_of(path: Path) -> str:
+    with pytest.raises(OctavoError) as caught:
+        read_section(path, Outer)
+    return str(caught.value)
+
+
+def test_a_right_file_is_read(tmp_path: Path) -> None:
+    assert read_section(write(tmp_path, "rate: 1e-3\ninner: {size: 2}\n"), Outer) == Outer(
+        rate=0.001, inner=Inner(size=2)
+    )
+
+
+def test_unknown_key_names_line_path_and_allowed_keys(tmp_path: Path) -> None:
+    message = error_of(write(tmp_path, "rate: 1\ninner:\n  size: 2\n  sise: 3\n"))
+    assert "unknown key 'sise'" in message
+    assert "file.yaml:4 inner.sise" in message
+    assert "one of kind, size" in message
+
+
+def test_wrong_type_names_value_and_expectation(tmp_path: Path) -> None:
+    message = error_of(write(tmp_path, "rate: 1\ninner:\n  size: many\n"))
+    assert "'many'" in message
+    assert "file.yaml:3 inner.size" in message
+    assert "valid integer" in message
+
+
+def test_value_outside_the_allowed_names_them(tmp_path: Path) -> None:
+    message = error_of(write(tmp_path, "rate: 1\ninner: {size: 1, kind: c}\n"))
+    assert "'c'" in message
+    assert "'a' or 'b'" in message
+
+
+def test_missing_key_is_named_where_it_should_stand(tmp_path: Path) -> None:
+    message = error_of(write(tmp_path, "rate: 1\ninner:\n  kind: a\n"))
+    assert "key 'size' is missing" in message
+    assert "file.yaml:2 inner.size" in message
+
+
+def test_items_of_lists_are_named_by_index(tmp_path: Path) -> None:
+    message = error_of(write(tmp_path, "rate: 1\ninner: {size: 1}\nseveral:\n  - size: 1\n  - size: x\n"))
+    assert "file.yaml:5 several.1.size" in message
+
+
+def test_all_problems_come_in_one_message(tmp_path: Path) -> None:
+    message = error_of(write(tmp_path, "rate: -1\ninner: {size: x}\n"))
+    assert "2 values are wrong" in message
+    assert "rate" in message
+    assert "inner.size" in message
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OctavoError, match=r"'rate' is given twice \(first in line 1\)") as caught:
+        read_yaml(write(tmp_path, "rate: 1\ninner: {size: 1}\nrate: 2\n"))
+    assert "file.yaml:3" in str(caught.value)
+
+
+def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
+    with pytest.raises(OctavoError, match="not valid YAML") as caught:
+        read_yaml(write(tmp_path, "rate: 1\ninner: [1\n"))
+    assert "file.yaml:" in str(caught.value)
+
+
+def test_a_missing_file_lists_its_neighbours(tmp_path: Path) -> None:
+    write(tmp_path, "rate: 1")
+    with pytest.raises(OctavoError, match="missing") as caught:
+        read_yaml(tmp_path / "fil.yaml")
+    assert "there are: file" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n- 2\n", "just text"])
+def test_a_file_without_keys_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(OctavoError, match="the file holds"):
+        read_yaml(write(tmp_path, text))
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(OctavoError, match="UTF-8"):
+        read_yaml(path)
+
+
+@given(st.floats(min_value=1e-30, max_value=1e30))
+def test_numbers_in_exponent_form_are_numbers(value: float) -> None:
+    """YAML 1.1 reads 7e-3 as text; learning rates are written that way."""
+    with tempfile.TemporaryDirectory() as folder:
+        assert read_yaml(write(Path(folder), f"rate: {value:.17e}")) == {"rate": value}
+
+
+def test_python_tags_are_not_executed(tmp_path: Path) -> None:
+    with pytest.raises(OctavoError, match="not valid YAML"):
+        read_yaml(write(tmp_path, "rate: !!python/object/apply:os.system ['true']\n"))

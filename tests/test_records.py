@@ -1,0 +1,123 @@
+"""Files between stages: another version, a file cut short or a changed line is one clear error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from octavo.errors import OctavoError
+from octavo.records import (
+    SCHEMA_VERSION,
+    TABLE_FIELDS,
+    MetricsRecord,
+    Result,
+    read_lines,
+    read_record,
+    read_table,
+    table_schema,
+    write_table,
+)
+
+ROUTING = pd.DataFrame(
+    {"sequence": [0, 1], "domain": ["code", "drama"], "layer": [0, 0], "expert": [3, 1], "tokens": [5, 7]}
+)
+
+
+def result_value() -> dict[str, object]:
+    """A result that validates."""
+    return {
+        "schema_version": SCHEMA_VERSION, "experiment": "e", "cell": "dense-bf16", "architecture": "dense",
+        "precision": "bf16", "ablation": None, "seed": 1, "run_fingerprint": "f", "status": "completed", "steps": 2,
+        "tokens": 8, "training_loss": 5.0, "validation_loss": 5.1, "validation_bits_per_byte": 2.0,
+        "validation_loss_by_domain": {"code": 5.1}, "flops_per_token": 1e6, "total_parameters": 10,
+        "active_parameters": 9, "training_seconds": 1.0, "emulated": False, "device_kind": "cpu", "device_count": 1,
+        "metrics_sha256": "0", "parameters_sha256": None, "data_manifest_sha256": "0",
+    }  # fmt: skip
+
+
+def write(path: Path, value: object) -> Path:
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_a_result_reads_back(tmp_path: Path) -> None:
+    path = write(tmp_path / "result.json", result_value())
+    assert read_record(path, Result, made_by="octavo train").validation_loss == 5.1
+
+
+def test_a_result_of_another_version_says_both_versions(tmp_path: Path) -> None:
+    path = write(tmp_path / "result.json", {**result_value(), "schema_version": 99})
+    with pytest.raises(OctavoError, match="schema version 99") as caught:
+        read_record(path, Result, made_by="octavo train results/e/runs/c/seed-1")
+    assert f"schema version {SCHEMA_VERSION}" in str(caught.value)
+    assert "octavo train results/e/runs/c/seed-1" in str(caught.value)
+
+
+def test_a_result_cut_short_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(result_value())[:100])
+    with pytest.raises(OctavoError, match="not whole JSON"):
+        read_record(path, Result, made_by="octavo train")
+
+
+def test_a_result_that_lacks_a_value_names_it(tmp_path: Path) -> None:
+    value = result_value()
+    del value["validation_loss"]
+    with pytest.raises(OctavoError, match="validation_loss"):
+        read_record(write(tmp_path / "result.json", value), Result, made_by="octavo train")
+
+
+def test_the_last_line_of_a_killed_writer_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    line = json.dumps({"step": 1, "tokens": 4, "time": 0.0, "attempt": 1, "loss": 2.0})
+    path.write_text(line + "\n" + line[:20])
+    assert [record.step for record in read_lines(path, MetricsRecord)] == [1]
+
+
+def test_a_damaged_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    line = json.dumps({"step": 1, "tokens": 4, "time": 0.0, "attempt": 1, "loss": 2.0})
+    path.write_text(f"{line}\n{line[:20]}\n{line}\n")
+    with pytest.raises(OctavoError, match="line 2") as caught:
+        read_lines(path, MetricsRecord)
+    assert f"{path}:2" in str(caught.value)
+
+
+def test_a_table_reads_back_with_its_types(tmp_path: Path) -> None:
+    path = tmp_path / "routing.parquet"
+    write_table(path, ROUTING, "routing")
+    pd.testing.assert_frame_equal(read_table(path, "routing", made_by="octavo train"), ROUTING)
+    assert pq.read_schema(path).equals(table_schema("routing"))
+
+
+def test_the_same_table_has_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_table(tmp_path / name, ROUTING, "routing")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_table_that_is_another_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "runs.parquet"
+    write_table(path, ROUTING, "routing")
+    with pytest.raises(OctavoError, match="holds table 'routing'"):
+        read_table(path, "runs", made_by="octavo aggregate results/e")
+
+
+def test_a_truncated_table_says_how_to_make_it_again(tmp_path: Path) -> None:
+    path = tmp_path / "routing.parquet"
+    write_table(path, ROUTING, "routing")
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(OctavoError, match="cannot be read") as caught:
+        read_table(path, "routing", made_by="octavo train X")
+    assert "octavo train X" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", TABLE_FIELDS)
+def test_every_table_knows_which_run_or_sequence_a_row_is_of(name: str) -> None:
+    columns = [field[0] for field in TABLE_FIELDS[name]]
+    assert len(columns) == len(set(columns))
+    assert columns[:3] == ["experiment", "cell", "seed"] or columns[0] == "sequence"
