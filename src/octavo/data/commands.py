@@ -1,0 +1,25 @@
+"""`octavo data`: text -> tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command()(data)
+
+
+def data(
+    experiment: Annotated[str, typer.Argument(help="Name of a file in configs/experiments, without .yaml.")],
+) -> None:
+    """Prepare an experiment's text as Megatron's indexed data sets; check it where it is there already."""
+    from rich.console import Console
+
+    from octavo.data.prepare import data_set_folder, prepare
+    from octavo.experiment.run import load_experiment
+
+    file = load_experiment(experiment).file
+    prepare(file.data, file.tokenizer, data_set_folder(file.data, file.tokenizer), Console(stderr=True, soft_wrap=True))

@@ -1,0 +1,195 @@
+"""Sources -> documents: a name, a domain, and text in pieces, so that no document need fit into memory.
+
+A document is a file (.txt), a line (.jsonl), a row (.parquet), a member of a package's archive, or a document of an
+already tokenised data set. Files may be compressed (.gz, .zst). Folders are read in the order of their paths.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+
+from octavo.data.indexed import read_documents
+from octavo.data.packages import fetch, read_package
+from octavo.errors import OctavoError
+from octavo.experiment.config import Data, FileSource, IndexedSource, PackageSource, Source
+from octavo.layout import repository
+
+PIECE_CHARACTERS = 1 << 18
+"""Text is read and tokenised in pieces of about this length, cut at line ends."""
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document, read once."""
+
+    source: int
+    """Position of its source in the experiment file."""
+    name: str
+    domain: str
+    pieces: Iterator[str | np.ndarray]
+    """Its text in pieces; its tokens where the source is already tokenised."""
+
+
+def source_name(source: Source) -> str:
+    """How a source is called in manifests and messages."""
+    if isinstance(source, PackageSource):
+        return f"{source.package} {source.version}"
+    return source.path if isinstance(source, FileSource) else source.prefix
+
+
+def source_files(source: Source) -> list[Path]:
+    """The files on disk that a source is read from. Raises OctavoError where there are none."""
+    if isinstance(source, PackageSource):
+        return [fetch(source)]
+    if isinstance(source, IndexedSource):
+        return [Path(f"{repository() / source.prefix}{suffix}") for suffix in (".idx", ".bin")]
+    path = repository() / source.path
+    if not path.exists():
+        raise OctavoError("a source of text is missing", where=path, fix="check `path` under data.sources")
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _format(file) and file.is_file())
+    if not files or _format(files[0]) is None:
+        raise OctavoError(
+            "a source holds no text", where=path, expected=f"{', '.join(SUFFIXES)} files, or .gz or .zst of them"
+        )
+    return files
+
+
+def read_source(number: int, source: Source) -> Iterator[Document]:
+    """The documents of a source, in an order that depends on nothing but its contents."""
+    if isinstance(source, PackageSource):
+        for name, text in read_package(source, fetch(source)):
+            yield Document(number, name, source.domain, _cut(io.StringIO(text)))
+    elif isinstance(source, IndexedSource):
+        for index, tokens in enumerate(read_documents(repository() / source.prefix)):
+            yield Document(number, f"{Path(source.prefix).name}:{index}", source.domain, iter([tokens]))
+    else:
+        for path in source_files(source):
+            yield from _read_file(number, source, path)
+
+
+def is_held_out(document: Document, data: Data) -> bool:
+    """Whether a document is for validation: named by its source, or by the hash of its name."""
+    source = data.sources[document.source]
+    patterns = None if isinstance(source, IndexedSource) else source.held_out
+    if patterns is not None:
+        return any(fnmatch(document.name, pattern) for pattern in patterns)
+    digest = hashlib.sha256(f"{data.split_seed}\0{source_name(source)}\0{document.name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < data.validation_fraction * 2**64
+
+
+def _read_file(number: int, source: FileSource, path: Path) -> Iterator[Document]:
+    # names do not depend on where the checkout is
+    root = repository() / source.path
+    name = path.name if path == root else path.relative_to(root).as_posix()
+    kind = _format(path)
+    if kind == ".txt":
+        with _open_text(path) as file:
+            yield Document(number, name, source.domain, _guarded(_cut(file), path))
+    elif kind == ".jsonl":
+        yield from _read_lines(number, source, path, name)
+    else:
+        yield from _read_rows(number, source, path, name)
+
+
+def _read_lines(number: int, source: FileSource, path: Path, name: str) -> Iterator[Document]:
+    with _open_text(path) as file:
+        for line_number, line in enumerate(_guarded(file, path), 1):
+            where = f"{path}:{line_number}"
+            try:
+                value = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise OctavoError(f"the line is not JSON: {error}", where=where) from error
+            yield _from_mapping(number, source, value, f"{name}:{line_number}", where)
+
+
+def _read_rows(number: int, source: FileSource, path: Path, name: str) -> Iterator[Document]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = [source.text_key, *([source.domain_key] if source.domain_key else [])]
+    row = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            missing = [column for column in columns if column not in file.schema_arrow.names]
+            if missing:
+                raise OctavoError(
+                    f"the table has no column {missing[0]!r}",
+                    where=path,
+                    expected=f"one of {', '.join(file.schema_arrow.names)}",
+                )
+            for batch in file.iter_batches(batch_size=64, columns=columns):
+                for value in batch.to_pylist():
+                    row += 1
+                    yield _from_mapping(number, source, value, f"{name}:{row}", f"{path} row {row}")
+    except (pa.ArrowInvalid, OSError) as error:
+        raise OctavoError(f"the table cannot be read: {error}", where=path) from error
+
+
+def _from_mapping(number: int, source: FileSource, value: object, name: str, where: str) -> Document:
+    text = value.get(source.text_key) if isinstance(value, dict) else None
+    if not isinstance(text, str):
+        raise OctavoError(
+            f"there is no text under {source.text_key!r}", where=where, fix="name the right key: text_key"
+        )
+    domain = source.domain
+    if source.domain_key is not None:
+        assert isinstance(value, dict)
+        domain = value.get(source.domain_key)
+        if not isinstance(domain, str) or not domain.replace("_", "").replace(".", "").isalnum():
+            raise OctavoError(
+                f"the domain under {source.domain_key!r} is {domain!r}",
+                where=where,
+                expected="letters, digits, dots and underscores",
+            )
+    return Document(number, name, domain, _cut(io.StringIO(text)))
+
+
+def _cut(file: io.TextIOBase) -> Iterator[str]:
+    """The text of a file in pieces that end at line ends; a line longer than a piece is cut."""
+    lines: list[str] = []
+    size = 0
+    while line := file.readline(PIECE_CHARACTERS):
+        lines.append(line)
+        size += len(line)
+        if size >= PIECE_CHARACTERS:
+            yield "".join(lines)
+            lines, size = [], 0
+    if lines:
+        yield "".join(lines)
+
+
+def _guarded(pieces: Iterator[str] | io.TextIOBase, path: Path) -> Iterator[str]:
+    """The pieces, with errors of encoding and compression turned into a message that names the file."""
+    import zstandard
+
+    try:
+        yield from pieces
+    except UnicodeDecodeError as error:
+        raise OctavoError(f"the file is not UTF-8 text: {error}", where=path, fix="convert it") from error
+    except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise OctavoError(f"the compressed file cannot be read to its end: {error}", where=path) from error
+
+
+def _open_text(path: Path) -> io.TextIOBase:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="\n")  # type: ignore[return-value]
+    if path.suffix == ".zst":
+        import zstandard
+
+        return zstandard.open(path, "rt", encoding="utf-8", newline="\n")
+    return path.open(encoding="utf-8", newline="\n")
+
+
+def _format(path: Path) -> str | None:
+    suffix = path.with_suffix("").suffix if path.suffix in (".gz", ".zst") else path.suffix
+    return suffix if suffix in SUFFIXES else None

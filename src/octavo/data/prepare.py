@@ -1,0 +1,245 @@
+"""`octavo data`: text -> tokens, once per data set. Streams: memory does not grow with the text.
+
+The folder is made beside its place and renamed when it is whole, so an interrupted preparation leaves nothing that
+could be taken for a data set, and of two at once the first to end wins. Two passes: one over (some of) the training
+text where a tokenizer is trained, one to tokenise everything.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from octavo.data.documents import Document, is_held_out, read_source, source_files, source_name
+from octavo.data.indexed import IndexedWriter, token_type
+from octavo.data.manifest import Counts, FileRecord, Manifest, SourceRecord, Split, check_files, read_manifest
+from octavo.data.tokenizers import build_tokenizer, end_of_document
+from octavo.errors import OctavoError
+from octavo.experiment.config import BpeTokenizer, Data, IndexedSource, PackageSource, Source, Tokenizer
+from octavo.experiment.run import data_identifier, vocabulary_size
+from octavo.files import sha256, unwritable, write_json, write_text
+from octavo.layout import repository
+
+PIECES_AT_ONCE = 16
+"""Pieces of text that the tokenizer works on side by side; bounds memory."""
+DOCUMENT_ROWS = 100_000
+
+DOCUMENT_FIELDS = (
+    ("source", "int32"),
+    ("name", "string"),
+    ("domain", "string"),
+    ("split", "string"),
+    ("tokens", "int64"),
+)
+"""Columns of documents.parquet, in the order of the sources; a split's documents are in the order of its .idx file."""
+
+
+def prepare(data: Data, tokenizer: Tokenizer, folder: Path, console: Console) -> Manifest:
+    """Make the data set in `folder` unless it is there; its manifest.
+
+    Raises OctavoError for missing or unreadable text, a domain without held-out or training documents, a tokenizer that
+    does not fit, a full disk, and a data set that is there but differs from its manifest.
+    """
+    if (folder / "manifest.json").exists():
+        manifest = read_manifest(folder)
+        check_files(folder, manifest)
+        console.print(f"{folder}: there already, {_summary(manifest)}")
+        return manifest
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
+            manifest = _Preparation(data, tokenizer, Path(name), console).make(folder.name)
+            _move(Path(name), folder)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    console.print(f"{folder}: {_summary(manifest)}")
+    return manifest
+
+
+class _Preparation:
+    """One preparation in a temporary folder."""
+
+    def __init__(self, data: Data, config: Tokenizer, folder: Path, console: Console) -> None:
+        self.data, self.config, self.folder = data, config, folder
+        self.counts: dict[tuple[Split, str], Counts] = {}
+        self.documents: dict[int, int] = defaultdict(int)
+        self.files = {number: source_files(source) for number, source in enumerate(data.sources)}
+        self.vocabulary_size = vocabulary_size(config)
+        self.progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
+        )
+
+    def make(self, identifier: str) -> Manifest:
+        with self.progress:
+            task = self.progress.add_task("training the tokenizer")
+            tokenizer = build_tokenizer(self.config, self._training_text())
+            write_text(self.folder / "tokenizer.json", tokenizer.to_str())
+            end = tokenizer.token_to_id(end_of_document(self.config))
+            assert end is not None, "checked where the tokenizer was made"
+            self._tokenise(tokenizer, end, task)
+        self._check_domains()
+        manifest = self._manifest(identifier, end)
+        write_json(self.folder / "manifest.json", manifest.model_dump(mode="json"))
+        return manifest
+
+    def _training_text(self) -> Iterator[str]:
+        """Text of the training split to train a tokenizer on: an equal share of each source, from its beginning."""
+        assert isinstance(self.config, BpeTokenizer)
+        texts = [number for number, source in enumerate(self.data.sources) if not isinstance(source, IndexedSource)]
+        for number in texts:
+            left = self.config.training_bytes // len(texts)
+            for document in read_source(number, self.data.sources[number]):
+                if left <= 0:
+                    break
+                if is_held_out(document, self.data):
+                    continue
+                for piece in document.pieces:
+                    assert isinstance(piece, str), "not an indexed source"
+                    yield piece
+                    left -= len(piece)
+                    if left <= 0:
+                        break
+
+    def _tokenise(self, tokenizer: tokenizers.Tokenizer, end: int, task: Any) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = pa.schema([(name, kind) for name, kind in DOCUMENT_FIELDS])
+        rows: list[tuple[Any, ...]] = []
+        with ExitStack() as stack:
+            writers: dict[str, IndexedWriter] = {}
+            table = stack.enter_context(pq.ParquetWriter(self.folder / "documents.parquet", schema, compression="zstd"))
+
+            def flush() -> None:
+                columns = [
+                    pa.array(column, kind)
+                    for column, (_, kind) in zip(zip(*rows, strict=True), DOCUMENT_FIELDS, strict=True)
+                ]
+                table.write_table(pa.Table.from_arrays(columns, schema=schema))
+                rows.clear()
+
+            for number, source in enumerate(self.data.sources):
+                for document in read_source(number, source):
+                    split: Split = "validation" if is_held_out(document, self.data) else "train"
+                    name = "train" if split == "train" else f"validation-{document.domain}"
+                    if name not in writers:
+                        writer = IndexedWriter(self.folder / name, self.vocabulary_size)
+                        writers[name] = stack.enter_context(writer)
+                    tokens, size = self._write(document, writers[name], tokenizer, end)
+                    self._count(document, split, tokens, size)
+                    rows.append((number, document.name, document.domain, split, tokens))
+                    if len(rows) == DOCUMENT_ROWS:
+                        flush()
+                    done = sum(count.tokens for count in self.counts.values())
+                    self.progress.update(task, description=f"{source_name(source)}: {done:,} tokens")
+                if not self.documents[number]:
+                    raise OctavoError(f"the source {source_name(source)} has no documents", where="data.sources")
+            flush()
+
+    def _write(
+        self, document: Document, writer: IndexedWriter, tokenizer: tokenizers.Tokenizer, end: int
+    ) -> tuple[int, int | None]:
+        """Write a document's tokens; how many, and how many bytes of text they are."""
+        before, size = writer.tokens, 0
+        pieces = iter(document.pieces)
+        while batch := list(islice(pieces, PIECES_AT_ONCE)):
+            texts = [piece for piece in batch if isinstance(piece, str)]
+            if texts:
+                size += sum(len(text.encode("utf-8")) for text in texts)
+                for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+                    writer.add(np.asarray(encoding.ids))
+            for tokens in batch:
+                if isinstance(tokens, np.ndarray):
+                    self._check_range(tokens, document)
+                    # an end of document that is there already is not written twice
+                    writer.add(tokens[:-1] if len(tokens) and tokens[-1] == end else tokens)
+        writer.add(np.array([end]))
+        writer.end_document()
+        indexed = isinstance(self.data.sources[document.source], IndexedSource)
+        return writer.tokens - before, None if indexed else size
+
+    def _check_range(self, tokens: np.ndarray, document: Document) -> None:
+        if len(tokens) and int(tokens.max()) >= self.vocabulary_size:
+            raise OctavoError(
+                f"document {document.name} has token {int(tokens.max())}, the tokenizer {self.vocabulary_size} tokens",
+                where=source_name(self.data.sources[document.source]),
+                expected="the tokenizer that the data set was made with",
+            )
+
+    def _count(self, document: Document, split: Split, tokens: int, size: int | None) -> None:
+        key = (split, document.domain)
+        count = self.counts.setdefault(key, Counts(documents=0, tokens=0, bytes=0))
+        count.documents += 1
+        count.tokens += tokens
+        count.bytes = None if size is None or count.bytes is None else count.bytes + size
+        self.documents[document.source] += 1
+
+    def _check_domains(self) -> None:
+        domains = sorted({domain for _, domain in self.counts})
+        for domain in domains:
+            for split in ("train", "validation"):
+                if (split, domain) not in self.counts:
+                    raise OctavoError(
+                        f"domain {domain!r} has no documents for {split}",
+                        where="data",
+                        expected="at least one document of every domain in each split",
+                        fix="name documents under held_out, or change data.validation_fraction or data.split_seed",
+                    )
+
+    def _manifest(self, identifier: str, end: int) -> Manifest:
+        splits: dict[Split, dict[str, Counts]] = {"train": {}, "validation": {}}
+        for (split, domain), count in sorted(self.counts.items()):
+            splits[split][domain] = count
+        files = sorted(path for path in self.folder.iterdir() if path.is_file())
+        return Manifest(
+            identifier=identifier,
+            sources=[self._source(number, source) for number, source in enumerate(self.data.sources)],
+            splits=splits,
+            vocabulary_size=self.vocabulary_size,
+            end_of_document=end,
+            token_type="uint16" if token_type(self.vocabulary_size) is np.uint16 else "int32",
+            files={path.name: FileRecord(bytes=path.stat().st_size, sha256=sha256(path)) for path in files},
+        )
+
+    def _source(self, number: int, source: Source) -> SourceRecord:
+        return SourceRecord(
+            name=source_name(source),
+            kind=source.kind,
+            license=source.license if isinstance(source, PackageSource) else None,
+            sha256={path.name: sha256(path) for path in self.files[number]},
+            documents=self.documents[number],
+        )
+
+
+def data_set_folder(data: Data, tokenizer: Tokenizer) -> Path:
+    """Where an experiment's data set is."""
+    from octavo.layout import data_folder
+
+    return repository() / data_folder(data_identifier(data, tokenizer))
+
+
+def _move(made: Path, folder: Path) -> None:
+    """Put a whole data set into its place; a folder without a manifest (a log may be there) is filled."""
+    folder.mkdir(exist_ok=True)
+    names = sorted(path.name for path in made.iterdir())
+    for name in sorted(names, key=lambda name: name == "manifest.json"):  # the manifest last
+        shutil.move(made / name, folder / name)
+    with suppress(FileExistsError):
+        made.mkdir()
+
+
+def _summary(manifest: Manifest) -> str:
+    tokens = {split: sum(count.tokens for count in domains.values()) for split, domains in manifest.splits.items()}
+    domains = ", ".join(manifest.splits["validation"])
+    return f"{tokens['train']:,} training and {tokens['validation']:,} validation tokens ({domains})"

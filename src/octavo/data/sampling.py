@@ -1,0 +1,128 @@
+"""A prepared data set -> training and validation sequences.
+
+Training sequences are those of megatron.core.datasets.GPTDataset: documents shuffled, laid end to end, cut into
+sequences of one length, the sequences shuffled; as many epochs as the run needs. Their order depends on the seed alone,
+so that runs of different cells with the same seed see the same sequences in the same order. Validation sequences are
+cut from the held-out documents in order, the same for all runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+from megatron.core.datasets.utils import Split
+from torch import Tensor
+
+from octavo.data.manifest import Manifest, check_files, read_manifest
+from octavo.errors import OctavoError
+from octavo.experiment.run import RunConfig
+from octavo.files import sha256
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A data set that matches its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @cached_property
+    def manifest_sha256(self) -> str:
+        """What the data set is known by: the manifest holds the hashes of everything else."""
+        return sha256(self.folder / "manifest.json")
+
+    @cached_property
+    def bytes_per_token(self) -> dict[str, float]:
+        """Domain -> UTF-8 bytes per token of its held-out documents, ends of documents counted as tokens.
+
+        0 where the source was already tokenised: bits per byte are then not known.
+        """
+        return {
+            domain: (count.bytes or 0) / count.tokens for domain, count in self.manifest.splits["validation"].items()
+        }
+
+    @cached_property
+    def mean_bytes_per_token(self) -> float:
+        """The mean over domains, as validation sequences are spread evenly over them."""
+        return sum(self.bytes_per_token.values()) / len(self.bytes_per_token)
+
+    def training_sequences(self, run: RunConfig) -> GPTDataset:
+        """The run's training sequences in order: steps x global batch items of tokens, labels, loss_mask, position_ids.
+
+        Each is one-dimensional with `sequence_length` entries; labels are the tokens that follow.
+        """
+        training = run.training
+        documents = IndexedDataset(str(self.folder / "train"), mmap=True)
+        tokens = sum(count.tokens for count in self.manifest.splits["train"].values())
+        if tokens <= training.sequence_length:
+            raise OctavoError(
+                f"the training split has {tokens:,} tokens",
+                where=self.folder,
+                expected=f"more than one sequence of {training.sequence_length:,}",
+            )
+        config = GPTDatasetConfig(
+            random_seed=run.seed,
+            sequence_length=training.sequence_length,
+            split="1,0,0",
+            blend=([str(self.folder / "train")], None),
+            # built in memory, by every rank: runs side by side must not write each other's files
+            path_to_cache="",
+            tokenizer=_tokenizer(self.manifest),  # type: ignore[arg-type]
+            reset_position_ids=False,
+            reset_attention_mask=False,
+            eod_mask_loss=False,
+            create_attention_mask=False,
+        )
+        indices = np.arange(documents.document_indices.shape[0] - 1, dtype=np.int32)
+        samples = training.total_steps * training.global_batch_size
+        return GPTDataset(documents, None, indices, samples, Split.train, config)
+
+    def validation_sequences(self, sequence_length: int, count: int) -> list[tuple[str, Tensor]]:
+        """`count` (domain, tokens) pairs, spread evenly over the domains and over each domain's held-out text.
+
+        Tokens are `sequence_length` + 1 int64 numbers: inputs and, one further, labels. Sequences do not overlap.
+        """
+        domains = sorted(self.manifest.splits["validation"])
+        sequences: list[tuple[str, Tensor]] = []
+        for index, domain in enumerate(domains):
+            wanted = count // len(domains) + (index < count % len(domains))
+            sequences += [(domain, tokens) for tokens in self._cut(domain, sequence_length, wanted)]
+        return sequences
+
+    def _cut(self, domain: str, sequence_length: int, count: int) -> list[Tensor]:
+        held_out = IndexedDataset(str(self.folder / f"validation-{domain}"), mmap=True)
+        tokens = np.concatenate([held_out.get(index) for index in range(len(held_out))])
+        whole = (len(tokens) - 1) // sequence_length
+        if whole < count:
+            raise OctavoError(
+                f"domain {domain!r} has {whole} held-out sequences of {sequence_length:,} tokens",
+                where=self.folder,
+                expected=f"the {count} that training.evaluation asks for",
+                fix="ask for fewer, or hold out more text",
+            )
+        starts = [(index * whole // count) * sequence_length for index in range(count)]
+        return [torch.from_numpy(tokens[start : start + sequence_length + 1].astype(np.int64)) for start in starts]
+
+
+def open_dataset(folder: Path) -> PreparedData:
+    """Open a prepared data set. Raises OctavoError where it is missing or does not match its manifest."""
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    return PreparedData(folder, manifest)
+
+
+def _tokenizer(manifest: Manifest) -> SimpleNamespace:
+    """What GPTDataset asks of a tokenizer; tokens are there already."""
+    return SimpleNamespace(
+        vocab_size=manifest.vocabulary_size,
+        eod=manifest.end_of_document,
+        pad=manifest.end_of_document,
+        unique_identifiers={},
+    )

@@ -1,0 +1,273 @@
+"""Text in, Megatron data sets out: every format, every tokenizer, nothing lost, the same bytes every time."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from octavo.data.indexed import IndexedWriter, read_documents
+from octavo.data.manifest import Manifest, check_files
+from octavo.data.prepare import prepare
+from octavo.data.tokenizers import build_tokenizer
+from octavo.errors import OctavoError
+from octavo.experiment.config import BpeTokenizer, BytesTokenizer, Data, FileTokenizer, Tokenizer
+
+TEXTS = {f"document {number}": f"line one of {number}\nAnd éclair, 漢字 of {number}.\n" * 3 for number in range(40)}
+END = 256  # of the bytes tokenizer: one token after the 256 bytes
+
+
+def write_txt(folder: Path, compress: Callable[[bytes], bytes] = bytes, suffix: str = "") -> None:
+    for name, text in TEXTS.items():
+        (folder / f"{name}.txt{suffix}").write_bytes(compress(text.encode()))
+
+
+def write_jsonl(folder: Path) -> None:
+    (folder / "all.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS.values()))
+
+
+def write_parquet(folder: Path) -> None:
+    pd.DataFrame({"text": list(TEXTS.values()), "other": range(len(TEXTS))}).to_parquet(folder / "all.parquet")
+
+
+FORMATS: dict[str, Callable[[Path], None]] = {
+    "txt": write_txt,
+    "txt.gz": lambda folder: write_txt(folder, gzip.compress, ".gz"),
+    "txt.zst": lambda folder: write_txt(folder, zstandard.ZstdCompressor().compress, ".zst"),
+    "jsonl": write_jsonl,
+    "parquet": write_parquet,
+}
+
+
+def make(folder: Path, data: dict[str, Any] | None = None, tokenizer: Tokenizer | None = None) -> Manifest:
+    """Prepare the folder's text as data set `folder/set`."""
+    source = {"kind": "files", "path": str(folder / "text"), **(data or {})}
+    return prepare(
+        Data.model_validate({"sources": [source], "validation_fraction": 0.2}),
+        tokenizer or BytesTokenizer(),
+        folder / "set",
+        Console(quiet=True),
+    )
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    (tmp_path / "text").mkdir()
+    write_txt(tmp_path / "text")
+    return tmp_path
+
+
+def documents_of(folder: Path) -> list[bytes]:
+    """All documents of a bytes data set, sorted."""
+    found = [*read_documents(folder / "set" / "train"), *read_documents(folder / "set" / "validation-text")]
+    assert all(tokens[-1] == END for tokens in found)
+    return sorted(bytes(tokens[:-1].astype(np.uint8)) for tokens in found)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_every_document_byte_for_byte(tmp_path: Path, name: str) -> None:
+    (tmp_path / "text").mkdir()
+    FORMATS[name](tmp_path / "text")
+    manifest = make(tmp_path)
+    assert documents_of(tmp_path) == sorted(text.encode() for text in TEXTS.values())
+    size = sum(len(text.encode()) for text in TEXTS.values())
+    counted = [split["text"] for split in manifest.splits.values()]
+    assert sum(count.bytes or 0 for count in counted) == size
+    assert sum(count.tokens for count in counted) == size + len(TEXTS)  # one end of document each
+
+
+def test_files_are_the_bytes_that_megatron_itself_writes(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+
+    documents = [np.arange(length) % 300 for length in (5, 1, 200)]
+    theirs = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=np.uint16)
+    with IndexedWriter(tmp_path / "ours", 300) as ours:
+        for tokens in documents:
+            theirs.add_document(torch.tensor(tokens), [len(tokens)])
+            ours.add(tokens)
+            ours.end_document()
+    theirs.finalize(str(tmp_path / "theirs.idx"))
+    for suffix in (".bin", ".idx"):
+        assert (tmp_path / f"ours{suffix}").read_bytes() == (tmp_path / f"theirs{suffix}").read_bytes()
+    read = IndexedDataset(str(tmp_path / "ours"))
+    assert [list(read[index]) for index in range(3)] == [list(tokens) for tokens in documents]
+
+
+def test_a_tokenised_data_set_is_a_source(text: Path) -> None:
+    make(text)
+    again = Data.model_validate(
+        {"sources": [{"kind": "indexed", "prefix": str(text / "set" / "train")}], "validation_fraction": 0.3}
+    )
+    prepare(again, BytesTokenizer(), text / "again", Console(quiet=True))
+    first = sorted(tokens.tobytes() for tokens in read_documents(text / "set" / "train"))
+    second = [
+        tokens.tobytes() for name in ("train", "validation-text") for tokens in read_documents(text / "again" / name)
+    ]
+    assert sorted(second) == first  # the end of document that is there is not written twice
+
+
+def test_made_again_the_bytes_are_the_same(text: Path) -> None:
+    tokenizer = BpeTokenizer(vocabulary_size=300)
+    make(text, tokenizer=tokenizer)
+    first = {path.name: path.read_bytes() for path in (text / "set").iterdir()}
+    (text / "set").rename(text / "first")
+    make(text, tokenizer=tokenizer)
+    second = {path.name: path.read_bytes() for path in (text / "set").iterdir()}
+    assert first == second
+    assert {"manifest.json", "tokenizer.json", "train.bin", "train.idx"} <= set(first)
+
+
+def test_the_split_follows_a_documents_name_alone(text: Path) -> None:
+    def held_out(folder: Path) -> set[str]:
+        table = pd.read_parquet(folder / "set" / "documents.parquet")
+        return set(table.loc[table["split"] == "validation", "name"])
+
+    make(text)
+    before = held_out(text)
+    (text / "set").rename(text / "first")
+    (text / "text" / "one more.txt").write_text("another document")
+    make(text)
+    assert held_out(text) - {"one more.txt"} == before
+    assert 2 <= len(before) <= 16  # 40 documents at 0.2
+
+
+def test_named_documents_are_held_out_and_no_others(text: Path) -> None:
+    make(text, {"held_out": ["document 7.txt", "document 1?.txt"]})
+    table = pd.read_parquet(text / "set" / "documents.parquet")
+    expected = {"document 7.txt", *(f"document {number}.txt" for number in range(10, 20))}
+    assert set(table.loc[table["split"] == "validation", "name"]) == expected
+
+
+def test_domains_come_from_the_source(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    lines = [{"body": text, "of": "prose" if index % 2 else "code"} for index, text in enumerate(TEXTS.values())]
+    (tmp_path / "text" / "all.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    manifest = make(tmp_path, {"text_key": "body", "domain_key": "of"})
+    assert {split: sorted(domains) for split, domains in manifest.splits.items()} == {
+        "train": ["code", "prose"],
+        "validation": ["code", "prose"],
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text())
+def test_every_text_survives_tokenising(text: str) -> None:
+    bpe = build_tokenizer(BpeTokenizer(vocabulary_size=260), iter(["the cat sat on the mat " * 50]))
+    plain = build_tokenizer(BytesTokenizer(), iter([]))
+    for tokenizer in (bpe, plain):
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text
+    assert plain.encode(text, add_special_tokens=False).ids == list(text.encode())
+
+
+def test_a_trained_tokenizer_can_be_used_by_path(text: Path) -> None:
+    make(text, tokenizer=BpeTokenizer(vocabulary_size=300))
+    (text / "set").rename(text / "first")
+    by_path = FileTokenizer(path=str(text / "first" / "tokenizer.json"), end_of_document="<|endofdocument|>")
+    token = json.loads((text / "first" / "tokenizer.json").read_text())["added_tokens"][0]["content"]
+    make(text, tokenizer=by_path.model_copy(update={"end_of_document": token}))
+    assert (text / "first" / "train.bin").read_bytes() == (text / "set" / "train.bin").read_bytes()
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
+    """A 100 GiB source must not need more than 2 GiB: ten times the text may cost hardly any more memory."""
+    code = (
+        "import sys; from pathlib import Path; from rich.console import Console\n"
+        "from octavo.data.prepare import prepare; from octavo.experiment.config import *\n"
+        "folder = Path(sys.argv[1])\n"
+        "prepare(Data.model_validate({'sources': [{'kind': 'files', 'path': str(folder / 'text'),"
+        " 'held_out': ['small.txt']}]}), BytesTokenizer(), folder / 'set', Console(quiet=True))\n"
+        # not getrusage: its peak begins with that of the process that started this one
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    peaks = []
+    for megabytes in (4, 40):
+        folder = tmp_path / str(megabytes)
+        (folder / "text").mkdir(parents=True)
+        (folder / "text" / "small.txt").write_text("held out")
+        (folder / "text" / "large.txt").write_text("sixteen letters\n" * (megabytes * 65536))  # one document
+        done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+    assert peaks[1] - peaks[0] < 80, f"{peaks} MiB"
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
+    "nothing there": (lambda folder: (folder / "text").rename(folder / "gone"), {}, "a source of text is missing"),
+    "no text": (lambda folder: [path.unlink() for path in (folder / "text").iterdir()], {}, "holds no text"),
+    "not UTF-8": (
+        lambda folder: (folder / "text" / "document 3.txt").write_bytes(b"\xff\xfe\x00"), {}, "document 3.txt",
+    ),
+    "cut gzip": (
+        lambda folder: (folder / "text" / "z.txt.gz").write_bytes(gzip.compress(b"text" * 999)[:-20]), {}, "z.txt.gz",
+    ),
+    "bad JSON": (
+        lambda folder: (folder / "text" / "z.jsonl").write_text('{"text": "a"}\n{"text": \n'), {}, "z.jsonl:2",
+    ),
+    "wrong key": (lambda folder: (folder / "text" / "z.jsonl").write_text('{"body": "a"}\n'), {}, "text_key"),
+    "wrong column": (
+        lambda folder: pd.DataFrame({"body": ["a"]}).to_parquet(folder / "text" / "z.parquet"), {}, "one of body",
+    ),
+    "cut table": (
+        lambda folder: (folder / "text" / "z.parquet").write_bytes(b"PAR1 and no more"), {}, "z.parquet",
+    ),
+    "nothing held out": (lambda folder: None, {"held_out": ["none of them"]}, "no documents for validation"),
+    "everything held out": (lambda folder: None, {"held_out": ["*"]}, "no documents for train"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_bad_text_is_one_message_and_leaves_nothing(text: Path, name: str) -> None:
+    spoil, keys, expected = BROKEN[name]
+    spoil(text)
+    before = {path for path in text.iterdir() if path.name != "set"}
+    with pytest.raises(OctavoError) as caught:
+        make(text, keys)
+    assert expected in str(caught.value)
+    assert set(text.iterdir()) == before, "nothing half-written is left"
+
+
+def test_a_token_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    with IndexedWriter(tmp_path / "big", 70_000) as writer:
+        writer.add(np.array([1, 69_999]))
+        writer.end_document()
+    data = Data.model_validate({"sources": [{"kind": "indexed", "prefix": str(tmp_path / "big")}]})
+    with pytest.raises(OctavoError, match="token 69999, the tokenizer 257"):
+        prepare(data, BytesTokenizer(), tmp_path / "set", Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-2]),
+        lambda path: path.write_bytes(b"\0" + path.read_bytes()[1:]),
+        lambda path: path.unlink(),
+    ],
+    ids=["cut short", "changed", "missing"],
+)
+def test_a_data_set_that_differs_from_its_manifest_is_refused(text: Path, spoil: Callable[[Path], object]) -> None:
+    manifest = make(text)
+    check_files(text / "set", manifest)
+    spoil(text / "set" / "train.bin")
+    with pytest.raises(OctavoError, match=r"does not match its manifest: train\.bin"):
+        make(text)
+
+
+def test_progress_is_shown(text: Path) -> None:
+    out = io.StringIO()
+    source = {"kind": "files", "path": str(text / "text")}
+    data = Data.model_validate({"sources": [source], "validation_fraction": 0.2})
+    prepare(data, BytesTokenizer(), text / "set", Console(file=out, force_terminal=True))
+    assert "tokens" in out.getvalue()
