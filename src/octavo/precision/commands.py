@@ -1,0 +1,80 @@
+"""`octavo accumulation`: what a short accumulator costs, on this machine, in seconds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from octavo.errors import OctavoError
+from octavo.files import atomic_path
+
+if TYPE_CHECKING:
+    from octavo.precision.accumulation import AccumulationError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command()(accumulation)
+
+
+def accumulation(
+    largest: Annotated[
+        int, typer.Option(min=32, max=2**20, help="The largest K; K doubles from 128 up to it.")
+    ] = 16384,
+    outputs: Annotated[int, typer.Option(min=1, max=8192, help="Rows and columns of each product.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the random matrices.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the figures to this CSV file too.")] = None,
+) -> None:
+    """Repeat DeepSeek-V3's experiment: the error of FP8 products against K with long, promoted and short sums.
+
+    fp32 sums in 32 bits; fp14 keeps 14 bits after every 32 products, as Hopper's tensor cores; promoted adds these to
+    an FP32 sum every 128 products. Errors are relative to the outputs' root mean square.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Megatron-Core's, about Transformer Engine, which nothing here needs
+            from octavo.precision.accumulation import accumulation_errors
+    except ModuleNotFoundError as error:
+        raise OctavoError(
+            f"{error.name} is not installed, and this verb computes with it",
+            fix="install Octavo with its extra `train`: pip install 'octavo[train]'",
+        ) from None
+    smallest = min(128, largest)
+    sizes = [smallest << step for step in range(largest.bit_length()) if smallest << step <= largest]
+    found = accumulation_errors(sizes, outputs, seed)
+    if out is not None:
+        _write(out, found)
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in found], indent=2))
+    else:
+        _print(found)
+
+
+def _write(path: Path, found: list[AccumulationError]) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(asdict(found[0])))
+        writer.writeheader()
+        writer.writerows(asdict(one) for one in found)
+
+
+def _print(found: list[AccumulationError]) -> None:
+    table = Table(title="largest error, relative to the outputs' root mean square")
+    table.add_column("K", justify="right")
+    for name in dict.fromkeys(one.accumulation for one in found):
+        table.add_column(name, justify="right")
+    for k in dict.fromkeys(one.k for one in found):
+        table.add_row(f"{k:,}", *(_percent(one.maximum) for one in found if one.k == k))
+    Console().print(table)
+
+
+def _percent(error: float) -> str:
+    return f"{error:.2%}" if error >= 1e-4 else f"{error:.1e}"

@@ -1,0 +1,309 @@
+"""The precision of a Megatron-Core model: which modules its layers are built of, and the proof of what was built.
+
+Megatron-Core asks a `BackendSpecProvider` for the classes of its linear layers, experts and norms. On GPUs it gets
+Transformer Engine's, with the recipe in the TransformerConfig; without CUDA, or where an experiment asks for emulation,
+it gets ours: Megatron's own tensor-parallel layers with the matrix products replaced (`octavo.precision.products`).
+
+Without Transformer Engine, megatron-core enters an empty context in place of FP8: a run that asked for FP8 would
+train in BF16 and say nothing. So nothing is believed here: `verify_built` walks the modules before the first step.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from megatron.core import fp8_utils
+from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from torch import Tensor, nn
+
+from octavo.errors import OctavoError
+from octavo.experiment.config import Precision
+from octavo.precision.experts import GroupedExperts
+from octavo.precision.history import AmaxHistory
+from octavo.precision.products import BF16, Numerics, linear
+from octavo.precision.recipes import RECIPES, delayed_weight_gradient_only
+
+
+def spec_provider(precision: Precision, *, on_gpu: bool) -> BackendSpecProvider:
+    """Where Megatron-Core gets the classes of a model's layers from."""
+    if on_gpu and not precision.emulate:
+        return _transformer_engine()
+    return _OwnSpecProvider(Numerics.of(precision))
+
+
+def transformer_config_options(precision: Precision, *, on_gpu: bool) -> dict[str, Any]:
+    """What Megatron-Core's TransformerConfig is told about the precision. Emulation needs no telling."""
+    if not on_gpu or precision.emulate:
+        return {}
+    options = dict(RECIPES[precision.recipe].transformer_config)
+    if not options:
+        return {}
+    if precision.recipe == "fp8_delayed":
+        options["fp8_amax_history_len"] = precision.amax_history
+        options["fp8_wgrad"] = not delayed_weight_gradient_only(precision)
+    parameters = "fp4_param" if "fp4" in options else "fp8_param"
+    return {**options, parameters: precision.fp8_parameters, "first_last_layers_bf16": precision.first_last_layers_bf16}
+
+
+def finish_model(model: nn.Module, precision: Precision, *, on_gpu: bool) -> None:
+    """Give a GPTModel's output head and, if asked for, its first and last layers their precision.
+
+    Megatron-Core builds the head without asking the spec provider. Call it on the model before it is wrapped for data
+    parallelism; with Transformer Engine there is nothing to do.
+    """
+    if on_gpu and not precision.emulate:
+        return
+    numerics = Numerics.of(precision)
+    if isinstance(getattr(model, "output_layer", None), ColumnParallelLinear):
+        head: Any = model.output_layer
+        head.__class__ = _ColumnLinear
+        head.numerics = numerics if precision.output_head else BF16
+        head.history = _history(head.numerics)
+    for module in _kept_in_bf16(model, precision):
+        module.numerics = BF16
+
+
+def _kept_in_bf16(model: nn.Module, precision: Precision) -> list[Any]:
+    """The linear layers and experts of ours in the decoder's first and last layers, if those are to stay in BF16."""
+    layers: Any = model.decoder.layers if precision.first_last_layers_bf16 else ()  # type: ignore[union-attr]
+    ends = [layer for layer in layers if layer.layer_number in (1, layer.config.num_layers)]
+    return [module for layer in ends for module in layer.modules() if isinstance(module, _OWN)]
+
+
+def verify_built(model: nn.Module, precision: Precision, *, on_gpu: bool) -> dict[str, int]:
+    """Linear layers by implementation, the proof for `provenance.json`; an OctavoError if one is not what it should be.
+
+    Experts count as two layers each (all experts of a layer and rank are one group).
+    """
+    if on_gpu and not precision.emulate:
+        return _verify_transformer_engine(model, precision)
+    return _verify_own(model, precision)
+
+
+# --- without Transformer Engine ---------------------------------------------------------------------------------------
+
+
+class _OwnProducts:
+    """A Megatron parallel linear layer whose products are ours; communication stays Megatron's."""
+
+    numerics: Numerics = BF16
+    history: AmaxHistory | None  # no default: a class attribute would hide the module
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.history = _history(self.numerics)
+
+    def _forward_impl(
+        self,
+        input: Tensor,
+        weight: nn.Parameter,
+        bias: nn.Parameter | None,
+        *,
+        allreduce_dgrad: bool,
+        sequence_parallel: bool,
+        tp_group: Any,
+        **_: Any,
+    ) -> Tensor:
+        if sequence_parallel:
+            input = gather_from_sequence_parallel_region(input, tensor_parallel_output_grad=True, group=tp_group)
+        elif allreduce_dgrad:
+            input = copy_to_tensor_model_parallel_region(input, group=tp_group)
+        return linear(input, weight, bias, self.numerics, self.history)
+
+
+def _history(numerics: Numerics) -> AmaxHistory | None:
+    return AmaxHistory(numerics.amax_history, experts=1) if numerics.recipe.scaling == "delayed" else None
+
+
+class _ColumnLinear(_OwnProducts, ColumnParallelLinear):
+    """Weights split by output feature."""
+
+
+class _RowLinear(_OwnProducts, RowParallelLinear):
+    """Weights split by input feature."""
+
+
+_OWN = (_ColumnLinear, _RowLinear, GroupedExperts)
+
+
+class _OwnSpecProvider(LocalSpecProvider):
+    """Megatron-Core's local modules with our products in one numerics."""
+
+    def __init__(self, numerics: Numerics) -> None:
+        named = f"[{numerics.recipe.name}]"
+        self._column, self._row, self._experts = (
+            type(f"{kind.__name__.strip('_')}{named}", (kind,), {"numerics": numerics}) for kind in _OWN
+        )
+
+    def column_parallel_linear(self) -> type:
+        """Weights split by output feature."""
+        return self._column
+
+    def row_parallel_linear(self) -> type:
+        """Weights split by input feature."""
+        return self._row
+
+    def linear(self) -> type:
+        """MLA's down projections: Megatron's local specification makes them column-parallel."""
+        return self._column
+
+    def layer_norm(self, rms_norm: bool = False, for_qk: bool = False) -> type:  # noqa: ARG002
+        """LayerNorm or RMSNorm of torch, as the TransformerConfig says."""
+        return WrappedTorchNorm
+
+    def grouped_mlp_modules(
+        self,
+        moe_use_grouped_gemm: bool,  # noqa: ARG002
+        moe_use_legacy_grouped_gemm: bool,  # noqa: ARG002
+    ) -> tuple[type, None]:
+        """All experts of a layer in one module, however they were asked for."""
+        return self._experts, None
+
+
+def _verify_own(model: nn.Module, precision: Precision) -> dict[str, int]:
+    numerics, counts = Numerics.of(precision), Counter[str]()
+    exempt = {id(module) for module in _kept_in_bf16(model, precision)}
+    for name, module in model.named_modules():
+        if isinstance(module, _OWN):
+            layers = 2 if isinstance(module, GroupedExperts) else 1
+            in_bf16 = id(module) in exempt or (_is_head(name) and not precision.output_head)
+            if module.numerics != (BF16 if in_bf16 else numerics):
+                raise _not_built(name, module, precision)
+            counts[_own_name(module)] += layers
+        elif isinstance(module, ColumnParallelLinear | RowParallelLinear | nn.Linear):
+            raise _not_built(name, module, precision)
+    expected = {_own_name_of(numerics)} if numerics.recipe.quantised else set()
+    if expected - set(counts):
+        raise _not_built("the model", model, precision)
+    return dict(sorted(counts.items()))
+
+
+def _own_name(module: Any) -> str:
+    return _own_name_of(module.numerics)
+
+
+def _own_name_of(numerics: Numerics) -> str:
+    how = "emulated" if numerics.recipe.quantised else "FP32 sums of BF16 products"
+    return f"{numerics.recipe.name} ({how})"
+
+
+def _is_head(name: str) -> bool:
+    return name.rpartition(".")[2] == "output_layer"
+
+
+def _not_built(name: str, module: nn.Module, precision: Precision) -> OctavoError:
+    return OctavoError(
+        f"{name} was built as {type(module).__name__}, which does not compute in {precision.recipe}",
+        expected="every linear layer in the precision that was asked for",
+        fix="this is a bug in Octavo: the run was stopped before it could pass for what it is not",
+    )
+
+
+# --- with Transformer Engine ------------------------------------------------------------------------------------------
+
+
+def _transformer_engine() -> BackendSpecProvider:
+    if not fp8_utils.HAVE_TE:
+        raise OctavoError(
+            "Transformer Engine cannot be imported",
+            expected="transformer-engine 2.11.0 beside torch, as in container.def",
+            fix="run inside the image, install the extra `gpu`, or set emulate: true",
+        )
+    from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
+
+    return TESpecProvider()
+
+
+def _verify_transformer_engine(model: nn.Module, precision: Precision) -> dict[str, int]:
+    """Every linear layer but the output head is Transformer Engine's, and Megatron enters the recipe asked for."""
+    _transformer_engine()
+    from megatron.core.extensions import transformer_engine as te
+
+    recipe = RECIPES[precision.recipe]
+    config: Any = model.config
+    entered = _entered_recipe(config)
+    if entered != _ENTERED[precision.recipe]:
+        raise OctavoError(
+            f"Megatron-Core enters {entered or 'no FP8 context'} where {precision.recipe} was asked for",
+            expected=_ENTERED[precision.recipe] or "no FP8 context",
+            fix="this is a bug in Octavo or in the versions installed: compare them with container.def",
+        )
+    _check_scales(config)
+    linears = (te.TELinear, te.TELayerNormColumnParallelLinear, te.TEGroupedLinear)
+    counts = Counter[str]()
+    for name, module in model.named_modules():
+        if isinstance(module, linears):
+            in_bf16 = not recipe.quantised or fp8_utils.is_first_last_bf16_layer(config, _layer_index(name))
+            counts[f"{'bf16' if in_bf16 else precision.recipe} (Transformer Engine)"] += 1
+            if not in_bf16:
+                _check_sizes(name, module, precision)
+        elif isinstance(module, ColumnParallelLinear) and _is_head(name):
+            counts["bf16 (Megatron-Core)"] += 1
+        elif isinstance(module, ColumnParallelLinear | RowParallelLinear | nn.Linear):
+            raise _not_built(name, module, precision)
+    if not counts[f"{precision.recipe} (Transformer Engine)"]:
+        raise _not_built("the model", model, precision)
+    return dict(sorted(counts.items()))
+
+
+def _check_scales(config: Any) -> None:
+    """Transformer Engine's environment variables must not have made another recipe of the one asked for."""
+    recipe: Any = fp8_utils.get_fp8_recipe(config) if config.fp8 else None
+    for variable, field, recipe_class in (
+        ("NVTE_FP8_BLOCK_SCALING_FP32_SCALES", "use_f32_scales", "Float8BlockScaling"),
+        ("NVTE_FP8_CURRENT_SCALING_POWER_2_SCALES", "use_power_2_scales", "Float8CurrentScaling"),
+    ):
+        if type(recipe).__name__ == recipe_class and getattr(recipe, field):
+            raise OctavoError(
+                f"{variable} changes the recipe's scales",
+                where="the environment",
+                fix=f"unset {variable}",
+            )
+
+
+def _check_sizes(name: str, module: nn.Module, precision: Precision) -> None:
+    """Transformer Engine asserts these in the first forward pass, minutes into a job."""
+    multiple = 32 if precision.recipe == "fp8_mxfp8" else 16
+    for key, weight in module.named_parameters(recurse=False):
+        if key.startswith("weight") and weight.dim() == 2 and any(size % multiple for size in weight.shape):
+            raise OctavoError(
+                f"{name} is {weight.shape[0]} x {weight.shape[1]}, which {precision.recipe} cannot multiply",
+                expected=f"multiples of {multiple} in both dimensions, on every tensor-parallel rank",
+                fix="change the model's sizes or the tensor parallelism, or use recipe bf16",
+            )
+
+
+_ENTERED: dict[str, str | None] = {
+    "bf16": None,
+    "fp8_delayed": "DelayedScaling",
+    "fp8_tensorwise": "Float8CurrentScaling",
+    "fp8_blockwise": "Float8BlockScaling",
+    "fp8_mxfp8": "MXFP8BlockScaling",
+    "nvfp4": "NVFP4BlockScaling",
+}
+
+
+def _entered_recipe(config: Any) -> str | None:
+    """The class of the Transformer Engine recipe that Megatron-Core enters for a TransformerConfig."""
+    if config.fp8:
+        recipe = fp8_utils.get_fp8_recipe(config)
+    elif config.fp4:
+        from megatron.core.fp4_utils import get_fp4_recipe
+
+        recipe = get_fp4_recipe(config)
+    else:
+        return None
+    return next((one.__name__ for one in type(recipe).__mro__ if one.__name__ in _ENTERED.values()), str(recipe))
+
+
+def _layer_index(name: str) -> int:
+    """The layer's number, from 0, in a module's name; -1 outside the decoder's layers."""
+    parts = name.split(".")
+    return int(parts[parts.index("layers") + 1]) if "layers" in parts else -1

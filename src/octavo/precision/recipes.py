@@ -1,0 +1,279 @@
+"""The precision recipes, by Transformer Engine's names: what each one is, where it runs, how it is asked for.
+
+A recipe says in which 8-bit format (OCP OFP8: e4m3, e5m2) the operands of a linear layer's three matrix products are,
+how they are scaled into its range, and how many elements share a scale. The three products are
+
+    forward          y  = x w^T     x: tokens x in, w: out x in      kinds: input, weight
+    input gradient   gx = g w       g: tokens x out                  kinds: gradient, weight
+    weight gradient  gw = g^T x                                      kinds: gradient, input
+
+On GPUs Transformer Engine computes them (`transformer_config` holds what Megatron-Core is told); elsewhere
+`octavo.precision.products` does, with the same formats, scales and blocks. Sources: Transformer Engine 2.11
+(`transformer_engine/common/recipe`), OCP OFP8 v1.0, OCP Microscaling Formats (MX) v1.0, FP8 formats for deep learning
+(arXiv 2209.05433), DeepSeek-V3 (arXiv 2412.19437, section 3.3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, get_args
+
+from octavo.configuration import read_section
+from octavo.errors import OctavoError
+from octavo.experiment.cluster import Device
+from octavo.experiment.config import Precision, RecipeName
+from octavo.layout import configs
+from octavo.records import Product, TensorKind
+
+
+@dataclass(frozen=True)
+class Format:
+    """A floating-point format of a byte or less: what rounding to it needs to know."""
+
+    name: str
+    fraction_bits: int
+    smallest_normal: float
+    largest: float
+    """Larger magnitudes saturate to it."""
+
+    @property
+    def overflow(self) -> float:
+        """Magnitudes above it would round to more than the largest: half a step further on."""
+        return self.largest + 2.0 ** (math.floor(math.log2(self.largest)) - self.fraction_bits - 1)
+
+
+E4M3 = Format("e4m3", fraction_bits=3, smallest_normal=2.0**-6, largest=448.0)
+E5M2 = Format("e5m2", fraction_bits=2, smallest_normal=2.0**-14, largest=57344.0)
+E2M1 = Format("e2m1", fraction_bits=1, smallest_normal=1.0, largest=6.0)
+
+Scaling = Literal["none", "delayed", "tensor", "block"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One recipe: formats and scales, the devices that have it, its settings, its source."""
+
+    name: RecipeName
+    summary: str
+    """A line for the report."""
+    source: str
+    scaling: Scaling
+    formats: dict[TensorKind, Format] = field(default_factory=dict)
+    blocks: dict[TensorKind, tuple[int, int]] = field(default_factory=dict)
+    """Elements that share a scale: (across, along) the summed dimension; empty: one scale per tensor."""
+    scale: str = "none"
+    """The scales' own format, for the table in the docs."""
+    capabilities: tuple[str, ...] = ()
+    """Compute capabilities of the GPUs that have it; empty: every GPU."""
+    minimum_cuda: str | None = None
+    """The oldest CUDA that has it, where that is newer than what every recipe needs."""
+    emulated: bool = True
+    transformer_config: dict[str, Any] = field(default_factory=dict)
+    """Fields of megatron.core's TransformerConfig that ask Transformer Engine for it."""
+
+    @property
+    def quantised(self) -> bool:
+        """Whether any operand has fewer bits than BF16."""
+        return self.scaling != "none"
+
+
+_E4M3_ONLY: dict[TensorKind, Format] = {"input": E4M3, "weight": E4M3, "gradient": E4M3}
+_HYBRID: dict[TensorKind, Format] = {"input": E4M3, "weight": E4M3, "gradient": E5M2}
+_TE = "Transformer Engine 2.11, transformer_engine.common.recipe."
+
+RECIPES: MappingProxyType[RecipeName, Recipe] = MappingProxyType(
+    {
+        "bf16": Recipe(
+            name="bf16",
+            summary="BF16 operands, FP32 sums; the reference",
+            source="arXiv 1905.12322; main parameters and gradients in FP32 as in Megatron-LM",
+            scaling="none",
+        ),
+        "fp8_delayed": Recipe(
+            name="fp8_delayed",
+            summary="e4m3 forward, e5m2 gradients; one scale per tensor from the largest magnitude of past steps",
+            source=f"{_TE}DelayedScaling; arXiv 2209.05433",
+            scaling="delayed",
+            formats=_HYBRID,
+            scale="FP32",
+            capabilities=("8.9", "9.0", "10.0", "10.3", "12.0"),
+            transformer_config={"fp8": "hybrid", "fp8_recipe": "delayed", "fp8_amax_compute_algo": "max"},
+        ),
+        "fp8_tensorwise": Recipe(
+            name="fp8_tensorwise",
+            summary="e4m3 forward, e5m2 gradients; one scale per tensor from its own largest magnitude",
+            source=f"{_TE}Float8CurrentScaling",
+            scaling="tensor",
+            formats=_HYBRID,
+            scale="FP32",
+            capabilities=("8.9", "9.0", "10.0", "10.3", "12.0"),
+            transformer_config={"fp8": "hybrid", "fp8_recipe": "tensorwise"},
+        ),
+        "fp8_blockwise": Recipe(
+            name="fp8_blockwise",
+            summary="e4m3 everywhere; activations and gradients scaled in 1x128 blocks, weights in 128x128",
+            source=f"DeepSeek-V3, arXiv 2412.19437, section 3.3.2; {_TE}Float8BlockScaling",
+            scaling="block",
+            formats=_E4M3_ONLY,
+            blocks={"input": (1, 128), "weight": (128, 128), "gradient": (1, 128)},
+            scale="power of two (FP32)",
+            capabilities=("9.0", "10.0", "10.3", "12.0"),
+            minimum_cuda="12.9",
+            transformer_config={"fp8": "e4m3", "fp8_recipe": "blockwise"},
+        ),
+        "fp8_mxfp8": Recipe(
+            name="fp8_mxfp8",
+            summary="e4m3 everywhere; every 32 elements along the sum share a power of two (OCP MX)",
+            source=f"OCP Microscaling Formats (MX) v1.0; {_TE}MXFP8BlockScaling",
+            scaling="block",
+            formats=_E4M3_ONLY,
+            blocks={"input": (1, 32), "weight": (1, 32), "gradient": (1, 32)},
+            scale="E8M0",
+            capabilities=("10.0", "10.3"),
+            transformer_config={"fp8": "e4m3", "fp8_recipe": "mxfp8"},
+        ),
+        "nvfp4": Recipe(
+            name="nvfp4",
+            summary="e2m1 with an e4m3 scale per 16 elements and an FP32 scale per tensor; GPUs only",
+            source=f"{_TE}NVFP4BlockScaling; arXiv 2509.25149",
+            scaling="block",
+            formats={"input": E2M1, "weight": E2M1, "gradient": E2M1},
+            blocks={"input": (1, 16), "weight": (16, 16), "gradient": (1, 16)},
+            scale="e4m3, and FP32 per tensor",
+            capabilities=("10.0", "10.3", "12.0"),
+            emulated=False,  # its stochastic rounding and random Hadamard transforms are the GPU's own
+            transformer_config={"fp4": "e2m1", "fp4_recipe": "nvfp4"},
+        ),
+    }
+)
+
+ALL_PRODUCTS: tuple[Product, ...] = get_args(Product)
+
+
+def check_recipe(precision: Precision, *, device: Device, cuda: str | None, where: str) -> None:
+    """Raise an OctavoError if `device` (with that CUDA version) cannot train in `precision`.
+
+    `where` names the file and key for the message.
+    """
+    recipe = RECIPES[precision.recipe]
+    _check_options(precision, recipe, where)
+    if device.kind == "cpu" or precision.emulate:
+        _check_emulation(precision, recipe, device, where)
+    else:
+        _check_gpu(precision, recipe, device, cuda, where)
+
+
+def _check_options(precision: Precision, recipe: Recipe, where: str) -> None:
+    """What holds on every device."""
+    if not recipe.quantised:
+        defaults = Precision(recipe=recipe.name)
+        for name in ("products", "accumulation", "first_last_layers_bf16", "output_head", "fp8_parameters", "emulate"):
+            if getattr(precision, name) != getattr(defaults, name):
+                raise OctavoError(
+                    f"recipe {recipe.name} has no {name}: it is about FP8",
+                    where=where,
+                    fix=f"leave {name} out, or choose one of {', '.join(quantised_recipes())}",
+                )
+    if not precision.products and recipe.quantised:
+        raise OctavoError(
+            f"recipe {recipe.name} with no product in FP8 is bf16", where=where, fix="use recipe bf16, or name products"
+        )
+    if precision.block_size is not None and not recipe.blocks:
+        with_blocks = [name for name, other in RECIPES.items() if other.blocks]
+        raise OctavoError(
+            f"block_size {precision.block_size} for {recipe.name}, which has no blocks",
+            where=where,
+            expected=f"block_size with one of {', '.join(with_blocks)}",
+        )
+    if precision.first_last_layers_bf16 and recipe.scaling == "delayed":
+        raise OctavoError(
+            f"first_last_layers_bf16 with {recipe.name}: Megatron-Core refuses it, since leaving FP8 between layers "
+            "breaks the reduction of amax histories",
+            where=where,
+            fix="choose another recipe or keep all layers in FP8",
+        )
+
+
+def _check_emulation(precision: Precision, recipe: Recipe, device: Device, where: str) -> None:
+    if not recipe.emulated:
+        raise OctavoError(
+            f"recipe {recipe.name} is not emulated, and {device.name} has no Transformer Engine",
+            where=where,
+            expected=f"one of {', '.join(name for name, other in RECIPES.items() if other.emulated)}, "
+            f"or a GPU of {_devices_that_can(recipe)}",
+        )
+    if precision.fp8_parameters:
+        raise OctavoError(
+            "fp8_parameters needs Transformer Engine: the emulation keeps parameters in BF16",
+            where=where,
+            fix="leave fp8_parameters out, or run on GPUs without emulate: true",
+        )
+
+
+def _check_gpu(precision: Precision, recipe: Recipe, device: Device, cuda: str | None, where: str) -> None:
+    for name, changed in (
+        ("accumulation", precision.accumulation != "fp32"),
+        ("block_size", precision.block_size is not None),
+        ("output_head", precision.output_head),
+        ("products", set(precision.products) != set(ALL_PRODUCTS) and not delayed_weight_gradient_only(precision)),
+    ):
+        if changed:
+            raise OctavoError(
+                f"{name} {getattr(precision, name)!r} cannot be asked of Transformer Engine with {recipe.name}",
+                where=where,
+                fix=f"set emulate: true (slow: it says nothing about speed), or leave {name} as it is in the recipe",
+            )
+    if recipe.capabilities and device.compute_capability not in recipe.capabilities:
+        raise OctavoError(
+            f"{device.name} (compute capability {device.compute_capability}) does not have recipe {recipe.name}",
+            where=where,
+            expected=f"a GPU of {_devices_that_can(recipe)}",
+            fix=f"choose {', '.join(recipes_of(device.compute_capability))}; or set emulate: true",
+        )
+    needed = recipe.minimum_cuda
+    if needed and (cuda is None or _version(cuda) < _version(needed)):
+        raise OctavoError(
+            f"recipe {recipe.name} on {device.name} needs CUDA {needed}; the cluster file says {cuda or 'nothing'}",
+            where=where,
+            expected=f"cuda: {needed} or newer in the cluster file",
+        )
+
+
+def quantised_recipes() -> list[RecipeName]:
+    """The recipes below BF16."""
+    return [name for name, recipe in RECIPES.items() if recipe.quantised]
+
+
+def recipes_of(compute_capability: str | None) -> list[RecipeName]:
+    """The recipes that GPUs of a compute capability have (CUDA versions left aside)."""
+    return [name for name, one in RECIPES.items() if not one.capabilities or compute_capability in one.capabilities]
+
+
+def delayed_weight_gradient_only(precision: Precision) -> bool:
+    """The one choice of products that Transformer Engine offers: delayed scaling, weight gradient in BF16."""
+    return precision.recipe == "fp8_delayed" and set(precision.products) == {"forward", "input_gradient"}
+
+
+def _devices_that_can(recipe: Recipe) -> str:
+    """`compute capability 10.0 (B200, GB200)`, with the names that configs/clusters/devices has for it."""
+    names: dict[str, list[str]] = {}
+    for path in sorted((configs().clusters / "devices").glob("*.yaml")):
+        device = read_section(path, Device)
+        if device.compute_capability:
+            names.setdefault(device.compute_capability, []).append(device.name)
+    return "compute capability " + _join(
+        f"{capability} ({', '.join(names[capability])})" if capability in names else capability
+        for capability in recipe.capabilities
+    )
+
+
+def _join(items: Iterable[str]) -> str:
+    *most, last = items
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))

@@ -1,0 +1,160 @@
+"""Rounding tensors to eight-bit floating point, with one scale per tensor or per block.
+
+Rounded values stay in FP32: a rounded tensor holds numbers that the 8-bit format (times a power of two) has, and
+nothing else. Rounding is to nearest, ties to even, subnormals kept, saturating, as GPUs' conversions do; it agrees
+with torch's float8 casts of the scaled values, except that negative values which round to zero give +0.
+
+The trick: adding 1.5 * 2^(23-m) * 2^e to a value of exponent e leaves room for m fraction bits below it, so FP32's own
+rounding does the work, and subtracting the same number brings the value back. It holds up to 2^100, far above anything
+that trains.
+
+Each function is there twice: in torch's operators, and in C (`rounding.c`) for BF16 tensors on CPUs, which is what
+training rounds. Both give the same bits; the compiled one is several times as fast, and where installation found no C
+compiler the other one takes its place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from ctypes import c_float, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from octavo.precision.recipes import Format
+
+_EXPONENT = 0x7F800000  # FP32's exponent bits: x & _EXPONENT is the power of two at or below |x|
+
+
+def largest_magnitude(tensor: Tensor) -> float:
+    """The largest magnitude in a tensor; 0 for an empty one, NaN if there is a NaN."""
+    if not tensor.numel():
+        return 0.0
+    if kernel := _kernel_for(tensor):
+        return kernel.octavo_amax(tensor.data_ptr(), tensor.numel())
+    low, high = torch.aminmax(tensor)
+    return max(-low.item(), high.item())
+
+
+def tensor_scale(amax: float, format: Format) -> float:
+    """The FP32 factor that brings `amax` to the format's largest number; 1 for zero, infinity and NaN.
+
+    Transformer Engine's rule (`compute_scale_from_amax`).
+    """
+    if amax == 0.0 or not math.isfinite(amax):
+        return 1.0
+    return min(to_fp32(format.largest / amax), torch.finfo(torch.float32).max)
+
+
+def to_fp32(value: float) -> float:
+    """A Python float rounded to FP32 (infinite where FP32 is)."""
+    return c_float(value).value
+
+
+def round_scaled(tensor: Tensor, scale: float, format: Format, out: Tensor) -> None:
+    """`out` (FP32) = codes of `format`, as numbers, nearest to `tensor` times `scale` (in FP32), saturating."""
+    if kernel := _kernel_for(tensor):
+        kernel.octavo_round_scaled(tensor.data_ptr(), out.data_ptr(), tensor.numel(), scale, *_constants(format))
+        return
+    out.copy_(tensor).mul_(scale).clamp_(-format.largest, format.largest)
+    _round_to(out, format, power_of_two(out).clamp_min_(format.smallest_normal))
+
+
+def round_blocks(tensor: Tensor, format: Format, block: tuple[int, int], out: Tensor) -> None:
+    """`out` (FP32) = `tensor` [rows, columns], each `block` (rows, columns) rounded with its own power-of-two scale.
+
+    The scale is the largest power of two that keeps the block's largest magnitude within the format (so nothing
+    saturates): Transformer Engine's rule for its block recipes, and E8M0's rounded up. The result is de-scaled, which
+    is exact. Blocks at the right and lower edge may be smaller. Infinities become NaN.
+    """
+    if kernel := _kernel_for(tensor):
+        _round_blocks_compiled(kernel, tensor, format, block, out)
+        return
+    out.copy_(tensor)
+    magnitudes, powers = out.abs(), power_of_two(out)
+    for rows_of, rows in _cuts(tensor.shape[0], block[0]):
+        for columns_of, columns in _cuts(tensor.shape[1], block[1]):
+            amax = _blocks(magnitudes[rows_of, columns_of], rows, columns).amax((1, 3), keepdim=True)
+            # A block of zeros has an infinite scale, at which its smallest normal is 0, and zeros stay zeros.
+            smallest_normal = format.smallest_normal / power_of_two(format.largest / amax)
+            power = _blocks(powers[rows_of, columns_of], rows, columns)
+            torch.maximum(power, smallest_normal, out=power)
+    _round_to(out, format, powers)
+
+
+def power_of_two(values: Tensor) -> Tensor:
+    """The power of two at or below each FP32 magnitude (0 for subnormals and zeros); a new tensor."""
+    return values.view(torch.int32).bitwise_and(_EXPONENT).view(torch.float32)
+
+
+def _round_to(values: Tensor, format: Format, power: Tensor) -> None:
+    """Round in place to the fraction bits of `format`, each value at the exponent of its `power`.
+
+    That is its own, or the format's smallest normal's if that is larger, times the scale to be taken out afterwards.
+    So values may be rounded where they are, without scaling them.
+    """
+    shift = _shift(format)
+    values.add_(power, alpha=shift).sub_(power, alpha=shift)
+
+
+def _shift(format: Format) -> float:
+    return 1.5 * 2.0 ** (23 - format.fraction_bits)
+
+
+def _blocks(values: Tensor, rows: int, columns: int) -> Tensor:
+    """A view of [rows, columns] as [rows of blocks, rows, columns of blocks, columns]."""
+    return values.unflatten(1, (-1, columns)).unflatten(0, (-1, rows))
+
+
+def _cuts(size: int, block: int) -> list[tuple[slice, int]]:
+    """What whole blocks of an axis cover and how long they are, then the same for a shorter one at its end."""
+    whole = size - size % block
+    cuts = [(slice(0, whole), block), (slice(whole, size), size - whole)]
+    return [(cut, length) for cut, length in cuts if cut.stop > cut.start]
+
+
+# --- the compiled functions -------------------------------------------------------------------------------------------
+
+
+def _load() -> ctypes.CDLL | None:
+    """The library that installation built of rounding.c, if it could."""
+    for path in Path(__file__).parent.glob("_rounding*.so"):
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError:  # of another machine
+            continue
+        format = [c_float, c_float, c_float]
+        library.octavo_amax.argtypes = [c_void_p, c_int64]
+        library.octavo_amax.restype = c_float
+        library.octavo_round_scaled.argtypes = [c_void_p, c_void_p, c_int64, c_float, *format]
+        library.octavo_round_rows.argtypes = [c_void_p, c_void_p, *[c_int64] * 3, *format]
+        library.octavo_round_blocks.argtypes = [c_void_p, c_void_p, *[c_int64] * 4, *format, c_void_p, c_void_p]
+        return library
+    return None
+
+
+KERNEL = _load()
+"""The compiled functions; None: torch's operators do it all."""
+
+
+def _kernel_for(tensor: Tensor) -> ctypes.CDLL | None:
+    fits = tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" and tensor.is_contiguous()
+    return KERNEL if fits else None
+
+
+def _constants(format: Format) -> tuple[float, float, float]:
+    return format.largest, format.smallest_normal, _shift(format)
+
+
+def _round_blocks_compiled(
+    kernel: ctypes.CDLL, tensor: Tensor, format: Format, block: tuple[int, int], out: Tensor
+) -> None:
+    places, (rows, columns) = (tensor.data_ptr(), out.data_ptr()), tensor.shape
+    if block[0] == 1:
+        kernel.octavo_round_rows(*places, rows, columns, block[1], *_constants(format))
+    else:
+        most, floor = torch.empty(columns, dtype=torch.int16), torch.empty(columns)
+        sizes = (rows, columns, *block)
+        kernel.octavo_round_blocks(*places, *sizes, *_constants(format), most.data_ptr(), floor.data_ptr())

@@ -1,0 +1,67 @@
+"""Construct models with Transformer Engine's layers on the meta device, as a program: a JSON list of
+[model, precision, whether to replace a layer by a plain one] on standard input, one JSON line for each on standard
+output: the linear layers by implementation and the parameters, or the error. With `--compiled` Transformer Engine's
+own libraries are loaded, which the GPU image has; without, stand-ins for them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import transformer_engine_without_gpu
+
+os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"  # as `octavo train` sets it
+transformer_engine_without_gpu.pretend(compiled="--compiled" in sys.argv[1:])
+
+import torch  # noqa: E402
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.tensor_parallel import random  # noqa: E402
+from torch._C._distributed_c10d import HashStore  # noqa: E402
+
+from octavo.errors import OctavoError  # noqa: E402
+from octavo.experiment.config import Precision  # noqa: E402
+from octavo.experiment.run import load_experiment  # noqa: E402
+from octavo.models.catalogue import read_architecture, with_vocabulary  # noqa: E402
+from octavo.models.megatron import build_model  # noqa: E402
+from octavo.precision import megatron as precisions  # noqa: E402
+from octavo.training.assembly import model_config  # noqa: E402
+
+_FUSED = ("apply_rope_fusion", "moe_permute_fusion", "cross_entropy_loss_fusion")
+
+
+def construct(model: str, precision: Precision, *, replace: bool) -> dict[str, Any]:
+    """The linear layers of a model by implementation, and the recipe."""
+    architecture = with_vocabulary(read_architecture(model))
+    run = load_experiment("quickstart").run("dense-bf16", 1)
+    run = run.model_copy(update={"model": architecture, "precision": precision})
+    config = model_config(run, on_gpu=True)
+    provider = precisions.spec_provider(precision, on_gpu=True)
+    with torch.device("meta"):
+        built = build_model(run, config, provider)
+    precisions.finish_model(built, precision, on_gpu=True)
+    if replace:
+        built.decoder.layers[1].self_attention.linear_proj = torch.nn.Linear(8, 8, device="meta")
+    return {
+        "built": precisions.verify_built(built, precision, on_gpu=True),
+        "fused": sorted(key for key, value in vars(config).items() if key in _FUSED and value),
+        "parameters": sum(parameter.numel() for parameter in built.parameters()),
+    }
+
+
+def main() -> None:
+    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    parallel_state.initialize_model_parallel(create_gloo_process_groups=False)
+    random.model_parallel_cuda_manual_seed(1)
+    for model, options, replace in json.load(sys.stdin):
+        try:
+            answer = construct(model, Precision(**options), replace=replace)
+        except OctavoError as error:
+            answer = {"error": str(error)}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

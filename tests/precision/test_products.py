@@ -1,0 +1,286 @@
+"""The three products of a linear layer, against the papers' definitions computed slowly in FP64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+pytest.importorskip("megatron.core")
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from octavo.experiment.config import Precision
+from octavo.precision import rounding
+from octavo.precision.history import AmaxHistory
+from octavo.precision.products import Numerics, grouped_linear, linear, short_accumulation
+from octavo.precision.recipes import RECIPES, Format
+from octavo.records import Product, TensorKind
+
+RECIPES_EMULATED = ["fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8"]
+TORCH = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+KINDS: dict[Product, tuple[TensorKind, TensorKind]] = {
+    "forward": ("input", "weight"),
+    "input_gradient": ("gradient", "weight"),
+    "weight_gradient": ("gradient", "input"),
+}
+COUNTS = [100, 0, 37, 163]
+"""Tokens by expert: one has none."""
+
+
+def cast(values: Tensor, scale: float, format: Format) -> Tensor:
+    return (values.float() * scale).to(TORCH[format.name]).double() / scale
+
+
+def along_sum(recipe: str, kind: TensorKind, values: Tensor, *, size: int | None = None) -> Tensor:
+    """A matrix rounded for a product that sums over its columns, in FP64, from the definition of each recipe.
+
+    tensorwise: one scale, largest / amax. blockwise (arXiv 2412.19437, figure 7): 1x128 tiles along the sum for
+    activations and gradients, 128x128 for weights. mxfp8 (OCP MX): 32 along the sum. Powers of two in both.
+    """
+    format = RECIPES[recipe].formats[kind]  # type: ignore[index]
+    if recipe == "fp8_tensorwise":
+        amax = values.abs().max().item() if values.numel() else 0.0
+        return cast(values, torch.tensor(format.largest / amax, dtype=torch.float32).item() if amax else 1.0, format)
+    along = size or (128 if recipe == "fp8_blockwise" else 32)
+    across = along if kind == "weight" and recipe == "fp8_blockwise" else 1
+    out = torch.zeros(values.shape, dtype=torch.float64)
+    for top in range(0, values.shape[0], across):
+        for left in range(0, values.shape[1], along):
+            part = values[top : top + across, left : left + along]
+            if amax := part.abs().max().item():
+                scale = 2.0 ** math.floor(math.log2(format.largest / amax))
+                out[top : top + across, left : left + along] = cast(part, scale, format)
+    return out
+
+
+def product(recipe: str, name: Product, left: Tensor, right: Tensor, *, eight_bits: bool = True) -> Tensor:
+    """left @ right^T, both with the sum along their columns, in FP64."""
+    if not eight_bits:
+        return left.double() @ right.double().t()
+    first, second = KINDS[name]
+    return along_sum(recipe, first, left) @ along_sum(recipe, second, right).t()
+
+
+def expected(
+    recipe: str, x: Tensor, weight: Tensor, g: Tensor, counts: Sequence[int], products: Sequence[str]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, gx, gw of a group of experts."""
+    parts = list(zip(x.split(list(counts)), weight, g.split(list(counts)), strict=True))
+    y = [product(recipe, "forward", a, w, eight_bits="forward" in products) for a, w, _ in parts]
+    gx = [product(recipe, "input_gradient", b, w.t(), eight_bits="input_gradient" in products) for _, w, b in parts]
+    gw = [
+        product(recipe, "weight_gradient", b.t(), a.t(), eight_bits="weight_gradient" in products) for a, _, b in parts
+    ]
+    return torch.cat(y), torch.cat(gx), torch.stack(gw)
+
+
+def tensors(seed: int = 0) -> tuple[Tensor, Parameter, Tensor]:
+    """x [300, 160], weight [4, 144, 160], gradient [300, 144] with rows and columns of very different size."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def spread(*shape: int) -> Tensor:
+        rows = torch.exp2(torch.randint(-6, 6, (*shape[:-1], 1), generator=generator).float())
+        columns = torch.exp2(torch.randint(-6, 6, (shape[-1],), generator=generator).float())
+        return (torch.randn(shape, generator=generator) * rows * columns).bfloat16()
+
+    return spread(300, 160).requires_grad_(), Parameter(spread(4, 144, 160)), spread(300, 144)
+
+
+def close(actual: Tensor, wanted: Tensor, *, bits: int = 8) -> bool:
+    """Within a rounding to `bits` significant bits, and FP32's sums of terms that cancel."""
+    error = (actual.double() - wanted).abs()
+    return bool((error <= wanted.abs() * 2.0**-bits + wanted.abs().max() * 2.0**-20).all())
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to round."""
+    if request.param == "torch":
+        monkeypatch.setattr(rounding, "KERNEL", None)
+    elif rounding.KERNEL is None:
+        pytest.skip("there was no C compiler at installation")
+
+
+def run(
+    x: Tensor, weight: Parameter, g: Tensor, numerics: Numerics, counts: Sequence[int] = COUNTS
+) -> tuple[Tensor, Tensor, Tensor]:
+    x.grad = weight.grad = None
+    y = grouped_linear(x, weight, None, counts, numerics)
+    y.backward(g)
+    assert x.grad is not None
+    assert weight.grad is not None
+    return y.detach(), x.grad, weight.grad
+
+
+@pytest.mark.parametrize("recipe", RECIPES_EMULATED)
+def test_experts_products_are_the_papers(implementation: None, recipe: Any) -> None:
+    """Each expert with scales and blocks of its own; one without tokens."""
+    x, weight, g = tensors()
+    found = run(x, weight, g, Numerics.of(Precision(recipe=recipe)))
+    wanted = expected(recipe, x.detach(), weight.detach(), g, COUNTS, list(KINDS))
+    assert [close(one, other) for one, other in zip(found, wanted, strict=True)] == [True] * 3
+    assert (found[2][1] == 0).all()
+    plain = expected(recipe, x.detach(), weight.detach(), g, COUNTS, [])
+    assert [close(one, other) for one, other in zip(found, plain, strict=True)] == [False] * 3  # it is not BF16
+
+
+@pytest.mark.parametrize("name", list(KINDS))
+@pytest.mark.parametrize("recipe", RECIPES_EMULATED)
+def test_products_left_out_are_in_bf16(recipe: Any, name: Product) -> None:
+    x, weight, g = tensors(1)
+    left: list[Any] = [one for one in KINDS if one != name]
+    found = run(x, weight, g, Numerics.of(Precision(recipe=recipe, products=left)))
+    wanted = expected(recipe, x.detach(), weight.detach(), g, COUNTS, left)
+    assert all(close(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def test_bf16_products_are_plain_products() -> None:
+    x, weight, g = tensors(2)
+    found = run(x, weight, g, Numerics.of(Precision(recipe="bf16")))
+    wanted = expected("bf16", x.detach(), weight.detach(), g, COUNTS, [])
+    assert all(close(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def test_another_block_size() -> None:
+    x, weight, _ = tensors(3)
+    with torch.no_grad():
+        y = linear(x, Parameter(weight[0]), None, Numerics.of(Precision(recipe="fp8_blockwise", block_size=32)))
+    a = along_sum("fp8_blockwise", "input", x, size=32)
+    assert close(y, a @ along_sum("fp8_blockwise", "weight", weight[0], size=32).t())
+
+
+def test_the_weight_gradient_is_added_in_fp32_to_the_main_gradient() -> None:
+    """Without a rounding to BF16 on the way, as Megatron's fused kernels do it."""
+    x, weight, g = tensors(4)
+    before = torch.randn(weight.shape, generator=torch.Generator().manual_seed(5))
+    weight.main_grad = before.clone()  # type: ignore[attr-defined]
+    run(x, weight, g, Numerics.of(Precision(recipe="fp8_blockwise")))
+    wanted = expected("fp8_blockwise", x.detach(), weight.detach(), g, COUNTS, list(KINDS))[2]
+    assert close(weight.main_grad - before, wanted, bits=18)  # type: ignore[attr-defined]
+    assert weight.grad_added_to_main_grad  # type: ignore[attr-defined]
+
+
+def test_biases_are_added_before_the_one_rounding() -> None:
+    x, weight, g = tensors(6)
+    bias = Parameter(torch.randn(4, 144, generator=torch.Generator().manual_seed(6)).bfloat16())
+    y = grouped_linear(x, weight, bias, COUNTS, Numerics.of(Precision(recipe="fp8_blockwise")))
+    y.backward(g)
+    plain = expected("fp8_blockwise", x.detach(), weight.detach(), g, COUNTS, list(KINDS))[0]
+    rows = torch.repeat_interleave(bias.detach().double(), torch.tensor(COUNTS), dim=0)
+    assert close(y.detach(), plain + rows)
+    assert bias.grad is not None
+    sums = torch.stack([part.double().sum(0) for part in g.split(COUNTS)])
+    assert close(bias.grad, sums)
+
+
+def test_evaluation_rounds_as_training_does() -> None:
+    x, weight, _ = tensors(7)
+    numerics = Numerics.of(Precision(recipe="fp8_mxfp8"))
+    trained = grouped_linear(x, weight, None, COUNTS, numerics)
+    with torch.no_grad():
+        assert torch.equal(grouped_linear(x, weight, None, COUNTS, numerics), trained)
+
+
+# --- delayed scaling --------------------------------------------------------------------------------------------------
+
+
+def test_delayed_scaling_uses_the_largest_of_the_passes_before() -> None:
+    """amax 1, 4, 2 with a history of 2: scales 1 (none yet), 448 / 1, 448 / 4, 448 / 4, then 448 / 2."""
+    history = AmaxHistory(2, experts=1)
+    format = RECIPES["fp8_delayed"].formats["input"]
+    seen = []
+    for amax in (1.0, 4.0, 2.0, 2.0, 0.0):
+        seen.append(history.scale("input")[0])
+        history.record("input", [amax], format)
+    assert seen == [1.0, 448.0, 112.0, 112.0, 224.0]
+    history.record("input", [0.0], format)
+    assert history.scale("input") == [224.0]  # nothing but zeros: as it was
+    history.record("input", [math.inf], format)
+    assert history.scale("input") == [224.0]
+    assert history.scale("gradient") == [1.0]
+
+
+def test_delayed_products_use_the_scales_before_this_pass_and_saturate() -> None:
+    x, weight, _ = tensors(8)
+    x = (x.detach() / x.detach().abs().max()).requires_grad_()  # amax 1
+    history = AmaxHistory(4, experts=1)
+    numerics, single = Numerics.of(Precision(recipe="fp8_delayed", amax_history=4)), Parameter(weight[0].detach())
+    linear(x, single, None, numerics, history).float().sum().backward()
+    y = linear((x * 4).detach().requires_grad_(), single, None, numerics, history)
+    a = (x.detach().float() * 4 * 448.0).clamp(-448, 448).to(torch.float8_e4m3fn).double() / 448.0
+    amax = single.abs().max().item()
+    w = cast(single.detach(), torch.tensor(448.0 / amax, dtype=torch.float32).item(), numerics.recipe.formats["weight"])
+    assert close(y.detach(), a @ w.t())
+
+
+def test_evaluation_leaves_the_history_alone() -> None:
+    x, weight, _ = tensors(9)
+    history = AmaxHistory(4, experts=4)
+    with torch.no_grad():
+        grouped_linear(x, weight, None, COUNTS, Numerics.of(Precision(recipe="fp8_delayed")), history)
+    assert history.passes.tolist() == [0, 0, 0]
+
+
+def test_a_history_lives_through_a_checkpoint_and_a_change_to_bf16() -> None:
+    history = AmaxHistory(3, experts=2)
+    history.record("weight", [0.3, 7.7], RECIPES["fp8_delayed"].formats["weight"])
+    other = AmaxHistory(3, experts=2)
+    other.load_state_dict(history.bfloat16().state_dict())
+    assert other.scale("weight") == history.scale("weight") != [1.0, 1.0]
+
+
+# --- accumulation -----------------------------------------------------------------------------------------------------
+
+
+def slow_accumulation(a: Tensor, b: Tensor, promotion: int | None) -> Tensor:
+    """One output at a time: after every 32 products, 14 significant bits are kept (arXiv 2412.19437, section 3.5.2)."""
+    out = torch.zeros(a.shape[0], b.shape[1])
+    for row in range(a.shape[0]):
+        for column in range(b.shape[1]):
+            total, accumulator = 0.0, 0.0
+            for start in range(0, a.shape[1], 32):
+                accumulator += float(a[row, start : start + 32].double() @ b[start : start + 32, column].double())
+                mantissa, exponent = math.frexp(accumulator)  # 0.5 <= |mantissa| < 1
+                accumulator = math.ldexp(math.trunc(mantissa * 2**14), exponent - 14)
+                if promotion and (start + 32) % promotion == 0:
+                    total, accumulator = total + accumulator, 0.0
+            out[row, column] = total + accumulator
+    return out
+
+
+@pytest.mark.parametrize("promotion", [None, 128])
+@pytest.mark.parametrize("k", [32, 100, 128, 400])
+def test_short_accumulation_keeps_14_bits(k: int, promotion: int | None) -> None:
+    """Operands of a few bits, whose sums of 32 are exact in FP32 in any order."""
+    generator = torch.Generator().manual_seed(k)
+    a = torch.randint(-128, 128, (5, k), generator=generator).float() / 16
+    b = torch.randint(-128, 128, (k, 6), generator=generator).float() / 16
+    found = short_accumulation(a, b, promotion)
+    assert torch.equal(found, slow_accumulation(a, b, promotion))
+    if promotion is None and k >= 128:
+        assert not torch.equal(found, a @ b)
+
+
+@pytest.mark.parametrize(("accumulation", "promotion"), [("fp14", None), ("promoted", 128)])
+def test_layers_sum_as_asked(accumulation: Any, promotion: int | None) -> None:
+    x, weight, g = tensors(10)
+    numerics = Numerics.of(Precision(recipe="fp8_blockwise", accumulation=accumulation))
+    y, gx, _ = run(x, weight, g, numerics)
+    part, w = x.detach()[:100], weight.detach()[0]
+    a, b = along_sum("fp8_blockwise", "input", part).float(), along_sum("fp8_blockwise", "weight", w).float()
+    assert torch.equal(y[:100], short_accumulation(a, b.t(), promotion).bfloat16())
+    c, d = along_sum("fp8_blockwise", "gradient", g[:100]).float(), along_sum("fp8_blockwise", "weight", w.t()).float()
+    assert torch.equal(gx[:100], short_accumulation(c, d.t(), promotion).bfloat16())
+
+
+def test_short_accumulators_do_not_read_memory_that_nobody_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(math.nan))
+    x, weight, g = tensors(11)
+    for one in run(x, weight, g, Numerics.of(Precision(recipe="fp8_tensorwise", accumulation="fp14"))):
+        assert one.isfinite().all()

@@ -1,0 +1,105 @@
+"""Which recipe runs where, and what an experiment may ask of it; what a refusal says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from octavo.configuration import read_section
+from octavo.errors import OctavoError
+from octavo.experiment.cluster import Device
+from octavo.experiment.config import Precision
+from octavo.layout import configs
+from octavo.precision.recipes import RECIPES, check_recipe
+
+# What Transformer Engine 2.11.0 answers; tests/precision/test_transformer_engine.py asks it.
+HAVE = {
+    "8.0": {"bf16"},
+    "8.9": {"bf16", "fp8_delayed", "fp8_tensorwise"},
+    "9.0": {"bf16", "fp8_delayed", "fp8_tensorwise", "fp8_blockwise"},
+    "10.0": {"bf16", "fp8_delayed", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8", "nvfp4"},
+    "10.3": {"bf16", "fp8_delayed", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8", "nvfp4"},
+    "12.0": {"bf16", "fp8_delayed", "fp8_tensorwise", "fp8_blockwise", "nvfp4"},
+}
+
+
+def device(capability: str | None) -> Device:
+    """One of the devices that Octavo knows, with another compute capability."""
+    known = read_section(next(iter(sorted((configs().clusters / "devices").glob("h100*.yaml")))), Device)
+    if capability is None:
+        return known.model_copy(update={"kind": "cpu", "compute_capability": None, "name": "a CPU"})
+    return known.model_copy(update={"compute_capability": capability, "name": f"GPU {capability}"})
+
+
+def check(precision: dict[str, Any], capability: str | None, cuda: str | None = "13.0") -> None:
+    check_recipe(Precision(**precision), device=device(capability), cuda=cuda, where="experiment.yaml precisions")
+
+
+@pytest.mark.parametrize("capability", HAVE)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_each_gpu_generation_has_its_recipes(capability: str, recipe: str) -> None:
+    if recipe in HAVE[capability]:
+        check({"recipe": recipe}, capability)
+        return
+    with pytest.raises(OctavoError) as caught:
+        check({"recipe": recipe}, capability)
+    assert f"does not have recipe {recipe}" in str(caught.value)
+    assert "experiment.yaml precisions" in str(caught.value)
+    able = [one for one, recipes in HAVE.items() if recipe in recipes]
+    assert all(one in str(caught.value.expected) for one in able)  # the GPUs that can
+    assert all(one in str(caught.value.fix) for one in HAVE[capability])  # and what this one can
+
+
+def test_every_gpu_that_octavo_knows_is_in_the_table() -> None:
+    for path in (configs().clusters / "devices").glob("*.yaml"):
+        known = read_section(path, Device)
+        assert known.kind == "cpu" or known.compute_capability in HAVE
+
+
+@pytest.mark.parametrize(
+    ("cuda", "fits"), [("12.8", False), ("12.9", True), ("13.0", True), ("12.10", True), (None, False)]
+)
+def test_blockwise_needs_cuda_12_9(cuda: str | None, fits: bool) -> None:
+    if fits:
+        check({"recipe": "fp8_blockwise"}, "9.0", cuda)
+    else:
+        with pytest.raises(OctavoError, match=r"needs CUDA 12\.9"):
+            check({"recipe": "fp8_blockwise"}, "9.0", cuda)
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "nvfp4"])
+def test_cpus_emulate(recipe: str) -> None:
+    check({"recipe": recipe}, None, None)
+
+
+def test_a_gpu_emulates_what_it_lacks_if_told_to() -> None:
+    check({"recipe": "fp8_mxfp8", "emulate": True}, "8.0")
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability", "message"),
+    [
+        ({"recipe": "nvfp4"}, None, "not emulated"),
+        ({"recipe": "bf16", "accumulation": "fp14"}, None, "bf16 has no accumulation"),
+        ({"recipe": "bf16", "emulate": True}, "9.0", "bf16 has no emulate"),
+        ({"recipe": "fp8_tensorwise", "products": []}, None, "no product in FP8"),
+        ({"recipe": "fp8_tensorwise", "block_size": 64}, None, "has no blocks"),
+        ({"recipe": "fp8_delayed", "first_last_layers_bf16": True}, None, "first_last_layers_bf16 with fp8_delayed"),
+        ({"recipe": "fp8_blockwise", "fp8_parameters": True}, None, "fp8_parameters needs Transformer Engine"),
+        ({"recipe": "fp8_blockwise", "accumulation": "fp14"}, "9.0", "cannot be asked of Transformer Engine"),
+        ({"recipe": "fp8_blockwise", "block_size": 64}, "9.0", "cannot be asked of Transformer Engine"),
+        ({"recipe": "fp8_blockwise", "output_head": True}, "9.0", "cannot be asked of Transformer Engine"),
+        ({"recipe": "fp8_blockwise", "products": ["forward"]}, "9.0", "cannot be asked of Transformer Engine"),
+        ({"recipe": "fp8_tensorwise", "products": ["forward", "input_gradient"]}, "9.0", "cannot be asked"),
+    ],
+)
+def test_what_cannot_be_is_refused(precision: dict[str, Any], capability: str | None, message: str) -> None:
+    with pytest.raises(OctavoError, match=message) as caught:
+        check(precision, capability)
+    assert caught.value.where
+
+
+def test_transformer_engine_leaves_the_weight_gradient_in_bf16_with_delayed_scaling() -> None:
+    """`override_linear_precision`, by Megatron-Core's `fp8_wgrad`."""
+    check({"recipe": "fp8_delayed", "products": ["input_gradient", "forward"]}, "9.0")

@@ -1,0 +1,163 @@
+"""With Transformer Engine's layers every model is built in every recipe, and what is not as asked is found out.
+
+Runs Transformer Engine's Python package on the meta device: what its kernels compute is not tested here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo.precision.recipes import RECIPES
+
+pytest.importorskip("megatron.core")
+
+MODELS = ("laptop-dense", "llama-3.1-8b", "qwen3-30b-a3b", "deepseek-v3")
+LINEARS = {
+    # Attention has qkv and the output projection; a dense layer fc1 (gate and up) and fc2, experts one group of each.
+    "laptop-dense": 3 * (2 + 2),
+    "llama-3.1-8b": 32 * (2 + 2),
+    "qwen3-30b-a3b": 48 * (2 + 2),
+    # MLA: q down, q up, kv down, kv up, output. 3 dense layers; 58 of experts with a shared one; one more of these for
+    # the multi-token prediction, which has a projection of its own (arXiv 2412.19437, section 4.2).
+    "deepseek-v3": 62 * 5 + 3 * 2 + 59 * (2 + 2) + 1,
+}
+PARAMETERS = {
+    "llama-3.1-8b": 8.03e9,  # its model card
+    "qwen3-30b-a3b": 30.5e9,  # arXiv 2505.09388, table 2
+    # 671 B, and the prediction's layer without the embedding and head that it shares: 14 B by DeepSeek's README, less
+    # 2 x 129280 x 7168 = 1.85 B, which the checkpoint holds twice
+    "deepseek-v3": 671e9 + 14e9 - 1.85e9,
+}
+CASES = [(model, recipe) for model in MODELS for recipe in RECIPES]
+
+
+def construct(package: Path, cases: list[tuple[str, dict[str, Any], bool]], **environment: str) -> list[Any]:
+    """Build models in a process of their own; the answer for each."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("construct_models.py"))],
+        input=json.dumps(cases),
+        env={**os.environ, "PYTHONPATH": str(package), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.fixture(scope="module")
+def built(transformer_engine: Path) -> dict[tuple[str, str], Any]:
+    answers = construct(transformer_engine, [(model, {"recipe": recipe}, False) for model, recipe in CASES])
+    return dict(zip(CASES, answers, strict=True))
+
+
+@pytest.mark.parametrize(("model", "recipe"), CASES)
+def test_every_model_is_built_in_every_recipe(built: dict[tuple[str, str], Any], model: str, recipe: str) -> None:
+    """All linear layers are Transformer Engine's in the recipe, and the output head is left in BF16."""
+    assert built[model, recipe].get("error") is None
+    assert built[model, recipe]["built"] == {
+        f"{recipe} (Transformer Engine)": LINEARS[model],
+        "bf16 (Megatron-Core)": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "fused"),
+    [
+        ("llama-3.1-8b", ["apply_rope_fusion", "cross_entropy_loss_fusion"]),
+        ("qwen3-30b-a3b", ["apply_rope_fusion", "cross_entropy_loss_fusion", "moe_permute_fusion"]),
+        ("deepseek-v3", ["cross_entropy_loss_fusion", "moe_permute_fusion"]),
+    ],
+)
+def test_dense_and_mixture_have_the_fused_kernels_that_there_are(built: Any, model: str, fused: list[str]) -> None:
+    """Else their speeds would say who is fused, not which architecture is faster."""
+    assert built[model, "bf16"]["fused"] == fused
+
+
+@pytest.mark.parametrize("model", PARAMETERS)
+def test_published_models_have_the_parameters_that_were_published(built: Any, model: str) -> None:
+    assert built[model, "bf16"]["parameters"] == pytest.approx(PARAMETERS[model], rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def special(transformer_engine: Path) -> dict[str, Any]:
+    cases = {
+        "first and last": ("llama-3.1-8b", {"recipe": "fp8_tensorwise", "first_last_layers_bf16": True}, False),
+        "parameters": ("llama-3.1-8b", {"recipe": "fp8_delayed", "fp8_parameters": True}, False),
+        "replaced": ("laptop-dense", {"recipe": "fp8_tensorwise"}, True),
+        "odd width": ("laptop-moe", {"recipe": "fp8_tensorwise"}, False),
+    }
+    return dict(zip(cases, construct(transformer_engine, list(cases.values())), strict=True))
+
+
+def test_first_and_last_layers_in_bf16_are_counted_as_such(special: dict[str, Any]) -> None:
+    assert special["first and last"]["built"] == {
+        "fp8_tensorwise (Transformer Engine)": 30 * 4,
+        "bf16 (Transformer Engine)": 2 * 4,
+        "bf16 (Megatron-Core)": 1,
+    }
+
+
+def test_a_layer_that_is_not_transformer_engines_is_found(special: dict[str, Any]) -> None:
+    """A plain layer in the place of one."""
+    assert "decoder.layers.1.self_attention.linear_proj was built as Linear" in special["replaced"]["error"]
+
+
+def test_sizes_that_fp8_kernels_cannot_take_are_found_before_the_first_step(special: dict[str, Any]) -> None:
+    """The laptop's experts are 72 wide; Transformer Engine's FP8 products want multiples of 16."""
+    assert "72" in special["odd width"]["error"]
+    assert "multiples of 16" in special["odd width"]["error"]
+
+
+def test_scales_that_are_not_the_recipes_are_found(transformer_engine: Path) -> None:
+    """An environment variable changes Transformer Engine's block scales: that would be another recipe."""
+    case = ("laptop-dense", {"recipe": "fp8_blockwise"}, False)
+    (answer,) = construct(transformer_engine, [case], NVTE_FP8_BLOCK_SCALING_FP32_SCALES="1")
+    assert "NVTE_FP8_BLOCK_SCALING_FP32_SCALES" in answer["error"]
+
+
+def test_the_table_of_gpus_is_transformer_engines(transformer_engine: Path) -> None:
+    """Its own checks, asked with the compute capability faked."""
+    program = """
+import json
+import transformer_engine_without_gpu as engine
+engine.pretend()
+import transformer_engine.pytorch.quantization as quantization
+from transformer_engine.common import recipe
+recipes = {
+    "fp8_delayed": recipe.DelayedScaling(),
+    "fp8_tensorwise": recipe.Float8CurrentScaling(),
+    "fp8_blockwise": recipe.Float8BlockScaling(),
+    "fp8_mxfp8": recipe.MXFP8BlockScaling(),
+    "nvfp4": recipe.NVFP4BlockScaling(),
+}
+quantization.tex.get_cublasLt_version = lambda: 130000
+answers = {}
+for capability in ((8, 0), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)):
+    quantization.get_device_compute_capability = lambda: capability
+    for name, one in recipes.items():
+        for check in ("fp8", "mxfp8", "nvfp4", "fp8_block_scaling"):
+            getattr(quantization, f"check_{check}_support").cache_clear()
+        try:
+            quantization.check_recipe_support(one)
+        except AssertionError:
+            continue
+        if name != "nvfp4" or quantization.check_nvfp4_support()[0]:  # which check_recipe_support leaves out
+            answers.setdefault(name, []).append("%d.%d" % capability)
+print(json.dumps(answers))
+"""
+    path = os.pathsep.join([str(transformer_engine), str(Path(__file__).parent)])
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(done.stdout.splitlines()[-1])
+    assert answers == {name: list(recipe.capabilities) for name, recipe in RECIPES.items() if recipe.quantised}
