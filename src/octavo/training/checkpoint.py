@@ -1,0 +1,174 @@
+"""Checkpoints by megatron.core.dist_checkpointing: one folder per step, whole or not there.
+
+All ranks save into a folder whose name begins with a dot; when all are done the leading rank flushes it to disk and
+renames it, so that every `step-<n>` there is, is whole. It holds the model, the FP32 main parameters, the optimizer's
+state and the schedule. Tensors and plain values are read without executing anything that they hold; torch's own index
+of the files is a pickle: go on from checkpoints only that you made.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import torch as torch_strategy
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save as save_shards
+
+from octavo.errors import OctavoError
+from octavo.files import unwritable
+from octavo.training.assembly import unwrapped
+from octavo.training.seal import seal
+
+
+class Checkpointer:
+    """Saves and loads the state of one run."""
+
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        chunks: list[DistributedDataParallel],
+        optimizer: MegatronOptimizer,
+        scheduler: OptimizerParamScheduler,
+        *,
+        leads: bool,
+        run_fingerprint: str,
+    ) -> None:
+        self.folder, self.keep, self.leads, self.run_fingerprint = folder, keep, leads, run_fingerprint
+        self.chunks, self.optimizer, self.scheduler = chunks, optimizer, scheduler
+
+    def save(self, step: int) -> None:
+        """Save after `step` steps; keep the newest few."""
+        partial, whole = self.folder / f".step-{step}", self._of(step)
+        if self.leads:
+            try:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            except OSError as error:
+                raise unwritable(partial, error) from error
+        torch.distributed.barrier()
+        try:
+            dist_checkpointing.save(self._state(is_loading=False), str(partial), sharded_strategy=_InProcess())
+        except (OSError, CheckpointException) as error:
+            refused = next((one for one in _reasons(error) if isinstance(one, OSError)), None)
+            if refused is not None:
+                raise unwritable(partial, refused) from error
+            raise OctavoError(f"the checkpoint cannot be written: {_last_line(error)}", where=partial) from error
+        torch.distributed.barrier()
+        if self.leads:
+            try:
+                seal(partial, step, self.run_fingerprint)
+                _flush(partial)
+                shutil.rmtree(whole, ignore_errors=True)
+                partial.rename(whole)
+            except OSError as error:
+                raise unwritable(whole, error) from error
+            for old in self.steps_in(self.folder)[: -self.keep]:
+                shutil.rmtree(self._of(old), ignore_errors=True)
+
+    def load_newest(self) -> int:
+        """Load the newest checkpoint; the steps done, 0 if there is none."""
+        steps = self.steps_in(self.folder)
+        if not steps:
+            return 0
+        path = self._of(steps[-1])
+        try:
+            state: Any = dist_checkpointing.load(self._state(is_loading=True), str(path))
+        except (*_UNREADABLE, CheckpointException) as error:
+            raise OctavoError(
+                f"the checkpoint cannot be read: {_last_line(error)}",
+                where=path,
+                fix=f"remove it ({'the one before is used' if len(steps) > 1 else 'the run begins anew'})",
+            ) from error
+        for name, model in self._models():
+            model.load_state_dict(state[name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        return steps[-1]
+
+    @staticmethod
+    def steps_in(folder: Path) -> list[int]:
+        """The steps of the checkpoints there are, the earliest first."""
+        return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+
+    def remove_partial(self) -> None:
+        """Remove what a killed save left."""
+        for path in self.folder.glob(".step-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _of(self, step: int) -> Path:
+        return self.folder / f"step-{step}"
+
+    def _models(self) -> list[tuple[str, GPTModel]]:
+        """The model's chunks by name; Megatron keys their tensors by layer, so that chunks of other stages fit in."""
+        return [(f"model{index}", unwrapped(chunk)) for index, chunk in enumerate(self.chunks)]
+
+    def _state(self, *, is_loading: bool) -> dict[str, Any]:
+        models = {name: model.sharded_state_dict() for name, model in self._models()}
+        flat = models["model0"] if len(models) == 1 else models
+        return {
+            **models,
+            "optimizer": self.optimizer.sharded_state_dict(flat, is_loading=is_loading),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+
+_UNREADABLE = (OSError, EOFError, RuntimeError, KeyError, ValueError, dist_checkpointing.core.CheckpointingException)
+
+
+def _reasons(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it; torch's CheckpointException holds one error of every rank that failed."""
+    yield error
+    if isinstance(error, CheckpointException):
+        for one, _ in error.failures.values():
+            yield from _reasons(one)
+    earlier = error.__cause__ or error.__context__
+    if earlier is not None:
+        yield from _reasons(earlier)
+
+
+def _last_line(error: BaseException) -> str:
+    """What an error says, without the traceback that torch puts into its text."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+class _InProcess(torch_strategy.TorchDistSaveShardedStrategy):
+    """Megatron's torch_dist format, written by this process.
+
+    Megatron's own writer starts a process for a queue and two more for every save, which takes longer than most runs'
+    steps between saves; the files are the same.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("torch_dist", 1)
+
+    def save(self, sharded_state_dict: Any, checkpoint_dir: str | Path) -> None:
+        """Write this rank's shards."""
+        by_key, _, _ = torch_strategy._replace_state_dict_keys_with_sharded_keys(sharded_state_dict, True)
+        save_shards(
+            torch_strategy.mcore_to_pyt_state_dict(by_key, False),
+            storage_writer=FileSystemWriter(checkpoint_dir, sync_files=False),
+            planner=torch_strategy.MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        )
+
+
+def _flush(folder: Path) -> None:
+    """Force a folder's files to disk before the rename that calls them whole."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,93 @@
+"""`octavo train`: one run, from its configuration to its result."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from octavo.errors import OctavoError
+from octavo.layout import ExperimentFolder, RunFolder
+
+if TYPE_CHECKING:
+    from octavo.experiment.run import RunConfig
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command()(train)
+
+
+def train(
+    run_folder: Annotated[Path, typer.Argument(help="results/<experiment>/runs/<cell>/seed-<n>")],
+    config: Annotated[
+        Path | None, typer.Option(help="A run's config.yaml, to train it in a folder of another name.")
+    ] = None,
+) -> None:
+    """Train one run, or go on with it: what it is follows from its path.
+
+    Started by torchrun or srun it is one rank; alone it starts the ranks of its run itself, in a Slurm job on all of
+    the job's nodes. A finished run is left as it is. Told to stop (SIGTERM, SIGUSR1) it saves and leaves with status
+    75: start it again and it goes on.
+    """
+    from octavo.cluster.launch import in_allocation
+    from octavo.cluster.launch import launch as launch_in_job
+    from octavo.experiment.run import load_experiment
+    from octavo.training import launch
+    from octavo.training.journal import finished
+    from octavo.training.requirements import check_layout
+
+    folder = RunFolder(run_folder)
+    run = _resolve(folder, config)
+    if finished(folder, run.run_fingerprint):
+        typer.echo(f"complete: {folder.result}")
+        return
+    check_layout(run)
+    if in_allocation() and (experiment := load_experiment(run.experiment)).cluster.slurm:
+        raise typer.Exit(launch_in_job(experiment, run, folder, ["--config", str(config)] if config else []))
+    place = launch.find_place(run.parallelism.world_size)
+    if place is None:
+        arguments = ["train", str(run_folder), *(["--config", str(config)] if config else [])]
+        grace = run.training.checkpoints.grace_seconds
+        raise typer.Exit(launch.start_ranks(run.parallelism.world_size, arguments, grace))
+    _set_environment(run)
+    from octavo.training.cpu_backend import install
+
+    install()
+    from octavo.training.trainer import train as train_run
+
+    raise typer.Exit(train_run(run, folder, place))
+
+
+def _resolve(folder: RunFolder, config: Path | None) -> RunConfig:
+    """The run that a folder's path names, or the one in a file."""
+    from octavo.experiment.run import load_experiment, read_run_config
+
+    if config is not None:
+        return read_run_config(config)
+    path = folder.path.absolute()
+    experiment = ExperimentFolder(path.parents[2])
+    number = path.name.removeprefix("seed-")
+    if path.parents[1].name != "runs" or not path.name.startswith("seed-") or not number.isdigit():
+        raise OctavoError(
+            "the folder is not a run's", where=folder.path, expected="results/<experiment>/runs/<cell>/seed-<n>"
+        )
+    return load_experiment(experiment.name).run(folder.cell, folder.seed)
+
+
+def _set_environment(run: RunConfig) -> None:
+    """Variables that torch and its libraries read when they are imported."""
+    from octavo.training.requirements import device_of
+
+    warnings.filterwarnings("ignore", module=r"megatron\.")  # of options that we chose, and of Apex
+    if device_of(run).kind == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also where there is a GPU: a run is what it says
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(run.training.threads)
+    if run.training.deterministic:
+        # cuBLAS, Transformer Engine and NCCL: bit-reproducible kernels and one order of sums
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
+        os.environ.setdefault("NCCL_ALGO", "Ring")

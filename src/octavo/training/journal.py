@@ -1,0 +1,154 @@
+"""What a run writes while it goes: `metrics.jsonl` and `attempts.jsonl`, and the rules that make them survive a kill.
+
+Metrics are appended line by line and flushed, so that a killed run loses at most its last line; a resumed run cuts a
+torn line off and appends, and the steps after its checkpoint appear a second time (readers take the last). Attempts are
+few: their file is written anew, atomically, whenever one begins or ends. One that left no word (SIGKILL, power) is
+closed by the next as `killed`, at the time of the last line that it wrote.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from octavo.errors import OctavoError
+from octavo.files import atomic_path, unwritable, write_text
+from octavo.layout import RunFolder
+from octavo.records import AttemptRecord, ExitReason, MetricsRecord, Result, read_lines, read_record
+
+MADE_BY = "octavo train {folder}"
+
+
+@contextmanager
+def only_trainer(folder: RunFolder) -> Iterator[None]:
+    """Hold the run folder's lock, which dies with the process; OctavoError when another process has it."""
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        lock = (folder.path / ".lock").open("w")
+    except OSError as error:
+        raise unwritable(folder.path, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OctavoError(
+                "another process trains this run", where=folder.path, fix="wait for it, or stop it first"
+            ) from None
+        yield
+
+
+def finished(folder: RunFolder, fingerprint: str) -> Result | None:
+    """The run's result, if it is complete and was made under this configuration."""
+    if not folder.result.exists():
+        return None
+    try:
+        result = read_record(folder.result, Result, made_by=MADE_BY.format(folder=folder.path))
+    except OctavoError:
+        return None  # cut short, or another version's: it is made again, and what it cost stays in the attempts
+    return result if result.run_fingerprint == fingerprint else None
+
+
+def supersede(folder: RunFolder, fingerprint: str) -> Path | None:
+    """Move what another configuration left in the folder to `superseded/`, where it is still paid for; say where to."""
+    attempts = close_dangling(folder)
+    earlier = {attempt.run_fingerprint for attempt in attempts} - {fingerprint}
+    if not earlier:
+        return None
+    target = folder.superseded / sorted(earlier)[0][:12]
+    number = 1
+    while target.exists():
+        number += 1
+        target = target.with_name(f"{sorted(earlier)[0][:12]}-{number}")
+    target.mkdir(parents=True)
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)  # nothing will go on from them, and they are large
+    for path in (folder.config, folder.metrics, folder.attempts, folder.provenance, folder.routing, folder.result):
+        if path.exists():
+            path.replace(target / path.name)
+    return target
+
+
+def read_attempts(folder: RunFolder) -> list[AttemptRecord]:
+    """The attempts so far, the earliest first."""
+    return read_lines(folder.attempts, AttemptRecord)
+
+
+def write_attempts(folder: RunFolder, attempts: list[AttemptRecord]) -> None:
+    """Write all attempts anew."""
+    write_text(folder.attempts, "".join(attempt.model_dump_json() + "\n" for attempt in attempts))
+
+
+def close_dangling(folder: RunFolder) -> list[AttemptRecord]:
+    """The attempts so far, those that left no word closed as killed at the last sign of life."""
+    attempts = read_attempts(folder)
+    if all(attempt.end for attempt in attempts):
+        return attempts
+    cut_torn_line(folder.metrics)
+    last: dict[int, MetricsRecord] = {record.attempt: record for record in read_lines(folder.metrics, MetricsRecord)}
+    for index, attempt in enumerate(attempts):
+        if attempt.end is None:
+            seen = last.get(attempt.attempt)
+            attempts[index] = attempt.model_copy(
+                update={
+                    "end": datetime.fromtimestamp(seen.time, UTC) if seen else attempt.start,
+                    "exit_reason": "killed",
+                    "last_step": seen.step if seen else attempt.first_step,
+                }
+            )
+    write_attempts(folder, attempts)
+    return attempts
+
+
+def cut_torn_line(path: Path) -> None:
+    """Remove a last line that a killed writer left without its newline."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+
+
+class Journal:
+    """The open files of one attempt. Only the leading rank has one."""
+
+    def __init__(self, folder: RunFolder, attempt: AttemptRecord) -> None:
+        self.folder = folder
+        self.attempt = attempt
+        self._earlier = close_dangling(folder)
+        write_attempts(folder, [*self._earlier, attempt])
+        cut_torn_line(folder.metrics)
+        self._metrics: IO[str] = folder.metrics.open("a", encoding="utf-8")
+
+    def record(self, metrics: MetricsRecord) -> None:
+        """Append one line and flush it."""
+        try:
+            self._metrics.write(metrics.model_dump_json(exclude_none=True) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            raise unwritable(self.folder.metrics, error) from error
+
+    def close(self, reason: ExitReason, last_step: int, error: str | None = None, **energy: Any) -> None:
+        """End the attempt."""
+        self._metrics.close()
+        ended = self.attempt.model_copy(
+            update={
+                "end": datetime.now(UTC),
+                "exit_reason": reason,
+                "error": error,
+                "last_step": last_step,
+                **energy,
+            }
+        )
+        write_attempts(self.folder, [*self._earlier, ended])
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Write a record as JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,61 @@
+"""Setting one rank up: threads, kernels, process group and parallel state."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+
+import torch
+import torch.distributed
+from megatron.core import parallel_state, tensor_parallel
+from torch._C._distributed_c10d import HashStore
+
+from octavo.experiment.run import RunConfig
+from octavo.training.launch import Place
+from octavo.training.requirements import check_device
+
+
+def set_up_process(run: RunConfig, place: Place) -> None:
+    """Threads, kernels, process group and parallel state of this rank."""
+    training, layout = run.training, run.parallelism
+    on_gpu = torch.cuda.is_available()
+    check_device(run, on_gpu=on_gpu)
+    logging.getLogger("megatron.core.datasets").setLevel(
+        logging.ERROR
+    )  # it misses a cache that it was told to do without
+    torch.set_num_threads(training.threads)
+    torch.set_flush_denormal(training.flush_denormals)
+    _keep_memory()
+    if on_gpu:
+        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+        torch.use_deterministic_algorithms(training.deterministic)
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    if place.port:
+        torch.distributed.init_process_group(
+            backend,
+            init_method=f"tcp://{place.address}:{place.port}",
+            rank=place.rank,
+            world_size=place.world_size,
+        )
+    else:
+        torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor,
+        pipeline_model_parallel_size=layout.pipeline,
+        virtual_pipeline_model_parallel_size=layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
+        context_parallel_size=layout.context,
+        expert_model_parallel_size=layout.expert,
+        expert_tensor_parallel_size=1,
+        create_gloo_process_groups=False,
+    )
+    # nothing draws from it (no dropout, initial values of our own), but Megatron-Core wants it there
+    tensor_parallel.model_parallel_cuda_manual_seed(run.seed + 1)
+
+
+def _keep_memory() -> None:
+    """Tell glibc to keep freed memory: every step takes the same again, and pages fresh from the kernel are slow."""
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    allocator = getattr(ctypes.CDLL(None), "mallopt", None)
+    if allocator is not None:  # other C libraries have none
+        allocator(mmap_threshold, 1 << 30)
+        allocator(trim_threshold, 2**31 - 1)

@@ -1,0 +1,167 @@
+"""What made a run, as far as it may change its numbers: versions, hardware, threads, commit, and a few variables.
+
+Of the environment only an allow-list is recorded: the rest may hold secrets, and does not change a number.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import octavo
+from octavo.errors import OctavoError
+from octavo.files import sha256
+from octavo.layout import repository
+from octavo.records import Provenance
+
+ALLOWED_ENVIRONMENT = (
+    "ATEN_CPU_CAPABILITY",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_DEVICE_MAX_CONNECTIONS",
+    "DNNL_MAX_CPU_ISA",
+    "KMP_AFFINITY",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_NUM_THREADS",
+    "NCCL_ALGO",
+    "NCCL_PROTO",
+    "NVTE_ALLOW_NONDETERMINISTIC_ALGO",
+    "NVTE_FLASH_ATTN",
+    "NVTE_FUSED_ATTN",
+    "OMP_NUM_THREADS",
+    "ONEDNN_MAX_CPU_ISA",
+    "PYTHONHASHSEED",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
+"""Environment variables that choose kernels or the order of sums."""
+
+PACKAGES = (
+    "flash-attn",
+    "megatron-core",
+    "numpy",
+    "nvidia-cublas",
+    "nvidia-cudnn-cu13",
+    "nvidia-nccl-cu13",
+    "octavo",
+    "tokenizers",
+    "torch",
+    "transformer-engine",
+    "triton",
+)
+"""Packages whose versions change numbers."""
+
+CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "asimd", "sve", "bf16")
+"""Instruction sets by which torch and its libraries choose kernels."""
+
+
+def collect(
+    *, threads: int, data_manifest_sha256: str, precision_built: dict[str, int], emulated: bool, deterministic: bool
+) -> Provenance:
+    """The provenance of the run that this process trains."""
+    commit, dirty = _commit()
+    return Provenance(
+        octavo_version=octavo.__version__,
+        git_commit=commit,
+        git_dirty=dirty,
+        image_digest=os.environ.get("OCTAVO_IMAGE_DIGEST"),
+        python=platform.python_version(),
+        packages=_versions(),
+        lock_sha256=_lock(),
+        hardware=hardware(),
+        threads=threads,
+        environment={name: os.environ[name] for name in ALLOWED_ENVIRONMENT if name in os.environ},
+        data_manifest_sha256=data_manifest_sha256,
+        precision_built=precision_built,
+        emulated=emulated,
+        deterministic=deterministic,
+    )
+
+
+def hardware() -> dict[str, str | int | float | None]:
+    """The processor, its memory, and the GPU where there is one."""
+    import torch
+
+    described: dict[str, str | int | float | None] = {
+        **_processor(),
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "kernels": torch.backends.cpu.get_cpu_capability(),
+        "gpu": None,
+    }
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+        described |= {
+            "gpu": properties.name,
+            "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda,
+            "driver": _driver(),
+        }
+    return described
+
+
+def _processor() -> dict[str, str | int | float | None]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {"cpu_model": platform.processor() or None, "cpu_flags": None}
+    rows = [line.partition(":")[::2] for line in text.split("\n\n")[0].splitlines()]
+    values = {key.strip(): value.strip() for key, value in rows}
+    flags = set(values.get("flags", values.get("Features", "")).split())
+    identity = [values[key] for key in ("cpu family", "model", "stepping") if key in values]
+    return {
+        "cpu_model": values.get("model name"),
+        "cpu_family_model_stepping": "/".join(identity) or None,
+        "cpu_flags": " ".join(flag for flag in CPU_FLAGS if flag in flags),
+    }
+
+
+def _driver() -> str | None:
+    try:
+        import pynvml  # type: ignore[import-not-found]
+
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except Exception:  # no NVML is no reason not to train
+        return None
+
+
+def _versions() -> dict[str, str]:
+    installed = {}
+    for package in PACKAGES:
+        try:
+            installed[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return installed
+
+
+def _lock() -> str | None:
+    try:
+        return sha256(repository() / "requirements.lock")
+    except (OctavoError, OSError):
+        return None
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """The checkout's commit, and whether tracked files differ from it; None, None outside a checkout."""
+    if named := os.environ.get("OCTAVO_COMMIT"):  # in a container there is no git: whoever started it says
+        commit, _, state = named.partition(" ")
+        return commit, state == "dirty"
+    try:
+        folder = repository()
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OctavoError, OSError, subprocess.CalledProcessError):
+        return None, None
+    return commit.stdout.strip(), bool(changes.stdout.strip())

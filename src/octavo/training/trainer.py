@@ -1,0 +1,348 @@
+"""One run, from its configuration to its result, on one CPU process or many GPUs: the same code.
+
+The order of events is the module: open the run's folder, build the model from its layer specs, its optimizer and
+schedule, go on from the newest whole checkpoint, step, validate, save, write the result. What each of these is lives
+beside this file; the mathematics and the parallelism are Megatron-Core's.
+
+A run is a function of its configuration: the same seed on the same machine gives the same losses to the last bit,
+also when it is killed on the way and started again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import signal
+import socket
+import time
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+import torch.distributed
+
+from octavo.data.sampling import PreparedData, open_dataset
+from octavo.errors import OctavoError
+from octavo.experiment.run import RunConfig, data_identifier, vocabulary_size
+from octavo.files import sha256, write_text
+from octavo.layout import RunFolder, data_folder, repository
+from octavo.models.parameters import matched_quantity
+from octavo.precision.diagnostics import diagnose
+from octavo.records import AttemptRecord, ExitReason, MetricsRecord, Result, read_lines, write_table
+from octavo.training import journal, provenance, seal
+from octavo.training.assembly import build_chunks, unwrapped
+from octavo.training.checkpoint import Checkpointer
+from octavo.training.energy import EnergyMeter
+from octavo.training.initial_values import global_names
+from octavo.training.launch import RESTART, STARTED, Place, nodes
+from octavo.training.optimizer import build_optimizer, build_scheduler
+from octavo.training.process import set_up_process
+from octavo.training.progress import Progress
+from octavo.training.routing import RouterProbe
+from octavo.training.step import Stepper, StepResult
+from octavo.training.validation import Validation, Validator
+
+DIVERGED_LOSS = 1.5
+DIVERGED_STEPS = 50
+"""A loss above DIVERGED_LOSS x ln(vocabulary) for DIVERGED_STEPS steps on end is a run that has diverged."""
+
+Ending = Literal["completed", "diverged", "signalled"]
+
+
+def train(run: RunConfig, folder: RunFolder, place: Place) -> int:
+    """Train a run in its folder; the exit status: 0 when there is a result, RESTART when it was told to stop."""
+    set_up_process(run, place)
+    try:
+        if not place.leads:
+            return _Trainer(run, folder, place).train()
+        with journal.only_trainer(folder):
+            return _Trainer(run, folder, place).train()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class _Trainer:
+    def __init__(self, run: RunConfig, folder: RunFolder, place: Place) -> None:
+        self.run, self.folder, self.place = run, folder, place
+        self.training, self.total_steps = run.training, run.training.total_steps
+        self.on_gpu = torch.cuda.is_available()
+        self.emulated = run.precision.recipe != "bf16" and (not self.on_gpu or run.precision.emulate)
+        self.progress = Progress(f"{run.cell}/seed-{run.seed}", self.total_steps)
+        self.journal: journal.Journal | None = None
+        self.signalled = False
+        self.done = 0
+        """Steps done."""
+
+    def train(self) -> int:
+        """The story of a run, and of how it may end."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._receive)
+        self.energy = EnergyMeter(torch.cuda.current_device() if self.on_gpu else None)
+        try:
+            if self.place.leads:
+                self._open_folder()
+            torch.distributed.barrier()
+            self._build()
+            ending = self._loop()
+            if ending != "signalled":
+                self._write_result(ending)
+            self._close(ending)
+        except BaseException as error:
+            self._close_failed(error)
+            raise
+        return RESTART if ending == "signalled" else 0
+
+    def _receive(self, *_: object) -> None:
+        """Stop after the step at hand: SIGTERM, or SIGUSR1, Slurm's warning before the time limit."""
+        self.signalled = True
+
+    # --- beginning ----------------------------------------------------------------------------------------------------
+
+    def _open_folder(self) -> None:
+        run, folder = self.run, self.folder
+        if moved := journal.supersede(folder, run.run_fingerprint):
+            self.progress.say(f"what an earlier configuration left was moved to {moved}")
+        write_text(folder.config, run.to_yaml())
+        attempts = journal.close_dangling(folder)
+        for wrong in seal.discard_unsound(folder.checkpoints, run.run_fingerprint):
+            self.progress.say(f"not going on from a checkpoint: {wrong}")
+        attempt = AttemptRecord(
+            attempt=len(attempts) + 1,
+            start=STARTED,
+            host=socket.gethostname(),
+            nodes=nodes(),
+            device_kind=torch.cuda.get_device_name() if self.on_gpu else "cpu",
+            device_count=self.place.world_size,
+            first_step=max(Checkpointer.steps_in(folder.checkpoints), default=0),
+            slurm_job_id=os.environ.get("SLURM_JOB_ID"),
+            run_fingerprint=run.run_fingerprint,
+        )
+        self.journal = journal.Journal(folder, attempt)
+
+    def _build(self) -> None:
+        run = self.run
+        self.data = self._open_data()
+        config, self.chunks, built = build_chunks(run)
+        optimizer = build_optimizer(self.chunks, self.training, on_gpu=self.on_gpu)
+        scheduler = build_scheduler(optimizer, self.training)
+        config.grad_scale_func = optimizer.scale_loss
+        self.stepper = Stepper(run, self.chunks, optimizer, scheduler)
+        self.validator = Validator(run, self.data, self.chunks, self.stepper)
+        self.routers = RouterProbe(self.chunks, config)
+        self.checkpoints = Checkpointer(
+            self.folder.checkpoints,
+            self.training.checkpoints.keep,
+            self.chunks,
+            optimizer,
+            scheduler,
+            leads=self.place.leads,
+            run_fingerprint=run.run_fingerprint,
+        )
+        if self.place.leads:
+            self.checkpoints.remove_partial()
+            found = provenance.collect(
+                threads=self.training.threads,
+                data_manifest_sha256=self.data.manifest_sha256,
+                precision_built=built,
+                emulated=self.emulated,
+                deterministic=self.training.deterministic,
+            )
+            journal.write_record(self.folder.provenance, found)
+        self.done = self.checkpoints.load_newest()
+        if self.done and self.place.leads:
+            self.progress.say(f"going on from the checkpoint after step {self.done}")
+        self.flops_per_token = self._quantity("flops_per_token")
+        self.sequences = self.data.training_sequences(run)
+
+    def _open_data(self) -> PreparedData:
+        data = open_dataset(repository() / data_folder(data_identifier(self.run.data, self.run.tokenizer)))
+        tokens, vocabulary = vocabulary_size(self.run.tokenizer), self.run.model.vocabulary_size or 0
+        if tokens > vocabulary:
+            raise OctavoError(
+                f"the tokenizer has {tokens} tokens, the model's vocabulary {vocabulary}",
+                where=f"{self.folder.config} model.vocabulary_size",
+                expected=f"at least {tokens}",
+            )
+        return data
+
+    def _quantity(self, name: str) -> float:
+        return matched_quantity(self.run.model, name, self.training.sequence_length)  # type: ignore[arg-type]
+
+    # --- going --------------------------------------------------------------------------------------------------------
+
+    def _loop(self) -> Ending:
+        training, high = self.training, 0
+        limit = DIVERGED_LOSS * math.log(self.run.model.vocabulary_size or 1)
+        for step in range(self.done + 1, self.total_steps + 1):
+            began = time.perf_counter()
+            probes = bool(self.routers.layers) and step % training.logging.expert_load_interval == 0
+            self.routers.switch(probes)
+            with diagnose() if self._examines(step) else nullcontext() as numbers:
+                result = self.stepper.step(step, self.sequences, signalled=self.signalled)
+            seconds = time.perf_counter() - began
+            self.done = step
+            self._log_step(
+                result, seconds, self._expert_load() if probes else None, numbers.fields() if numbers else {}
+            )
+            high = high + 1 if result.loss > limit else 0
+            if not math.isfinite(result.loss + result.grad_norm) or high >= DIVERGED_STEPS:
+                return "diverged"
+            if step == self.total_steps:
+                break
+            if step % training.evaluation.interval == 0:
+                self._log_validation(self.validator.validate(training.evaluation.sequences))
+            if step % training.checkpoints.interval == 0 or result.stop:
+                self.checkpoints.save(step)
+            if result.stop:
+                return "signalled"
+        return "completed"
+
+    def _examines(self, step: int) -> bool:
+        """Whether this step's FP8 numbers are looked at (emulated ones: Transformer Engine does not show its own)."""
+        interval = self.training.logging.precision_interval
+        return self.emulated and interval > 0 and step % interval == 0
+
+    def _log_step(
+        self, result: StepResult, seconds: float, expert_load: list[list[float]] | None, numbers: dict[str, Any]
+    ) -> None:
+        if self.journal is None:
+            return
+        rate = self.training.tokens_per_step / seconds
+        self.journal.record(
+            MetricsRecord(
+                **self._now(),
+                loss=_finite(result.loss),
+                aux_loss=_finite(result.aux_loss),
+                multi_token_prediction_loss=_finite(result.multi_token_prediction_loss),
+                grad_norm=_finite(result.grad_norm),
+                learning_rate=result.learning_rate,
+                step_seconds=seconds,
+                tokens_per_second=rate,
+                model_tflops=rate * self.flops_per_token / 1e12,
+                memory_bytes=result.memory_bytes,
+                expert_load=expert_load,
+                **numbers,
+            )
+        )
+        self.progress.step(self.done, result.loss, rate)
+
+    def _log_validation(self, found: Validation, final: Validation | None = None) -> None:
+        if self.journal is None:
+            return
+        self.journal.record(
+            MetricsRecord(
+                **self._now(),
+                validation_loss=_finite(found.loss),
+                validation_bits_per_byte=_finite(found.bits_per_byte),
+                validation_loss_by_domain=found.loss_by_domain if math.isfinite(found.loss) else None,
+                final_validation_loss=_finite(final.loss) if final else None,
+                final_validation_bits_per_byte=_finite(final.bits_per_byte) if final else None,
+            )
+        )
+
+    def _now(self) -> dict[str, Any]:
+        assert self.journal is not None
+        return {
+            "step": self.done,
+            "tokens": self.done * self.training.tokens_per_step,
+            "time": time.time(),
+            "attempt": self.journal.attempt.attempt,
+        }
+
+    def _expert_load(self) -> list[list[float]]:
+        """Fraction of routed tokens by [mixture-of-experts layer][expert] in the step just done."""
+        seen = self.training.global_batch_size // self.run.parallelism.data
+        tokens = self.routers.tokens(seen, list(range(seen))).sum(1)
+        return (tokens / tokens.sum(1, keepdim=True)).tolist()
+
+    # --- ending -------------------------------------------------------------------------------------------------------
+
+    def _write_result(self, ending: Ending) -> None:
+        run, validation = self.run, None
+        if ending == "completed":
+            probe = self.routers if self.routers.layers else None
+            evaluation = self.training.evaluation
+            curve = self.validator.validate(evaluation.sequences)
+            # on more sequences than those before it: no point of their curve, but the result must follow from metrics
+            validation = self.validator.validate(evaluation.final_sequences, probe)
+            self._log_validation(curve, final=validation)
+            if probe and self.place.leads:
+                write_table(self.folder.routing, validation.routing_table(probe.layers), "routing")
+        parameters = self._parameters_sha256()
+        if not self.place.leads:
+            return
+        steps = {one.step: one for one in read_lines(self.folder.metrics, MetricsRecord) if one.step_seconds}
+        last = [one.loss for step, one in steps.items() if step > self.total_steps * 0.9 and one.loss is not None]
+        result = Result(
+            experiment=run.experiment,
+            cell=run.cell,
+            architecture=run.architecture,
+            precision=run.precision.recipe,
+            ablation=run.ablation,
+            seed=run.seed,
+            run_fingerprint=run.run_fingerprint,
+            status="completed" if ending == "completed" else "diverged",
+            steps=self.done,
+            tokens=self.done * self.training.tokens_per_step,
+            training_loss=sum(last) / len(last) if last and validation else None,
+            validation_loss=validation.loss if validation else None,
+            validation_bits_per_byte=validation.bits_per_byte if validation else None,
+            validation_loss_by_domain=validation.loss_by_domain if validation else {},
+            flops_per_token=self.flops_per_token,
+            total_parameters=round(self._quantity("total_parameters")),
+            active_parameters=round(self._quantity("active_parameters")),
+            training_seconds=sum(one.step_seconds or 0.0 for one in steps.values()),
+            emulated=self.emulated,
+            device_kind=torch.cuda.get_device_name() if self.on_gpu else "cpu",
+            device_count=self.place.world_size,
+            metrics_sha256=sha256(self.folder.metrics),
+            parameters_sha256=parameters,
+            data_manifest_sha256=self.data.manifest_sha256,
+        )
+        journal.write_record(self.folder.result, result)
+
+    def _parameters_sha256(self) -> str:
+        """Over the names and bytes of the final BF16 parameters, rank by rank."""
+        digest = hashlib.sha256()
+        for chunk in self.chunks:
+            for name, parameter in sorted(global_names(unwrapped(chunk)), key=lambda pair: pair[0]):
+                digest.update(name.encode())
+                digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        if self.place.world_size == 1:
+            return digest.hexdigest()
+        digests: list[str] = [""] * self.place.world_size
+        torch.distributed.all_gather_object(digests, digest.hexdigest())
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    def _close(self, reason: ExitReason) -> None:
+        """End the attempt, with the energy of all its GPUs, or of this machine's processors."""
+        joules = self.energy.joules()
+        if self.on_gpu and self.place.world_size > 1:
+            every: list[float | None] = [None] * self.place.world_size
+            torch.distributed.all_gather_object(every, joules)
+            joules = None if None in every else sum(one or 0.0 for one in every)
+        if self.journal:
+            source = self.energy.source if joules is not None else None
+            self.journal.close(reason, self.done, energy_joules=joules, energy_source=source)
+
+    def _close_failed(self, error: BaseException) -> None:
+        """End the attempt as well as can be: what ended it is the error that is told, whatever comes on top."""
+        if self.journal is None:
+            return
+        reason: ExitReason = "failed"
+        if isinstance(error, MemoryError | torch.OutOfMemoryError):
+            reason = "out_of_memory"
+        elif isinstance(error, KeyboardInterrupt):
+            reason = "cancelled"
+        lines = str(error).splitlines()
+        try:
+            last_step = max(self.done, self.journal.attempt.first_step)
+            self.journal.close(reason, last_step, lines[0] if lines else type(error).__name__)
+        except (OctavoError, OSError):
+            self.progress.say(f"the attempt could not be closed in {self.folder.attempts}")
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN: a loss that is none is null, and the result says that the run diverged."""
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,180 @@
+"""A workshop of tiny experiments: real text, real `octavo train` processes, models that take milliseconds a step."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SIZES: dict[str, Any] = {
+    "layers": 2,
+    "hidden_size": 32,
+    "attention": {"kind": "gqa", "heads": 2, "kv_heads": 2, "head_size": 16},
+    "vocabulary_size": 320,  # the tokenizer's 257, and even
+}
+EXPERIMENT: dict[str, Any] = {
+    "description": "Tiny models that show how a run behaves.",
+    "models": {
+        "dense": {**SIZES, "feed_forward_size": 64},
+        "moe": {
+            **SIZES,
+            "experts": {"count": 4, "top_k": 2, "size": 32, "router": {"balance": "aux_loss", "aux_loss_weight": 0.01}},
+        },
+    },
+    "precisions": ["bf16", "fp8_tensorwise", "fp8_blockwise", "fp8_delayed"],
+    "seeds": [1],
+    "data": {"sources": [{"kind": "files", "path": "text", "held_out": ["*-0.txt"]}]},
+    "tokenizer": {"kind": "bytes"},
+    "training": {
+        "steps": 80,
+        "global_batch_size": 4,
+        "micro_batch_size": 2,
+        "sequence_length": 32,
+        "optimizer": {"learning_rate": 3e-3},
+        # one learning rate throughout: runs of different lengths have the same first steps
+        "schedule": {"warmup_fraction": 0.0, "decay": "constant"},
+        "evaluation": {"interval": 40, "sequences": 4, "final_sequences": 8},
+        "logging": {"expert_load_interval": 20},
+        "checkpoints": {"interval": 10},
+    },
+    "cluster": "laptop",
+}
+
+
+class Run:
+    """One run's folder, and the processes that train it."""
+
+    def __init__(self, root: Path, experiment: str, cell: str, seed: int) -> None:
+        self.root = root
+        self.path = root / f"results/{experiment}/runs/{cell}/seed-{seed}"
+
+    def start(self) -> subprocess.Popen[str]:
+        """Start `octavo train` in a process group of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "octavo", "train", str(self.path)],
+            cwd=self.root,
+            env={**os.environ, "OCTAVO_ROOT": str(self.root)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def train(self, expected_status: int = 0) -> str:
+        """Train until it ends; what it printed."""
+        process = self.start()
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == expected_status, output
+        return output
+
+    def interrupt(self, number: signal.Signals, after_step: int, *, group: bool = False) -> tuple[int, str]:
+        """Start, send a signal once a step is logged; the exit status and what was printed."""
+        process = self.start()
+        while process.poll() is None and not any(one["step"] >= after_step for one in self.metrics()):
+            time.sleep(0.005)
+        assert process.poll() is None, f"the run ended before it was interrupted: {process.communicate()[0]}"
+        os.killpg(process.pid, number) if group else process.send_signal(number)
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Whole lines of the metrics, as they are."""
+        return self._lines("metrics.jsonl")
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """The attempts."""
+        return self._lines("attempts.jsonl")
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / name
+        whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def losses(self) -> list[float]:
+        """The loss of every step, the last that was logged of each."""
+        return [
+            loss for _, loss in sorted({one["step"]: one["loss"] for one in self.metrics() if "loss" in one}.items())
+        ]
+
+    def validation_losses(self) -> dict[int, float]:
+        """Step -> validation loss, the last that was logged of each."""
+        return {one["step"]: one["validation_loss"] for one in self.metrics() if "validation_loss" in one}
+
+    def result(self) -> dict[str, Any]:
+        """The result."""
+        return json.loads((self.path / "result.json").read_text())
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is a result."""
+        return (self.path / "result.json").exists()
+
+
+class Workshop:
+    """A folder with configurations, text and data, as a checkout has them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        shutil.copytree(REPOSITORY / "configs/clusters", root / "configs/clusters")
+        (root / "configs/experiments").mkdir()
+        generator = random.Random(1)
+        words = ["".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=generator.randint(2, 7))) for _ in range(60)]
+        (root / "text").mkdir()
+        for document in range(12):
+            text = " ".join(generator.choices(words, weights=range(60, 0, -1), k=400))
+            (root / f"text/document-{document}.txt").write_text(text)
+        self.experiment("tiny")
+        self.octavo("data", "tiny")
+
+    def experiment(self, name: str, changes: dict[str, Any] | None = None) -> None:
+        """Write an experiment: the tiny one with the values at dotted paths replaced."""
+        value = json.loads(json.dumps(EXPERIMENT))
+        for path, new in (changes or {}).items():
+            *parents, last = path.split(".")
+            target = value
+            for key in parents:
+                target = target.setdefault(key, {})
+            target[last] = new
+        (self.root / f"configs/experiments/{name}.yaml").write_text(yaml.safe_dump(value, sort_keys=False))
+
+    def run(self, cell: str, experiment: str = "tiny", seed: int = 1) -> Run:
+        """A run of an experiment."""
+        return Run(self.root, experiment, cell, seed)
+
+    def octavo(self, *arguments: str) -> None:
+        """Run another verb."""
+        environment = {**os.environ, "OCTAVO_ROOT": str(self.root)}
+        command = [sys.executable, "-m", "octavo", *arguments]
+        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """A workshop that the whole session shares; experiments must differ in name."""
+    return Workshop(tmp_path_factory.mktemp("workshop"))
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(workshop: Workshop) -> Callable[[str], Run]:
+    """Cell -> its run in the experiment `tiny`, trained in one go, once in the session."""
+
+    def trained(cell: str) -> Run:
+        run = workshop.run(cell)
+        if not run.complete:
+            run.train()
+        return run
+
+    return trained

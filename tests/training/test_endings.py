@@ -1,0 +1,158 @@
+"""How runs end that cannot go on: one clear message, nothing lost, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.training.conftest import Run, Workshop
+
+pytest.importorskip("torch")
+pytestmark = pytest.mark.timeout(120)
+
+
+def message(run: Run) -> str:
+    """The one message of a run that must fail; no traceback."""
+    output = run.train(expected_status=1)
+    assert "Traceback" not in output
+    assert "unexpected" not in output
+    assert output.count("error:") == 1
+    return output
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"parallelism.tensor": 3}, ["tensor parallelism 3", "attention heads: 2", "a divisor of 2"]),
+        ({"parallelism.pipeline": 3}, ["pipeline parallelism 3", "layers: 2"]),
+        ({"parallelism.data": 4}, ["does not divide", "global_batch_size 4", "a multiple of 8"]),
+        ({"overrides.moe": {"parallelism.expert": 3, "parallelism.data": 3}}, ["divide"]),
+        ({"training.micro_batch_size": 3}, ["does not divide", "global_batch_size 4", "a multiple of 3"]),
+    ],
+)
+def test_sizes_that_do_not_divide(workshop: Workshop, changes: dict[str, Any], words: list[str]) -> None:
+    workshop.experiment("odd", changes)
+    said = message(workshop.run("dense-bf16", "odd"))
+    assert "odd.yaml" in said
+    for word in words:
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("cell", "changes", "words"),
+    [
+        ("dense-bf16", {"parallelism.context": 2}, "context parallelism"),
+        ("moe-bf16", {"parallelism.tensor": 2, "parallelism.sequence": True}, "tensor parallelism with experts"),
+        ("dense-bf16", {"parallelism.data": 2, "training.optimizer.distributed": True}, "the distributed optimizer"),
+    ],
+)
+def test_layouts_that_do_not_work_without_cuda(
+    workshop: Workshop, cell: str, changes: dict[str, Any], words: str
+) -> None:
+    workshop.experiment("refused", changes)
+    run = workshop.run(cell, "refused")
+    assert f"on CPUs a run cannot have {words}" in message(run)
+    assert not run.attempts()
+
+
+def test_a_diverged_run_has_a_result_that_says_so(workshop: Workshop) -> None:
+    # a step of 1e38 along every axis overflows BF16 at once
+    workshop.experiment("diverged", {"training.optimizer": {"learning_rate": 1e38, "weight_decay": 0.0}})
+    run = workshop.run("dense-bf16", "diverged")
+    run.train()
+    result = run.result()
+    assert result["status"] == "diverged"
+    assert result["steps"] < 80
+    assert result["validation_loss"] is None
+    assert run.attempts()[-1]["exit_reason"] == "diverged"
+    assert "complete" in run.train()  # it is the run's result: nothing trains it again
+
+
+def test_data_that_no_longer_match_their_manifest(workshop: Workshop) -> None:
+    workshop.experiment("changed", {"data.split_seed": 1})
+    workshop.octavo("data", "changed")
+    folder = max((workshop.root / "results/data").iterdir(), key=lambda path: path.stat().st_mtime)
+    tokens = bytearray((folder / "train.bin").read_bytes())
+    tokens[0] ^= 1
+    (folder / "train.bin").write_bytes(tokens)
+    said = message(workshop.run("dense-bf16", "changed"))
+    assert "train.bin" in said
+    assert "does not match its manifest" in said
+
+
+def test_data_that_were_never_made(workshop: Workshop) -> None:
+    workshop.experiment("missing", {"data.split_seed": 2})
+    assert "octavo data" in message(workshop.run("dense-bf16", "missing"))
+
+
+@pytest.fixture
+def small_disk(workshop: Workshop) -> Iterator[Path]:
+    """An experiment's results on a disk of 1 MiB."""
+    folder = workshop.root / "results/small_disk"
+    folder.mkdir(exist_ok=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("only root may mount a disk of one MiB")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk(workshop: Workshop, small_disk: Path, uninterrupted: Any) -> None:
+    workshop.experiment("small_disk")
+    run = workshop.run("dense-bf16", "small_disk")
+    (small_disk / "large").write_bytes(bytes(700 << 10))
+    said = message(run)
+    assert "No space left on device" in said
+    assert not run.complete
+    assert not list(run.path.glob("checkpoints/step-*"))
+    (small_disk / "large").unlink()
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    run.train()
+    assert run.losses() == uninterrupted("dense-bf16").losses()
+    full, completed = run.attempts()
+    assert full["exit_reason"] in ("failed", "killed")  # there may have been no room left for the word
+    assert completed["exit_reason"] == "completed"
+
+
+def test_a_folder_that_cannot_be_written(workshop: Workshop, small_disk: Path) -> None:
+    workshop.experiment("small_disk")
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    said = message(workshop.run("dense-bf16", "small_disk"))
+    assert "Read-only file system" in said
+    assert str(small_disk) in said
+
+
+def test_a_second_trainer_of_the_same_run(workshop: Workshop) -> None:
+    workshop.experiment("twice", {"training.steps": 100_000})
+    run = workshop.run("dense-bf16", "twice")
+    first = run.start()
+    try:
+        while not run.losses():
+            assert first.poll() is None
+        assert "another process trains this run" in message(run)
+        assert first.poll() is None
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_a_checkpoint_that_is_damaged_is_named_and_not_gone_on_from(workshop: Workshop) -> None:
+    workshop.experiment("torn", {"training.steps": 30})
+    run = workshop.run("dense-bf16", "torn")
+    run.train()
+    whole = run.result()["parameters_sha256"]
+    (run.path / "result.json").unlink()
+    for shard in run.path.glob("checkpoints/step-20/*.distcp"):
+        os.truncate(shard, 10)
+    said = run.train()
+    assert "not going on from a checkpoint: step-20/__0_0.distcp is not what was saved" in said
+    assert "going on from the checkpoint after step 10" in said
+    assert run.result()["parameters_sha256"] == whole
