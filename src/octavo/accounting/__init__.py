@@ -1,0 +1,1 @@
+"""Attempts -> device-hours, energy, cost."""

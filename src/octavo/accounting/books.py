@@ -1,0 +1,115 @@
+"""The books: every attempt at every run, with what it held, for how long, and what that cost.
+
+Nothing is free: attempts that failed, were pre-empted, ran under a configuration that the experiment no longer has, or
+belong to a cell that it no longer names are all in here (they are marked `superseded`); which hours the final results
+rest on is settled when runs are aggregated.
+
+Where the cluster file has a `slurm` section the hours are Slurm's own (`octavo.accounting.slurm`); elsewhere they are
+what the trainer wrote into `attempts.jsonl`: devices x wall-clock from the start of the process to its end. The column
+`source` says which.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from octavo.accounting.money import cost, device_energy_kwh
+from octavo.accounting.slurm import join, slurm_books
+from octavo.experiment.run import Experiment, run_fingerprint
+from octavo.layout import RunFolder
+from octavo.records import TABLE_FIELDS, AttemptRecord, MetricsRecord, read_lines
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ATTEMPTS_FILE = "attempts.jsonl"
+
+
+def attempts_frame(experiment: Experiment) -> pd.DataFrame:
+    """Every attempt of an experiment, with the columns of `octavo.records.TABLE_FIELDS["attempts"]`.
+
+    Raises OctavoError where an `attempts.jsonl` is damaged.
+    """
+    import pandas as pd
+
+    rows = [row for folder in experiment.folder.run_folders() for row in _rows(experiment, folder)]
+    if experiment.cluster.slurm and (allocated := slurm_books(experiment, rows)):
+        rows = join(experiment, rows, allocated)
+    frame = pd.DataFrame(rows, columns=[name for name, _, _ in TABLE_FIELDS["attempts"]])
+    for column in ("submit", "start", "end"):
+        frame[column] = pd.to_datetime(frame[column], utc=True)
+    return frame
+
+
+def running(folder: RunFolder) -> bool:
+    """Whether a process trains this run now (it holds the folder's lock)."""
+    lock = folder.path / ".lock"
+    try:
+        with lock.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def last_sign_of_life(folder: RunFolder, attempt: AttemptRecord) -> datetime:
+    """When an attempt that never wrote its end was last seen: its last metrics line, or its start."""
+    times = [line.time for line in read_lines(folder.metrics, MetricsRecord) if line.attempt == attempt.attempt]
+    return datetime.fromtimestamp(max(times), UTC) if times else attempt.start
+
+
+def _rows(experiment: Experiment, folder: RunFolder) -> Iterator[dict[str, Any]]:
+    cell = experiment.cells.get(folder.cell)
+    current = run_fingerprint(cell.fingerprint, folder.seed) if cell and folder.seed in experiment.file.seeds else None
+    for place in [*sorted(folder.superseded.glob("*")), folder.path]:
+        for attempt in read_lines(place / ATTEMPTS_FILE, AttemptRecord):
+            superseded = place != folder.path or attempt.run_fingerprint != current
+            yield _row(experiment, RunFolder(folder.path), place, attempt, superseded)
+
+
+def _row(
+    experiment: Experiment, folder: RunFolder, place: Path, attempt: AttemptRecord, superseded: bool
+) -> dict[str, Any]:
+    end, state = attempt.end, attempt.exit_reason
+    if end is None:
+        alive = place == folder.path and running(folder)
+        end = datetime.now(UTC) if alive else last_sign_of_life(RunFolder(place), attempt)
+        state = None if alive else "killed"
+    hours = max(0.0, (end - attempt.start).total_seconds()) * attempt.device_count / 3600
+    energy, energy_source = _energy(experiment, attempt, hours)
+    return {
+        "experiment": experiment.name,
+        "cell": folder.cell,
+        "seed": folder.seed,
+        "attempt": attempt.attempt,
+        "job": attempt.slurm_job_id,
+        "submit": None,
+        "state": state or "running",
+        "nodes": ",".join(attempt.nodes),
+        "devices": attempt.device_count,
+        "device_kind": attempt.device_kind,
+        "start": attempt.start,
+        "end": end,
+        "first_step": attempt.first_step,
+        "last_step": attempt.last_step,
+        "superseded": superseded,
+        "device_hours": hours,
+        "energy_kwh": energy,
+        "energy_source": energy_source,
+        "cost": cost(experiment.cluster, experiment.device, hours),
+        "currency": experiment.cluster.currency,
+        "source": ATTEMPTS_FILE,
+    }
+
+
+def _energy(experiment: Experiment, attempt: AttemptRecord, hours: float) -> tuple[float, str]:
+    """Kilowatt-hours of the devices. RAPL is not used: it counts the whole processor, other processes included."""
+    if attempt.energy_joules is not None and attempt.energy_source == "nvml":
+        return attempt.energy_joules / 3.6e6, "nvml"
+    return device_energy_kwh(experiment.cluster, experiment.device, hours), "power x utilisation"

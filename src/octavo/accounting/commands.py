@@ -1,0 +1,73 @@
+"""`octavo status`: how far an experiment is. `octavo reconcile`: whether its books agree with Slurm's."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Results = Annotated[Path, typer.Argument(metavar="results/EXPERIMENT", help="The experiment's results folder.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command()(status)
+    app.command()(reconcile)
+
+
+def status(results: Results, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show which runs are done, running or failed, how far each is, and how long still."""
+    from json import dumps
+
+    from octavo.accounting.status import as_json, run_statuses
+    from octavo.experiment.run import load_experiment
+    from octavo.layout import ExperimentFolder
+
+    experiment = load_experiment(ExperimentFolder(results).name)
+    if json:
+        typer.echo(dumps(as_json(experiment), indent=2))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    runs = run_statuses(experiment)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name, right in (("run", False), ("state", False), ("step", True), ("loss", True), ("left", True),
+                        ("attempts", True), ("last error", False)):  # fmt: skip
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    for run in runs:
+        left = "" if run.seconds_left is None else str(timedelta(seconds=round(run.seconds_left)))
+        loss = "" if run.loss is None else f"{run.loss:.4f}"
+        table.add_row(f"{run.cell}/seed-{run.seed}", run.state, f"{run.step}/{run.steps}", loss, left,
+                      str(run.attempts), escape(run.error or ""))  # fmt: skip
+    Console(highlight=False).print(table)
+    done = sum(run.state in ("done", "diverged") for run in runs)
+    typer.echo(f"{done} of {len(runs)} runs done")
+
+
+def reconcile(results: Results) -> None:
+    """Hold every attempt in attempts.parquet against Slurm's accounting; fail where they differ by more than 1 s."""
+    from octavo.accounting import slurm
+    from octavo.accounting.reconcile import reconcile as compare
+    from octavo.errors import OctavoError
+    from octavo.experiment.run import load_experiment
+    from octavo.layout import ExperimentFolder
+    from octavo.records import read_table
+
+    folder = ExperimentFolder(results)
+    experiment = load_experiment(folder.name)
+    if not slurm.available():
+        raise OctavoError("Slurm's accounting cannot be read here", where="sacct", fix="run this on the cluster")
+    attempts = read_table(folder.attempts_table, "attempts", made_by=f"octavo aggregate {results}")
+    found = compare(attempts, slurm.slurm_books(experiment, attempts.to_dict("records")))
+    for one in found.differences:
+        typer.echo(f"{one.run}  job {one.job}  {one.what}")
+    typer.echo(
+        f"{found.compared} attempts compared: {found.device_hours:.4f} device-hours in our books, "
+        f"{found.slurm_device_hours:.4f} in sacct, {len(found.differences)} differences"
+    )
+    if found.differences:
+        raise typer.Exit(1)

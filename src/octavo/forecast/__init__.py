@@ -1,0 +1,1 @@
+"""What a cell will cost: step time, device-hours, memory, money; and what others published."""

@@ -1,0 +1,223 @@
+"""`octavo plan`, `forecast`, `published`: what an experiment will cost, and what others' runs did."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from octavo.errors import OctavoError
+
+if TYPE_CHECKING:
+    from octavo.forecast.matching import Axis
+    from octavo.forecast.published import Derived
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command()(plan)
+    app.command()(forecast)
+    app.command()(published)
+    app.command()(match)
+    app.command()(scale)
+
+
+def plan(
+    results: Annotated[Path, typer.Argument(metavar="results/EXPERIMENT", help="The experiment's results folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Forecast parameters, memory, speed, device-hours and cost of every cell; stop if it exceeds the budget.
+
+    Writes plan.csv and plan.pdf.
+    """
+    from octavo.experiment.run import load_experiment
+    from octavo.forecast.document import write_plan
+    from octavo.forecast.plan import check_budget, plan_frame, plan_record
+    from octavo.layout import ExperimentFolder
+
+    folder = ExperimentFolder(results)
+    if results.absolute().parent.name != "results":
+        raise OctavoError(f"not a results folder: {results}", expected="results/<experiment>")
+    experiment = load_experiment(folder.name)
+    frame = plan_frame(experiment)
+    check_budget(experiment, frame)
+    record = plan_record(experiment, frame)
+    write_plan(folder, frame, record)
+    typer.echo(json.dumps(record, indent=2) if as_json else folder.plan_pdf)
+
+
+def forecast(
+    model: Annotated[str, typer.Option(help="A file in configs/models, without .yaml.")],
+    gpu: Annotated[str, typer.Option(help="A file in configs/clusters/devices, without .yaml.")],
+    n_gpus: Annotated[int, typer.Option(min=1, help="GPUs in all.")],
+    precision: Annotated[str, typer.Option(help="bf16, fp8_delayed, fp8_tensorwise, fp8_blockwise, fp8_mxfp8, nvfp4.")],
+    seq_length: Annotated[int, typer.Option(min=1, help="Tokens in a sequence.")],
+    gbs: Annotated[int, typer.Option(min=1, help="Sequences in a step, over all GPUs.")],
+    mbs: Annotated[int, typer.Option(min=1, help="Sequences in a forward pass.")] = 1,
+    tp: Annotated[int, typer.Option(min=1, help="Tensor-parallel ranks.")] = 1,
+    pp: Annotated[int, typer.Option(min=1, help="Pipeline stages.")] = 1,
+    cp: Annotated[int, typer.Option(min=1, help="Context-parallel ranks.")] = 1,
+    vp: Annotated[int, typer.Option(min=1, help="Model chunks per pipeline stage.")] = 1,
+    ep: Annotated[int, typer.Option(min=1, help="Expert-parallel ranks.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Forecast the speed and memory of training a model in one layout on so many GPUs."""
+    from typing import get_args
+
+    from octavo.experiment.config import RecipeName
+    from octavo.forecast.layouts import Layout, forecast_layout
+
+    if precision not in get_args(RecipeName):
+        raise OctavoError(
+            f"there is no precision {precision!r}",
+            where="--precision",
+            expected=f"one of {', '.join(get_args(RecipeName))}",
+        )
+    recipe = cast(RecipeName, precision)
+    record = forecast_layout(Layout(model, gpu, n_gpus, recipe, seq_length, gbs, mbs, tp, pp, cp, vp, ep))
+    if as_json:
+        typer.echo(json.dumps(record, indent=2))
+    else:
+        _print_forecast(record)
+
+
+def _print_forecast(record: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold]{record['tokens_per_second_per_gpu']:,.0f} tokens/s/GPU[/] ({record['interval']:.0%} interval "
+        f"{record['low']:,.0f} to {record['high']:,.0f}), {record['model_tflops_per_gpu']:,.0f} model TFLOP/s/GPU"
+    )
+    fits = "fits" if record["memory_fits"] else "[red]does not fit without recomputation or sharding[/]"
+    console.print(f"{record['memory_bytes_per_gpu'] / 2**30:,.1f} GiB per GPU: {fits}")
+    console.print(f"{record['device_hours_per_trillion_tokens']:,.0f} GPU-hours per trillion tokens")
+    for part, seconds in sorted(record["breakdown"].items(), key=lambda item: -item[1]):
+        if seconds:
+            console.print(f"  {part:<18} {seconds:>10.4g} s  {seconds / record['step_seconds']:>6.1%}")
+    console.print(f"[dim]{record['basis']}[/]")
+
+
+def published(as_json: AsJson = False) -> None:
+    """Recompute every number that follows from published training runs, and say which hold."""
+    from dataclasses import asdict
+
+    from octavo.forecast.published import SCHEMA_VERSION, derived
+
+    numbers = derived()
+    if as_json:
+        record = {"schema_version": SCHEMA_VERSION, "derived": [asdict(number) for number in numbers]}
+        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
+    else:
+        _print_published(numbers)
+
+
+def _print_published(numbers: list[Derived]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("statement", "recomputed", "printed", "holds", "assuming"):
+        table.add_column(heading, justify="right" if heading in ("recomputed", "printed") else "left")
+    for one in numbers:
+        printed = "" if one.published_value is None else f"{one.published_value:,.4g}"
+        holds = {True: "[green]yes[/]", False: "[red]no[/]", None: "[dim]not printed[/]"}[one.holds]
+        table.add_row(one.text, f"{one.value:,.4g} {one.unit}", printed, holds, one.assumption)
+    Console().print(table)
+
+
+def match(
+    model: Annotated[str, typer.Argument(help="A file in configs/models, without .yaml.")],
+    by: Annotated[
+        str, typer.Option(help="active_parameters, flops_per_token, total_parameters or memory_per_device.")
+    ] = "active_parameters",
+    multiple: Annotated[int, typer.Option(min=1, help="Widths are multiples of it.")] = 64,
+    experts: Annotated[int, typer.Option(min=1, help="Routed experts of a mixture.")] = 64,
+    top_k: Annotated[int, typer.Option(min=1, help="Of them, per token.")] = 6,
+    shared: Annotated[int, typer.Option(min=0, help="Shared experts, each as wide as a routed one.")] = 2,
+    layers: Annotated[int | None, typer.Option(min=1, help="Depth of the partner, where it is another.")] = None,
+    seq_length: Annotated[int, typer.Option(min=1, help="Tokens in a sequence.")] = 4096,
+    write: Annotated[str | None, typer.Option(help="Write the partner to configs/models/NAME.yaml.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the dense or mixture-of-experts partner of a model that is equal on one axis, and what is left unequal."""
+    from octavo.errors import OctavoError
+    from octavo.forecast.matching import AXES, Rules, quantity, write_partner
+    from octavo.forecast.matching import match as find
+    from octavo.layout import configs
+    from octavo.models.catalogue import read_architecture, with_vocabulary
+
+    if by not in AXES:
+        raise OctavoError(f"there is no axis {by!r}", where="--by", expected=f"one of {', '.join(AXES)}")
+    axis = cast("Axis", by)
+    own = read_architecture(model)
+    pair = find(with_vocabulary(own), axis, Rules(multiple, experts, top_k, shared, layers=layers), seq_length)
+    # what both take from their experiment's tokenizer stays open in the file
+    partner = pair.partner.model_copy(update={"vocabulary_size": own.vocabulary_size})
+    if write is not None:
+        write_partner(replace(pair, partner=partner), configs().models / f"{write}.yaml")
+    sides = {
+        one: [quantity(architecture, one, seq_length) for architecture in (pair.model, pair.partner)] for one in AXES
+    }
+    record = {
+        "schema_version": 1,
+        "model": model,
+        "by": axis,
+        "mismatch": pair.mismatch,
+        "partner": partner.model_dump(mode="json", exclude={"name", "published"}),
+        "quantities": {one: {"model": a, "partner": b} for one, (a, b) in sides.items()},
+    }
+    typer.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else _match_text(record))
+
+
+def _match_text(record: dict[str, Any]) -> str:
+    partner = record["partner"]
+    experts = partner["experts"]
+    if experts is None:
+        what = f"dense, feed_forward_size {partner['feed_forward_size']:,}"
+    else:
+        what = f"{experts['count']} experts of {experts['size']:,}, top_k {experts['top_k']}, "
+        what += f"shared {experts['shared_size']:,}"
+    what += f", {partner['layers']} layers"
+    lines = [f"{record['model']}: {what}", f"residual mismatch in {record['by']}: {record['mismatch']:+.3%}"]
+    for name, sides in record["quantities"].items():
+        ratio = sides["partner"] / sides["model"]
+        lines.append(f"  {name:<18} {sides['model']:>20,.0f} {sides['partner']:>20,.0f}  {ratio:7.3f} x")
+    return "\n".join(lines)
+
+
+def scale(
+    results: Annotated[Path, typer.Argument(metavar="results/EXPERIMENT", help="The experiment's results folder.")],
+    cell: Annotated[str, typer.Option(help="A cell of the experiment.")],
+    to: Annotated[str | None, typer.Option(help="A published run (configs/published/runs): its tokens, GPUs.")] = None,
+    tokens: Annotated[float | None, typer.Option(min=1, help="Tokens to carry it to.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs to carry it to.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Carry a measured or forecast cell to a published scale: GPU-hours, days and cost, with an interval."""
+    from octavo.experiment.run import load_experiment
+    from octavo.forecast.scaling import carry
+    from octavo.layout import ExperimentFolder
+
+    folder = ExperimentFolder(results)
+    record = carry(load_experiment(folder.name), folder, cell, published=to, tokens=tokens, gpus=gpus)
+    typer.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else _scale_text(record))
+
+
+def _scale_text(record: dict[str, Any]) -> str:
+    hours, days, cost = record["gpu_hours"], record["days"], record["cost"]
+    lines = [
+        f"{record['cell']} ({record['basis']}), {record['tokens']:,.4g} tokens on {record['gpus']:,} {record['gpu']}:",
+        f"  {hours['value']:,.0f} GPU-hours ({record['interval']:.0%} interval "
+        f"{hours['low']:,.0f} to {hours['high']:,.0f})",
+        f"  {days['value']:,.1f} days ({days['low']:,.1f} to {days['high']:,.1f})",
+        f"  {cost['value']:,.0f} {record['currency']} ({cost['low']:,.0f} to {cost['high']:,.0f})",
+    ]
+    if published := record["published"]:
+        lines.append(f"  published: {published['gpu_hours']:,.0f} GPU-hours ({published['source']})")
+    return "\n".join([*lines, "assuming", *(f"  - {one}" for one in record["assumptions"])])

@@ -1,0 +1,307 @@
+"""Time of a training step on GPUs, part by part.
+
+One device's work on one micro-batch is summed over the layers of the fullest pipeline stage: matrix products at a share
+of the device's peak that falls for small dimensions, attention, work bound by memory, experts' dispatch, and messages
+as far as they are not hidden behind work. A layer takes at least the time that the host needs to launch it. A step is
+the stage's time for all its micro-batches, the pipeline's bubble, gradients and optimizer. docs/forecast.md has every
+formula with its source; the constants are in configs/clusters/calibration/gpu.yaml, fitted by
+`octavo.forecast.fitting` to published throughput.
+
+Seconds, bytes and FLOPs throughout; "three passes" are forward, gradient of the input, gradient of the weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from octavo.experiment.cluster import Device
+from octavo.experiment.config import Parallelism, Training
+from octavo.forecast.calibration import Constants
+from octavo.models.architecture import Architecture, Experts, GroupedQueryAttention
+from octavo.models.communication import (
+    all_to_all_bytes,
+    context_parallel_bytes,
+    expert_parameters,
+    shared_parameters,
+    tensor_parallel_bytes,
+)
+from octavo.models.flops import attention_flops
+from octavo.models.stages import splits, stage_layers
+
+BF16, FP32 = 2, 4
+PASSES = 3
+GIGA, TERA = 1e9, 1e12
+REACHED_BANDWIDTH = 0.8
+"""Share of the data sheet's memory bandwidth that streaming kernels reach."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a step is forecast for."""
+
+    model: Architecture
+    training: Training
+    layout: Parallelism
+    recipe: str
+    """Of the products: bf16, an FP8 recipe or nvfp4."""
+    device: Device
+    link_domain: int
+    """Devices that reach one another over the fast link."""
+
+    @property
+    def tokens(self) -> float:
+        """Of one micro-batch on one device."""
+        return self.training.micro_batch_size * self.training.sequence_length / self.layout.context
+
+    @property
+    def micro_batches(self) -> int:
+        """Per step and replica."""
+        return self.training.global_batch_size // (self.training.micro_batch_size * self.layout.data)
+
+    @property
+    def sequence_split(self) -> int:
+        """Ranks over which norms and residuals are split."""
+        return self.layout.tensor if self.layout.sequence else 1
+
+
+class Rates:
+    """What the device reaches, by the constants."""
+
+    def __init__(self, setting: Setting, constants: Constants) -> None:
+        device, low_bits = setting.device, setting.recipe
+        sustained = constants.sustained_of(device.compute_capability)
+        bf16 = device.peak_tflops["bf16"] * TERA
+        if low_bits == "bf16":
+            share, peak = 1.0, bf16
+        elif low_bits == "nvfp4":
+            share, peak = constants.fp4_products, device.peak_tflops.get("fp4", 0.0) * TERA
+        else:
+            share, peak = constants.fp8_products, device.peak_tflops.get("fp8", 0.0) * TERA
+        self.low = peak * share * sustained
+        """FLOP/s of large products in the recipe's precision."""
+        self.bf16 = bf16 * sustained
+        """FLOP/s of large products in BF16."""
+        faster = constants.attention_blackwell_ultra if device.compute_capability == "10.3" else 1.0
+        self.attention = bf16 * constants.attention * faster
+        self.memory = device.memory_gb_per_second * GIGA * REACHED_BANDWIDTH
+        self.link = device.link_gb_per_second * GIGA
+        self.network = device.network_gb_per_second * GIGA
+        self.quantised = low_bits != "bf16"
+        self._half = constants.half_dimension
+
+    def product(self, rows: float, inner: float, columns: float, rate: float) -> float:
+        """Three passes of (rows x inner) (inner x columns); a dimension of `half_dimension` halves the rate."""
+        filled = 1.0
+        for dimension in (rows, inner, columns):
+            filled *= dimension / (dimension + self._half)
+        return PASSES * 2 * rows * inner * columns / (rate * filled)
+
+
+def step_parts(setting: Setting, constants: Constants) -> dict[str, float]:
+    """Part of a step -> seconds; their sum is the step."""
+    rates = Rates(setting, constants)
+    layout = setting.layout
+    parts = _fullest_stage(setting, rates, constants)
+    parts = {part: seconds * setting.micro_batches for part, seconds in parts.items()}
+    bubble = (layout.pipeline - 1) / (layout.virtual_pipeline * setting.micro_batches)
+    parts["pipeline bubble"] = sum(parts.values()) * bubble
+    return {**parts, **_once_a_step(setting, rates, constants)}
+
+
+def _fullest_stage(setting: Setting, rates: Rates, constants: Constants) -> dict[str, float]:
+    """Parts of the pipeline stage that takes longest, one micro-batch: the others wait for it.
+
+    Output heads and multi-token-prediction layers are on the last stage. A model whose layers Megatron-Core would not
+    split over the stages has a layout made by hand: its stages are taken to be even.
+    """
+    model, layout = setting.model, setting.layout
+    heads = 1 + model.multi_token_prediction_layers
+    ends = {"output head": heads * _head(setting, rates, constants)}
+    dense = _whole_layer(setting, rates, constants, mixed=False) if model.dense_layers else {}
+    mixed = _whole_layer(setting, rates, constants, mixed=True) if model.experts else {}
+    last = mixed if model.experts else dense
+    if not splits(model.layers, layout.pipeline, layout.virtual_pipeline):
+        all_layers = _sum((model.dense_layers, dense), (model.moe_layers, mixed))
+        all_layers = _sum((1, all_layers), (model.multi_token_prediction_layers, last), (1, ends))
+        return {part: seconds / layout.pipeline for part, seconds in all_layers.items()}
+    stages = []
+    for stage in range(layout.pipeline):
+        held = stage_layers(model.layers, layout.pipeline, layout.virtual_pipeline, stage)
+        leading = sum(layer < model.dense_layers for layer in held)
+        stages.append(_sum((leading, dense), (len(held) - leading, mixed)))
+    stages[-1] = _sum((1, stages[-1]), (model.multi_token_prediction_layers, last), (1, ends))
+    return max(stages, key=lambda parts: sum(parts.values()))
+
+
+def _sum(*terms: tuple[float, dict[str, float]]) -> dict[str, float]:
+    """Each part times its factor, added up."""
+    total: dict[str, float] = {}
+    for factor, parts in terms:
+        for part, seconds in parts.items():
+            total[part] = total.get(part, 0.0) + factor * seconds
+    return total
+
+
+def _whole_layer(setting: Setting, rates: Rates, constants: Constants, *, mixed: bool) -> dict[str, float]:
+    """One layer's parts, one micro-batch, and what waiting for the host adds to them."""
+    if mixed:
+        feed_forward, host = _mixed_layer(setting, rates, constants), constants.host_mixed_layer
+    else:
+        feed_forward, host = _dense_layer(setting, rates, constants), constants.host_dense_layer
+    parts = {**_attention(setting, rates, constants), **feed_forward}
+    busy = sum(parts.values())
+    return {**parts, "host": (busy**2 + host**2) ** 0.5 - busy}
+
+
+def _attention(setting: Setting, rates: Rates, constants: Constants) -> dict[str, float]:
+    """Norms, projections, scores and values, residual; tensor- and context-parallel messages of the whole layer."""
+    model, layout, tokens = setting.model, setting.layout, setting.tokens
+    hidden, tensor = model.hidden_size, layout.tensor
+    widths = _attention_widths(model)
+    projections = 0.0
+    for inner, columns, split in attention_products(model):
+        local_inner, local_columns = (
+            inner / (tensor if split == "in" else 1),
+            columns / (tensor if split == "out" else 1),
+        )
+        projections += rates.product(tokens, local_inner, local_columns, rates.low)
+    scores = PASSES * attention_flops(model.attention, setting.training.sequence_length) * tokens / tensor
+    # norms and residuals are read and written about twenty times over forward and backward; queries, keys, values and
+    # output six times (rotation, attention itself); quantising reads BF16 and writes FP8 as it is and transposed
+    bytes_moved = 40 * hidden / setting.sequence_split + 12 * widths / tensor
+    if rates.quantised:
+        bytes_moved += 6 * (2 * hidden / setting.sequence_split + widths / tensor)
+    layers = model.layers + model.multi_token_prediction_layers
+    sums = tensor_parallel_bytes(model, tensor) / layers * tokens
+    keys = context_parallel_bytes(model, layout.context) / layers / tensor * tokens
+    return {
+        "linear layers": projections,
+        "attention": scores / rates.attention,
+        "memory": constants.memory_passes * bytes_moved * tokens / rates.memory,
+        "tensor parallel": constants.exposed_sums * sums / _group_rate(setting, rates, tensor),
+        "context parallel": constants.exposed_sums * keys / _group_rate(setting, rates, tensor * layout.context),
+    }
+
+
+def _dense_layer(setting: Setting, rates: Rates, constants: Constants) -> dict[str, float]:
+    """A SwiGLU feed-forward."""
+    width = setting.model.feed_forward_size
+    assert width is not None, "checked by Architecture: it has dense layers"
+    return _added(
+        setting, rates, constants, _swiglu(setting, rates, setting.tokens, width / setting.layout.tensor), width
+    )
+
+
+def _mixed_layer(setting: Setting, rates: Rates, constants: Constants) -> dict[str, float]:
+    """Routed experts, evenly loaded, the shared one, and their tokens' way there and back."""
+    model, layout, tokens = setting.model, setting.layout, setting.tokens
+    experts: Experts | None = model.experts
+    assert experts is not None, "asked of layers with experts"
+    per_expert = tokens * experts.top_k * layout.expert / experts.count / layout.tensor
+    local = experts.count / layout.expert
+    shared = experts.shared_size / layout.tensor
+    products = _swiglu(setting, rates, tokens, shared) if shared else 0.0
+    width = experts.size * experts.top_k + experts.shared_size
+    parts = _added(setting, rates, constants, products, width)
+    copies = experts.top_k * model.hidden_size * tokens / layout.tensor
+    layers = model.moe_layers + model.multi_token_prediction_layers
+    sent = all_to_all_bytes(model, layout.expert) / layers * tokens / layout.tensor
+    return {
+        **parts,
+        "experts": local * _swiglu(setting, rates, per_expert, experts.size),
+        # forward, a copy is read and written by sorting for ranks (2), sending (2), sorting for experts (2), padding
+        # and quantising (1.5), and on its way back by sorting (2), sending (2) and adding up (1); backward as often
+        "expert dispatch": constants.dispatch_passes * 25 * BF16 * copies / rates.memory,
+        "all-to-all": constants.exposed_all_to_all * sent / _all_to_all_rate(setting, rates),
+    }
+
+
+def _added(setting: Setting, rates: Rates, constants: Constants, products: float, width: float) -> dict[str, float]:
+    """Feed-forward products in "feed-forward" and the memory traffic of its activation in "activation"."""
+    # gate and up are read and written by SwiGLU and its gradient, 16 bytes per element of the width; quantising adds 8
+    bytes_moved = (16 + (8 if rates.quantised else 0)) * width / setting.layout.tensor
+    moved = constants.memory_passes * bytes_moved * setting.tokens / rates.memory
+    return {"feed-forward": products, "activation": moved}
+
+
+def _head(setting: Setting, rates: Rates, constants: Constants) -> float:
+    """Logits in BF16 and the cross-entropy over them, one micro-batch."""
+    model = setting.model
+    columns = (model.vocabulary_size or 0) / setting.layout.tensor
+    moved = constants.memory_passes * 12 * columns * setting.tokens / rates.memory
+    return rates.product(setting.tokens, model.hidden_size, columns, rates.bf16) + moved
+
+
+def _once_a_step(setting: Setting, rates: Rates, constants: Constants) -> dict[str, float]:
+    """Gradients over data-parallel ranks as far as they are not hidden, and the optimizer's pass over its state."""
+    model, layout = setting.model, setting.layout
+    ranks = layout.data * layout.context
+    shared = shared_parameters(model, layout.tensor) / layout.pipeline
+    experts = expert_parameters(model, layout.expert) / layout.pipeline
+    copies = max(1, ranks * layout.tensor // layout.expert)
+    sent = (FP32 + BF16) * (shared * (ranks - 1) / ranks + experts * (copies - 1) / copies)
+    rate = rates.link if layout.world_size <= setting.link_domain else rates.network
+    sharded = setting.training.optimizer.distributed
+    state = shared / (ranks if sharded else 1) + experts / (copies if sharded else 1)
+    # AdamW reads and writes main parameter and two moments, reads the gradient, writes the BF16 parameter
+    return {
+        "data parallel": constants.exposed_gradients * sent / rate if sent else 0.0,
+        "optimizer": state * (2 * 3 * FP32 + FP32 + BF16) / rates.memory,
+    }
+
+
+def _swiglu(setting: Setting, rates: Rates, tokens: float, width: float) -> float:
+    """Gate and up projection in one product, and down."""
+    hidden = setting.model.hidden_size
+    return rates.product(tokens, hidden, 2 * width, rates.low) + rates.product(tokens, width, hidden, rates.low)
+
+
+def attention_products(model: Architecture) -> list[tuple[int, int, str]]:
+    """(inner, columns, which of them tensor parallelism splits: in, out or none) of the projections of one layer."""
+    attention, hidden = model.attention, model.hidden_size
+    if isinstance(attention, GroupedQueryAttention):
+        queries = attention.heads * attention.head_size
+        return [
+            (hidden, queries + 2 * attention.kv_heads * attention.head_size, "out"),
+            (queries, hidden, "in"),
+        ]
+    queries = attention.heads * (attention.qk_head_size + attention.qk_rope_head_size)
+    expanded = attention.heads * (attention.qk_head_size + attention.v_head_size)
+    rank = attention.q_lora_rank
+    ask = [(hidden, queries, "out")] if rank is None else [(hidden, rank, "none"), (rank, queries, "out")]
+    return [
+        *ask,
+        (hidden, attention.kv_lora_rank + attention.qk_rope_head_size, "none"),
+        (attention.kv_lora_rank, expanded, "out"),
+        (attention.heads * attention.v_head_size, hidden, "in"),
+    ]
+
+
+def _attention_widths(model: Architecture) -> int:
+    """Width per token of queries, keys, values and output together."""
+    attention = model.attention
+    if isinstance(attention, GroupedQueryAttention):
+        return (2 * attention.heads + 2 * attention.kv_heads) * attention.head_size
+    return 2 * attention.heads * (attention.qk_head_size + attention.qk_rope_head_size + attention.v_head_size)
+
+
+def _group_rate(setting: Setting, rates: Rates, ranks: int) -> float:
+    """Bytes per second within a group of neighbouring ranks."""
+    return rates.link if ranks <= setting.link_domain else rates.network
+
+
+def _all_to_all_rate(setting: Setting, rates: Rates) -> float:
+    """Bytes of copies per second: link and network work side by side, each on its share of the destinations.
+
+    The `flex` dispatchers (DeepEP, HybridEP) send a token once to each domain that has any of its experts and copy it
+    there; with top_k experts drawn evenly from n domains that is n (1 - (1 - 1/n)^top_k) domains.
+    """
+    ranks, near = setting.layout.expert, setting.link_domain
+    if ranks <= near:
+        return rates.link
+    domains = ranks / near
+    far = 1 - 1 / domains
+    assert setting.model.experts is not None, "asked of layers with experts"
+    top_k = setting.model.experts.top_k
+    once = domains * (1 - far**top_k) / top_k if setting.layout.dispatcher == "flex" else 1.0
+    return min(rates.link / (1 - far), rates.network / (far * once))

@@ -1,0 +1,89 @@
+"""`octavo forecast`: one model on so many GPUs in one layout, without an experiment file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from octavo.errors import OctavoError
+from octavo.experiment.config import Precision, RecipeName
+from octavo.forecast.fitting import plain_layout, plain_training, read_device
+from octavo.forecast.gpu import Setting
+from octavo.forecast.memory import fits, memory
+from octavo.forecast.steps import gpu_step
+from octavo.models.catalogue import read_architecture, with_vocabulary
+from octavo.precision.recipes import check_recipe
+
+SCHEMA_VERSION = 1
+NEWEST_CUDA = "13.0"
+"""Assumed of a cluster that is not named."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What `octavo forecast` is asked."""
+
+    model: str
+    gpu: str
+    n_gpus: int
+    precision: RecipeName
+    seq_length: int
+    gbs: int
+    mbs: int
+    tp: int = 1
+    pp: int = 1
+    cp: int = 1
+    vp: int = 1
+    ep: int = 1
+
+
+def forecast_layout(asked: Layout) -> dict[str, Any]:
+    """The forecast as one JSON value; keys are only ever added to.
+
+    Raises OctavoError for a layout that does not divide the devices, the batch, the experts or the heads, and for a
+    precision that the GPU cannot do.
+    """
+    model = with_vocabulary(read_architecture(asked.model))
+    device = read_device(asked.gpu.lower())
+    if device.kind != "gpu":
+        raise OctavoError(f"{device.name} is no GPU", where="--gpu", fix="plan CPU experiments with `octavo plan`")
+    precision = Precision(recipe=asked.precision)
+    check_recipe(precision, device=device, cuda=NEWEST_CUDA, where="--precision")
+    layout = plain_layout(asked.n_gpus, asked.tp, asked.pp, asked.cp, asked.vp, asked.ep)
+    for name, size, what, total in (
+        ("--gbs", asked.mbs * layout.data, f"gbs (mbs {asked.mbs} x data {layout.data})", asked.gbs),
+        ("--tp", asked.tp, "the attention heads", model.attention.heads),
+        ("--ep", asked.ep, "the experts", model.experts.count if model.experts else 1),
+        ("--cp", asked.cp, "the sequence", asked.seq_length),
+    ):
+        if total % size:
+            raise OctavoError(f"{size} does not divide {what}: {total}", where=name, expected=f"a divisor of {total}")
+    if asked.pp * asked.vp > model.layers:
+        raise OctavoError(
+            f"{asked.pp} x {asked.vp} pipeline stages for {model.layers} layers",
+            where="--pp",
+            expected=f"at most {model.layers} in all",
+        )
+    training = plain_training(asked.gbs, asked.mbs, asked.seq_length)
+    step = gpu_step(Setting(model, training, layout, asked.precision, device, device.link_domain))
+    held = memory(model, training, layout, precision, device)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": asked.model,
+        "gpu": device.name,
+        "n_gpus": asked.n_gpus,
+        "precision": asked.precision,
+        "tokens_per_second_per_gpu": step.tokens_per_second_per_device,
+        "low": step.low,
+        "high": step.high,
+        "interval": step.interval,
+        "model_tflops_per_gpu": step.model_tflops_per_device,
+        "flops_per_token": step.flops_per_token,
+        "memory_bytes_per_gpu": held.total,
+        "memory_fits": fits(held.total, device),
+        "memory": asdict(held),
+        "device_hours_per_trillion_tokens": 1e12 / step.tokens_per_second_per_device / 3600,
+        "step_seconds": step.seconds,
+        "breakdown": step.breakdown,
+        "basis": step.basis,
+    }

@@ -1,0 +1,187 @@
+"""Bytes per device that training needs: parameters, gradients, optimizer state, activations.
+
+Parameters are BF16, gradients are summed in FP32, AdamW keeps an FP32 main parameter and two FP32 moments (Megatron's
+mixed precision; arXiv 1710.03740), sharded over data-parallel ranks with the distributed optimizer (ZeRO stage 1, arXiv
+1910.02054). Activations are those that the backward pass reads, counted product by product as in arXiv 2205.05198,
+section 4, for RMSNorm, SwiGLU, grouped queries and experts, with flash attention (arXiv 2205.14135: the scores are not
+kept) and no recomputation. The device counted is the one with most to hold: the first or the last pipeline stage.
+
+Not counted: the runtime itself (CUDA context, communication buffers, fragmentation; on CPUs the Python process).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from octavo.experiment.cluster import Device
+from octavo.experiment.config import Parallelism, Precision, Training
+from octavo.models.architecture import Architecture, GroupedQueryAttention
+from octavo.models.parameters import attention_parameters, swiglu
+from octavo.models.stages import stage_layers
+from octavo.precision.recipes import RECIPES
+
+BF16, FP8, FP32 = 2, 1, 4
+OPTIMIZER = 3 * FP32
+"""Main parameter, first and second moment."""
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device that holds most."""
+
+    parameters: float
+    quantised_copies: float
+    """FP8 copies of the weights, kept over a step's micro-batches."""
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    """The output head's logits and their gradient, on the last pipeline stage."""
+
+    @property
+    def total(self) -> int:
+        """All of it, whole bytes."""
+        parts = (self.parameters, self.quantised_copies, self.gradients, self.optimizer, self.activations, self.logits)
+        return math.ceil(sum(parts))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Parameters on one device, by how many ranks hold the same ones."""
+
+    shared: float
+    """Attention, dense feed-forward, shared experts, routers, norms, embeddings."""
+    experts: float
+
+
+def memory(
+    architecture: Architecture, training: Training, layout: Parallelism, precision: Precision, device: Device
+) -> Memory:
+    """The memory of the fullest device: on the first pipeline stage (micro-batches in flight) or the last (logits)."""
+    stages = (0, layout.pipeline - 1) if layout.pipeline > 1 else (0,)
+    return max((_stage(architecture, training, layout, precision, device, s) for s in stages), key=lambda m: m.total)
+
+
+def fits(memory_bytes: float, device: Device) -> bool:
+    """Whether it is no more than the device has."""
+    return memory_bytes <= device.memory_gib * GIB
+
+
+def _stage(
+    model: Architecture, training: Training, layout: Parallelism, precision: Precision, device: Device, stage: int
+) -> Memory:
+    held = _parameters(model, layout, stage)
+    shared_ranks = layout.data * layout.context if training.optimizer.distributed else 1
+    expert_ranks = layout.data * layout.context * layout.tensor / layout.expert if training.optimizer.distributed else 1
+    count = held.shared + held.experts
+    last = stage == layout.pipeline - 1
+    tokens = training.micro_batch_size * training.sequence_length / layout.context
+    return Memory(
+        parameters=count * (FP8 if precision.fp8_parameters else BF16),
+        quantised_copies=count * _copies(precision, device),
+        gradients=count * FP32,
+        optimizer=OPTIMIZER * (held.shared / shared_ranks + held.experts / expert_ranks),
+        activations=tokens * _in_flight(layout, stage) * _layers_bytes(model, layout, precision, stage),
+        # FP32 logits and the gradient that replaces them in place (Megatron's vocabulary-parallel cross-entropy)
+        logits=tokens * FP32 * (model.vocabulary_size or 0) / layout.tensor if last else 0.0,
+    )
+
+
+def _parameters(model: Architecture, layout: Parallelism, stage: int) -> _Held:
+    """Norms and routers are whole on every tensor-parallel rank; experts are split over expert-parallel ranks alone."""
+    hidden, experts = model.hidden_size, model.experts
+    shared = routed = 0.0
+    for layer in _layers(model, layout, stage):
+        shared += attention_parameters(model.attention, hidden) / layout.tensor + 2 * hidden
+        if experts is None or layer < experts.leading_dense_layers:
+            assert model.feed_forward_size is not None, "checked by Architecture: it has dense layers"
+            shared += swiglu(hidden, model.feed_forward_size) / layout.tensor
+        else:
+            shared += hidden * experts.count + swiglu(hidden, experts.shared_size) / layout.tensor
+            routed += experts.count * swiglu(hidden, experts.size, bias=experts.bias) / layout.expert
+    matrix = (model.vocabulary_size or 0) * hidden / layout.tensor
+    first, last = stage == 0, stage == layout.pipeline - 1
+    # a tied matrix is held on both ends of a pipeline
+    ends = int(first) + int(last and not (first and model.tied_embeddings))
+    return _Held(shared + ends * matrix + (hidden if last else 0), routed)
+
+
+def _layers(model: Architecture, layout: Parallelism, stage: int) -> list[int]:
+    """Layers of a stage, multi-token-prediction layers after the last."""
+    mine = stage_layers(model.layers, layout.pipeline, layout.virtual_pipeline, stage)
+    if stage == layout.pipeline - 1:
+        mine += range(model.layers, model.layers + model.multi_token_prediction_layers)
+    return mine
+
+
+def _in_flight(layout: Parallelism, stage: int) -> float:
+    """Micro-batches whose activations a stage holds at a time, 1F1B: arXiv 2104.04473, 2.2; 2205.05198, 4.2.3."""
+    waiting = layout.pipeline - stage
+    if layout.virtual_pipeline > 1:
+        return waiting + (layout.pipeline - 1) / layout.virtual_pipeline
+    return waiting
+
+
+def _layers_bytes(model: Architecture, layout: Parallelism, precision: Precision, stage: int) -> float:
+    """Bytes per token and micro-batch that the backward pass of a stage's layers reads."""
+    experts = model.experts
+    total = 0.0
+    for layer in _layers(model, layout, stage):
+        dense = experts is None or layer < experts.leading_dense_layers
+        total += activation_bytes(model, layout, precision, dense=dense)
+    if stage == 0:
+        total += BF16 * model.hidden_size / (layout.tensor if layout.sequence else 1)  # the embedded tokens
+    return total
+
+
+def activation_bytes(model: Architecture, layout: Parallelism, precision: Precision, *, dense: bool) -> float:
+    """Bytes per token that one layer's backward pass reads, on one device.
+
+    Kept in BF16: both residual inputs (the norms read them), queries, keys, values and the attention's output, gate and
+    up projections. Inputs of linear layers are kept as those products read them: FP8 with an FP8 recipe.
+    """
+    operand = FP8 if RECIPES[precision.recipe].quantised else BF16
+    hidden = model.hidden_size / (layout.tensor if layout.sequence else 1)
+    queries, keys, values, out = _attention_widths(model)
+    split = BF16 * (queries + keys + values + out) + operand * out + FP32 * model.attention.heads
+    norms = 2 * (BF16 * hidden + operand * hidden)
+    if dense:
+        assert model.feed_forward_size is not None, "checked by Architecture: it has dense layers"
+        return norms + (split + _swiglu_bytes(model.feed_forward_size, operand)) / layout.tensor
+    experts = model.experts
+    assert experts is not None, "a layer that is not dense has experts"
+    # the router reads the normed hidden states in BF16 and keeps FP32 scores; routed tokens are copied top_k times
+    # and, with tensor parallelism, split over its ranks
+    router = BF16 * hidden + FP32 * experts.count
+    routed = experts.top_k * (operand * model.hidden_size + _swiglu_bytes(experts.size, operand)) / layout.tensor
+    shared = _swiglu_bytes(experts.shared_size, operand) / layout.tensor
+    return norms + split / layout.tensor + router + routed + shared
+
+
+def _attention_widths(model: Architecture) -> tuple[int, int, int, int]:
+    """Width per token of queries, keys, values and the attention's output."""
+    attention = model.attention
+    if isinstance(attention, GroupedQueryAttention):
+        queries, keys = attention.heads * attention.head_size, attention.kv_heads * attention.head_size
+        return queries, keys, keys, queries
+    width = attention.heads * (attention.qk_head_size + attention.qk_rope_head_size)
+    values = attention.heads * attention.v_head_size
+    # the compressed queries, keys and values are kept too: they are inputs of the expanding products
+    compressed = (attention.q_lora_rank or 0) + attention.kv_lora_rank
+    return width + compressed, width, values, values
+
+
+def _swiglu_bytes(width: int, operand: int) -> float:
+    """Gate and up projection in BF16 and their product, the input of the down projection."""
+    return 2 * BF16 * width + operand * width
+
+
+def _copies(precision: Precision, device: Device) -> float:
+    """Bytes per parameter of FP8 copies. On compute capability 8.9 and 9.0 products read only row-major operands, so
+    that a weight is kept as it is and transposed (Transformer Engine); on CPUs the emulation rounds as it goes."""
+    if device.kind == "cpu" or not RECIPES[precision.recipe].quantised:
+        return 0.0
+    transposed = device.compute_capability in ("8.9", "9.0") or RECIPES[precision.recipe].scaling == "block"
+    return (2 if transposed else 1) * FP8 - (FP8 if precision.fp8_parameters else 0)

@@ -1,0 +1,215 @@
+"""What others published of their training runs, and what follows from it.
+
+`configs/published/runs` holds tokens, devices, hours and prices as printed, each with its place; `statements.yaml`
+holds sentences with a number in them. `derived` recomputes every such number, and those that nobody printed (cost per
+trillion tokens, days, share of peak) in the same way for every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from octavo.configuration import Section, read_section
+from octavo.experiment.cluster import Device
+from octavo.experiment.config import RecipeName
+from octavo.layout import configs
+from octavo.models.catalogue import read_architecture
+from octavo.models.flops import flops_per_token
+
+SCHEMA_VERSION = 1
+TRILLION = 1e12
+REFERENCE_PRICE = 2.0
+"""USD per GPU-hour at which all runs are compared: the price that DeepSeek-V3's report assumes (its table 1)."""
+
+
+class PublishedRun(Section):
+    """One published training run."""
+
+    model: str
+    """A file in configs/models."""
+    device: str
+    """A file in configs/clusters/devices."""
+    devices: PositiveInt | None = None
+    precision: RecipeName | None = None
+    sequence_length: PositiveInt | None = None
+    tokens: PositiveFloat | None = None
+    device_hours: dict[str, PositiveFloat] = {}
+    """By stage; `all` where stages are not told apart."""
+    device_hours_per_trillion_tokens: PositiveFloat | None = None
+    price_per_device_hour: PositiveFloat | None = None
+    sources: Annotated[dict[str, str], Field(min_length=1)]
+
+    @property
+    def hours(self) -> float:
+        """Device-hours of all stages."""
+        return sum(self.device_hours.values())
+
+    @property
+    def pre_training_hours(self) -> float:
+        """Device-hours that the tokens took."""
+        return self.device_hours.get("pre_training", self.hours)
+
+    @property
+    def hours_per_trillion_tokens(self) -> float | None:
+        """As printed, or from hours and tokens; None where neither is published."""
+        if self.device_hours_per_trillion_tokens is not None:
+            return self.device_hours_per_trillion_tokens
+        return self.pre_training_hours / self.tokens * TRILLION if self.tokens and self.device_hours else None
+
+
+class Statement(Section):
+    """A sentence with a number."""
+
+    text: str
+    value: PositiveFloat
+    unit: str
+    tolerance: NonNegativeFloat
+    """Share by which a recomputed figure may be off and still be what was printed."""
+    at_most: bool = False
+    """The sentence says "less than"."""
+    assumption: str
+    source: str
+
+
+class Statements(Section):
+    """`configs/published/statements.yaml`."""
+
+    statements: dict[str, Statement]
+
+
+@dataclass(frozen=True)
+class Derived:
+    """One recomputed number."""
+
+    name: str
+    text: str
+    value: float
+    unit: str
+    published_value: float | None
+    """As printed; None: nobody printed it."""
+    holds: bool | None
+    """Whether the recomputed number is the printed one within what rounding and words allow; None: none was printed."""
+    assumption: str
+    source: str
+
+
+def published_runs() -> dict[str, PublishedRun]:
+    """All runs in configs/published/runs, by name."""
+    paths = sorted((configs().published / "runs").glob("*.yaml"))
+    return {path.stem: read_section(path, PublishedRun) for path in paths}
+
+
+def derived() -> list[Derived]:
+    """Every number that follows from what was published: those somebody printed first."""
+    runs = published_runs()
+    statements = read_section(configs().published / "statements.yaml", Statements).statements
+    stated = [_stated(name, one, FORMULAS[name](runs)) for name, one in statements.items()]
+    return [*stated, *(number for name, run in runs.items() for number in _of_run(name, run)), _bought(runs)]
+
+
+def _stated(name: str, statement: Statement, value: float) -> Derived:
+    close = abs(value / statement.value - 1) <= statement.tolerance
+    holds = value <= statement.value if statement.at_most else close
+    return Derived(
+        name, statement.text, value, statement.unit, statement.value, holds, statement.assumption, statement.source
+    )
+
+
+Runs = dict[str, PublishedRun]
+
+
+def _cost(run: PublishedRun) -> float:
+    return run.hours * (run.price_per_device_hour or REFERENCE_PRICE)
+
+
+def _per_trillion(run: PublishedRun) -> float:
+    hours = run.hours_per_trillion_tokens
+    assert hours is not None, "asked of runs that published it"
+    return hours
+
+
+def _days(hours: float, run: PublishedRun) -> float:
+    assert run.devices is not None, "asked of runs that published it"
+    return hours / run.devices / 24
+
+
+def _flops(model: str, sequence_length: int) -> float:
+    return flops_per_token(read_architecture(model), sequence_length)
+
+
+def _total_flops(run: PublishedRun) -> float:
+    assert run.tokens is not None
+    assert run.sequence_length is not None
+    return run.tokens * _flops(run.model, run.sequence_length)
+
+
+def utilisation(run: PublishedRun) -> float:
+    """Model FLOPs over what the devices could have done in BF16 in the hours that the tokens took (MFU)."""
+    device = read_section(configs().clusters / "devices" / f"{run.device}.yaml", Device)
+    assert run.tokens is not None
+    hours = _per_trillion(run) * run.tokens / TRILLION
+    return _total_flops(run) / (hours * 3600 * device.peak_tflops["bf16"] * 1e12)
+
+
+FORMULAS: dict[str, Callable[[Runs], float]] = {
+    "six_million_dollars": lambda runs: _cost(runs["deepseek-v3"]),
+    "final_run_cost": lambda runs: _cost(runs["deepseek-v3"]),
+    "one_tenth": lambda runs: runs["deepseek-v3"].hours / runs["llama-3.1-405b"].hours,
+    "deepseek_chips": lambda runs: float(runs["deepseek-v3"].devices or 0),
+    "meta_chips": lambda runs: float(runs["llama-3.1-405b"].devices or 0),
+    "hours_per_trillion_tokens": lambda runs: _per_trillion(runs["deepseek-v3"]),
+    "days_per_trillion_tokens": lambda runs: _days(_per_trillion(runs["deepseek-v3"]), runs["deepseek-v3"]),
+    "two_months": lambda runs: _days(runs["deepseek-v3"].pre_training_hours, runs["deepseek-v3"]),
+    "mixture_saves": lambda runs: 1 - _per_trillion(runs["deepseek-v2"]) / _per_trillion(runs["deepseek-67b"]),
+    "deepseekmoe_compute": lambda _: _flops("deepseekmoe-16b", 4096) / _flops("deepseek-7b", 4096),
+    "llama_405b_flops": lambda runs: _total_flops(runs["llama-3.1-405b"]),
+    "llama_405b_mfu": lambda runs: utilisation(runs["llama-3.1-405b"]),
+}
+"""Name of a statement -> how its number is recomputed."""
+
+
+def _of_run(name: str, run: PublishedRun) -> list[Derived]:
+    """What was not printed, for each run that has what it takes."""
+    price = run.price_per_device_hour or REFERENCE_PRICE
+    at = f"{price:g} USD per {run.device.upper()} GPU-hour, rented" + (
+        "" if run.price_per_device_hour else "; DeepSeek-V3's assumption, applied to this run"
+    )
+    source = "; ".join(run.sources.values())
+
+    def number(what: str, text: str, value: float, unit: str, assumption: str) -> Derived:
+        return Derived(f"{name}.{what}", text, value, unit, None, None, assumption, source)
+
+    found = []
+    if run.device_hours:
+        found.append(number("cost", f"Cost of {name}", run.hours * price, "USD", at))
+    if (hours := run.hours_per_trillion_tokens) is not None:
+        found.append(number("hours_per_trillion", f"Hours of {name} per trillion tokens", hours, "GPU-hours", ""))
+        found.append(number("cost_per_trillion", f"Cost of {name} per trillion tokens", hours * price, "USD", at))
+    if run.device_hours and run.devices:
+        days, all_the_time = _days(run.pre_training_hours, run), f"all {run.devices:,} GPUs all the time"
+        found.append(number("days", f"Days of {name}", days, "days", all_the_time))
+    if run.tokens and run.sequence_length and hours is not None:
+        peak = f"of the dense BF16 peak of {run.device.upper()}"
+        if run.precision not in (None, "bf16"):
+            peak += ", although most products were in FP8"
+        found.append(number("mfu", f"Model FLOPs utilisation of {name}", utilisation(run), "ratio", peak))
+    return found
+
+
+def _bought(runs: Runs) -> Derived:
+    run = runs["deepseek-v3"]
+    price = 40_000.0
+    return Derived(
+        "deepseek-v3.bought",
+        "What the chips of DeepSeek-V3's cluster would cost to buy",
+        price * (run.devices or 0),
+        "USD",
+        None,
+        None,
+        'The article\'s "around $40,000" for one GPU; host, network and building left out',
+        "The article; arXiv 2412.19437v2, section 3.1",
+    )

@@ -1,0 +1,239 @@
+"""Slurm's accounting, as it was recorded.
+
+`sacct.txt` is the output of a real Slurm 22.05 for jobs that were pre-empted, cancelled, requeued, failed, ran out of
+time, lost their node, still ran and still waited.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo.accounting import books, slurm
+from octavo.accounting.reconcile import reconcile
+from octavo.experiment.cluster import Slurm
+from octavo.experiment.run import Experiment, load_experiment
+from octavo.layout import ConfigFolders
+from octavo.records import AttemptRecord, SlurmRow
+from tests.synthetic import write_experiment
+
+RECORDED = (Path(__file__).parent / "sacct.txt").read_text(encoding="utf-8")
+RUNS = {
+    f"rule_train_wildcards_books_{cell}_{seed}": (cell, seed)
+    for cell in ("dense-bf16", "moe-bf16")
+    for seed in range(9)
+}
+WORK_DIR = "/tmp/rec"
+
+
+@pytest.fixture
+def rows() -> list[SlurmRow]:
+    return slurm.parse(RECORDED, RUNS, {}, WORK_DIR)
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """An experiment on a cluster with Slurm, no run begun: one dollar per device-hour."""
+    monkeypatch.setenv("OCTAVO_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_experiment(tmp_path, name="books", cells=[], seeds=range(9), precisions=("bf16",), ablations={}, price=1.0)
+    loaded = load_experiment("books", ConfigFolders(tmp_path / "configs"))
+    return replace(loaded, cluster=loaded.cluster.model_copy(update={"slurm": Slurm()}))
+
+
+def of_run(rows: list[SlurmRow], cell: str, seed: int) -> list[SlurmRow]:
+    return [row for row in rows if (row.cell, row.seed) == (cell, seed)]
+
+
+def test_a_preempted_job_has_a_row_for_each_time_it_held_devices(rows: list[SlurmRow]) -> None:
+    first, second = of_run(rows, "moe-bf16", 1)
+    assert (first.job, second.job) == ("14", "14")
+    assert (first.state, second.state) == ("PREEMPTED", "COMPLETED")
+    assert first.submit < second.submit
+    assert (first.elapsed_seconds, second.elapsed_seconds) == (5, 15)
+    assert first.nodes == "node[1-2]"
+
+
+def test_devices_are_the_gpus_allocated_over_all_nodes(rows: list[SlurmRow]) -> None:
+    """Two nodes with gres/gpu:h100=2 each; three of them in the second."""
+    assert of_run(rows, "moe-bf16", 1)[0].devices == 4
+    assert of_run(rows, "dense-bf16", 1)[0].devices == 6
+
+
+@pytest.mark.parametrize(
+    ("tres", "devices"),
+    [
+        ("billing=2,cpu=2,gres/gpu:h100=4,gres/gpu=4,mem=1000M,node=2", 4),
+        ("cpu=2,gres/gpu:a100=1,gres/gpu:h100=4,mem=1000M", 5),  # a site that tracks types alone
+        ("billing=96,cpu=96,mem=100G,node=1", 96),
+        ("", 0),
+    ],
+)
+def test_cores_count_where_there_are_no_gpus(tres: str, devices: int) -> None:
+    assert slurm.devices_in(tres) == devices
+
+
+def test_instants_are_utc(rows: list[SlurmRow]) -> None:
+    """1795529275 seconds since 1970."""
+    assert of_run(rows, "moe-bf16", 1)[0].start == datetime(2026, 11, 24, 14, 7, 55, tzinfo=UTC)
+
+
+def test_a_job_that_never_held_devices_is_no_attempt(rows: list[SlurmRow]) -> None:
+    assert RECORDED.count("|PENDING|") == 1
+    assert not of_run(rows, "moe-bf16", 6)
+
+
+def test_a_running_job_is_joined_by_its_submit_line(rows: list[SlurmRow]) -> None:
+    """Slurm stores the comment when a job ends."""
+    running = of_run(rows, "dense-bf16", 6)[-1]
+    assert running.state == "RUNNING"
+    assert running.end - running.start == timedelta(seconds=running.elapsed_seconds)
+
+
+def test_jobs_of_another_checkout_or_experiment_are_not_ours() -> None:
+    assert not slurm.parse(RECORDED, RUNS, {}, "/home/user/elsewhere")
+    assert not slurm.parse(RECORDED, {"rule_train_wildcards_other_dense-bf16_1": ("dense-bf16", 1)}, {}, WORK_DIR)
+
+
+def test_a_job_without_a_comment_is_joined_by_the_number_that_the_trainer_wrote() -> None:
+    (row,) = slurm.parse(RECORDED, {}, {"17": ("moe-bf16", 2)}, WORK_DIR)
+    assert (row.cell, row.seed, row.state) == ("moe-bf16", 2, "FAILED")
+
+
+@pytest.mark.parametrize(
+    ("state", "said", "reason"),
+    [
+        ("PREEMPTED", "signalled", "preempted"),
+        ("TIMEOUT", "killed", "time_limit"),
+        ("NODE_FAIL", "killed", "node_failure"),
+        ("CANCELLED", None, "cancelled"),
+        ("OUT_OF_MEMORY", "killed", "out_of_memory"),
+        ("REQUEUED", "signalled", "signalled"),
+        ("FAILED", "signalled", "signalled"),
+        ("FAILED", None, "failed"),
+        ("COMPLETED", "diverged", "diverged"),
+        ("RUNNING", "running", "running"),
+    ],
+)
+def test_an_attempt_ended_as_slurm_says_but_for_what_only_the_trainer_knows(
+    state: str, said: str | None, reason: str
+) -> None:
+    assert slurm.exit_reason(state, said) == reason
+
+
+def attempt(start: datetime, seconds: float, job: str, number: int = 1) -> dict[str, Any]:
+    """A row of the books by the trainer's word, one device."""
+    return {
+        "experiment": "books", "cell": "moe-bf16", "seed": 1, "attempt": number, "job": job, "submit": None,
+        "state": "signalled", "nodes": "node1", "devices": 1, "device_kind": "cpu", "start": start,
+        "end": start + timedelta(seconds=seconds), "first_step": 0, "last_step": 7, "superseded": False,
+        "device_hours": seconds / 3600, "energy_kwh": 0.0, "energy_source": "power x utilisation", "cost": 0.0,
+        "currency": "USD", "source": "attempts.jsonl",
+    }  # fmt: skip
+
+
+def test_slurms_hours_replace_the_trainers(experiment: Experiment, rows: list[SlurmRow]) -> None:
+    """4 GPUs for 5 s and for 15 s, at one dollar an hour; the trainer saw 3 s of the first."""
+    own = of_run(rows, "moe-bf16", 1)
+    trained = [attempt(own[0].start + timedelta(seconds=1.5), 3, "14", 1), attempt(own[1].start, 14, "14", 2)]
+    first, second = slurm.join(experiment, trained, own)
+    assert (first["device_hours"], second["device_hours"]) == (4 * 5 / 3600, 4 * 15 / 3600)
+    assert (first["cost"], second["cost"]) == pytest.approx((20 / 3600, 60 / 3600))
+    assert (first["state"], second["state"]) == ("preempted", "signalled")
+    assert (first["attempt"], first["last_step"], first["source"]) == (1, 7, "sacct")
+
+
+def test_a_job_in_which_training_never_began_is_paid_for(experiment: Experiment, rows: list[SlurmRow]) -> None:
+    (lost,) = slurm.join(experiment, [], of_run(rows, "moe-bf16", 2))
+    assert (lost["attempt"], lost["state"]) == (slurm.ORPHAN, "failed")
+    assert lost["device_hours"] == 2 / 3600
+
+
+def test_an_attempt_that_slurm_does_not_know_keeps_the_trainers_hours(experiment: Experiment) -> None:
+    begun = datetime(2026, 1, 1, tzinfo=UTC)
+    (kept,) = slurm.join(experiment, [attempt(begun, 60, "999")], [])
+    assert (kept["source"], kept["device_hours"]) == ("attempts.jsonl", 60 / 3600)
+
+
+def test_two_attempts_in_one_allocation_share_its_time(experiment: Experiment, rows: list[SlurmRow]) -> None:
+    """15 s on 4 GPUs, the second attempt from the tenth second on."""
+    row = of_run(rows, "moe-bf16", 1)[1]
+    trained = [attempt(row.start, 9, "14", 1), attempt(row.start + timedelta(seconds=10), 5, "14", 2)]
+    first, second = slurm.join(experiment, trained, [row])
+    assert (first["device_hours"], second["device_hours"]) == pytest.approx((40 / 3600, 20 / 3600))
+
+
+def test_slurms_energy_counts_before_an_estimate(experiment: Experiment, rows: list[SlurmRow]) -> None:
+    """7.2 MJ are 2 kWh."""
+    row = of_run(rows, "moe-bf16", 2)[0].model_copy(update={"energy_joules": 7.2e6})
+    (joined,) = slurm.join(experiment, [], [row])
+    assert (joined["energy_kwh"], joined["energy_source"]) == (2.0, "slurm")
+
+
+def test_what_was_read_is_kept_for_where_there_is_no_slurm(
+    experiment: Experiment, rows: list[SlurmRow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "available", lambda: True)
+    monkeypatch.setattr(slurm, "query", lambda *_, **__: rows)
+    there = books.attempts_frame(experiment)
+    monkeypatch.setattr(slurm, "available", lambda: False)
+    elsewhere = books.attempts_frame(experiment)
+    assert json.loads(experiment.folder.sacct.read_text())["schema_version"] == 1
+    assert len(there) == len(rows)
+    assert there.equals(elsewhere)
+
+
+def test_rows_that_slurm_has_forgotten_stay(
+    experiment: Experiment, rows: list[SlurmRow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "available", lambda: True)
+    monkeypatch.setattr(slurm, "query", lambda *_, **__: rows)
+    slurm.slurm_books(experiment, [])
+    monkeypatch.setattr(slurm, "query", lambda *_, **__: rows[3:])
+    assert slurm.slurm_books(experiment, []) == sorted(rows, key=lambda row: (row.start, int(row.job)))
+
+
+def test_our_books_reconcile(experiment: Experiment, rows: list[SlurmRow], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "available", lambda: True)
+    monkeypatch.setattr(slurm, "query", lambda *_, **__: rows)
+    found = reconcile(books.attempts_frame(experiment), rows)
+    assert found.differences == []
+    ended = [row for row in rows if row.state != "RUNNING"]
+    assert found.compared == len(ended) == 13
+    assert found.device_hours == pytest.approx(sum(row.devices * row.elapsed_seconds for row in ended) / 3600)
+
+
+def test_reconcile_names_what_differs(
+    experiment: Experiment, rows: list[SlurmRow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two seconds more, a GPU fewer, a row that only sacct has, one that only we have: four differences."""
+    monkeypatch.setattr(slurm, "available", lambda: True)
+    monkeypatch.setattr(slurm, "query", lambda *_, **__: rows[:-1])
+    frame = books.attempts_frame(experiment)
+    ended = [row for row in rows if row.state != "RUNNING"]
+    ended[0] = ended[0].model_copy(update={"elapsed_seconds": ended[0].elapsed_seconds + 2})
+    ended[1] = ended[1].model_copy(update={"devices": ended[1].devices - 1})
+    del ended[2]
+    ended.append(ended[0].model_copy(update={"job": "77"}))
+    found = reconcile(frame, ended)
+    assert len(found.differences) == 4
+    assert "in sacct alone" in " ".join(one.what for one in found.differences if one.job == "77")
+
+
+def test_attempts_of_jobs_that_sacct_does_not_know_do_not_reconcile(experiment: Experiment) -> None:
+    """The trainer wrote a job number, Slurm has no such job: the hours are unproven, and it is said."""
+    folder = experiment.folder.run("dense-bf16", 1)
+    folder.path.mkdir(parents=True)
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    record = AttemptRecord(
+        attempt=1, start=start, end=start + timedelta(seconds=9), host="n", nodes=["n"], device_kind="cpu",
+        device_count=1, exit_reason="completed", first_step=0, last_step=9, slurm_job_id="5", run_fingerprint="x",
+    )  # fmt: skip
+    folder.attempts.write_text(record.model_dump_json() + "\n")
+    (difference,) = reconcile(books.attempts_frame(experiment), []).differences
+    assert difference.job == "5"

@@ -1,0 +1,145 @@
+"""The step-time model: limits that can be worked out by hand, and directions that must be right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from octavo.forecast.calibration import Constants
+from octavo.forecast.fitting import plain_layout, plain_training, read_device
+from octavo.forecast.gpu import Setting, attention_products, step_parts
+from octavo.models.architecture import Architecture
+from octavo.models.catalogue import read_architecture
+from octavo.models.flops import flops_per_token
+from octavo.models.parameters import attention_parameters
+
+IDEAL = Constants(
+    sustained={"9.0": 1.0},
+    fp8_products=1.0,
+    fp4_products=1.0,
+    half_dimension=1e-9,
+    attention=1.0,
+    attention_blackwell_ultra=1.0,
+    memory_passes=1e-12,
+    dispatch_passes=1e-12,
+    exposed_all_to_all=1e-12,
+    exposed_sums=1e-12,
+    exposed_gradients=1e-12,
+    host_dense_layer=1e-12,
+    host_mixed_layer=1e-12,
+)
+"""A device that computes at its peak and moves bytes for nothing."""
+
+
+def setting(name: str = "llama-3.1-8b", **changed: Any) -> Setting:
+    sizes: dict[str, Any] = {
+        "n": 8, "gbs": 64, "mbs": 1, "seq": 4096, "tp": 1, "pp": 1, "cp": 1, "vp": 1, "ep": 1, "gpu": "h100",
+        "recipe": "bf16", **changed,
+    }  # fmt: skip
+    device = read_device(sizes["gpu"])
+    return Setting(
+        read_architecture(name),
+        plain_training(sizes["gbs"], sizes["mbs"], sizes["seq"]),
+        plain_layout(sizes["n"], sizes["tp"], sizes["pp"], sizes["cp"], sizes["vp"], sizes["ep"]),
+        sizes["recipe"],
+        device,
+        device.link_domain,
+    )
+
+
+def seconds(one: Setting, **constants: float) -> float:
+    return sum(step_parts(one, IDEAL.model_copy(update=constants)).values())
+
+
+@pytest.mark.parametrize(
+    ("name", "ep"), [("llama-3.1-8b", 1), ("mixtral-8x7b", 8), ("deepseek-v2-lite", 8), ("qwen3-30b-a3b", 8)]
+)
+def test_an_ideal_device_needs_the_model_flops_and_no_more(name: str, ep: int) -> None:
+    """Tokens per device x FLOPs per token / peak: every product of the model is in the forecast once. Routers, which
+    are left out, are under 1 % of them; the optimizer's pass is measured apart."""
+    one = setting(name, ep=ep)
+    parts = step_parts(one, IDEAL)
+    expected = 64 * 4096 / 8 * flops_per_token(one.model, 4096) / 989e12
+    assert sum(parts.values()) - parts["optimizer"] == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "deepseek-v3", "deepseek-v2-lite"])
+def test_the_projections_are_the_attentions_parameters(name: str) -> None:
+    """Inner x columns over the products, without norms."""
+    model = read_architecture(name)
+    products = sum(inner * columns for inner, columns, _ in attention_products(model))
+    assert products == pytest.approx(attention_parameters(model.attention, model.hidden_size), rel=1e-3)
+
+
+def test_tensor_parallelism_halves_the_products() -> None:
+    whole, split = (step_parts(setting(tp=tp, gbs=8, n=2), IDEAL) for tp in (1, 2))
+    # two devices with 4 sequences each, or 8 sequences with half of the products each
+    for part in ("linear layers", "feed-forward", "attention", "output head"):
+        assert split[part] == pytest.approx(whole[part])
+
+
+def test_small_products_are_slow() -> None:
+    """At twice the half dimension in all three dimensions a product reaches (2/3)^3 of its rate."""
+    model = Architecture.model_validate(
+        {
+            "name": "cube",
+            "source": "this test",
+            "layers": 1,
+            "hidden_size": 256,
+            "feed_forward_size": 128,
+            "attention": {"kind": "gqa", "heads": 2, "kv_heads": 1, "head_size": 64},
+            "vocabulary_size": 256,
+        }
+    )
+    one = setting(n=1, gbs=1, seq=256)
+    cube = Setting(model, one.training, one.layout, "bf16", one.device, 8)
+    slow = step_parts(cube, IDEAL.model_copy(update={"half_dimension": 128.0}))["output head"]
+    fast = step_parts(cube, IDEAL)["output head"]
+    assert slow / fast == pytest.approx((3 / 2) ** 3, rel=1e-3)
+
+
+def test_the_bubble_of_a_pipeline() -> None:
+    """(p - 1) / (v x micro-batches) of the time (arXiv 2104.04473, section 2.2)."""
+    parts = step_parts(setting("llama-3.1-70b", n=8, pp=8, gbs=16, vp=5), IDEAL)
+    rest = sum(parts.values()) - parts["pipeline bubble"] - parts["optimizer"] - parts["data parallel"]
+    assert parts["pipeline bubble"] / rest == pytest.approx(7 / (5 * 16))
+
+
+def test_a_layer_waits_for_the_host() -> None:
+    """32 layers x 8 micro-batches x 0.1 s, far above what the device needs."""
+    assert seconds(setting(), host_dense_layer=0.1) == pytest.approx(32 * 8 * 0.1, rel=0.02)
+
+
+def test_an_all_to_all_within_a_node_takes_the_link() -> None:
+    """8 micro-batches x 48 layers x 4,096 tokens x 4 x 8 x 2,048 x 2 bytes x 7/8, at 450 GB/s."""
+    parts = step_parts(setting("qwen3-30b-a3b", ep=8), IDEAL.model_copy(update={"exposed_all_to_all": 1.0}))
+    assert parts["all-to-all"] == pytest.approx(8 * 48 * 4096 * 4 * 8 * 2048 * 2 * 7 / 8 / 450e9)
+
+
+def test_an_all_to_all_across_nodes_takes_the_network() -> None:
+    """Two nodes: half of the copies' destinations; a token goes over once if any of its 8 experts is there."""
+    parts = step_parts(setting("qwen3-30b-a3b", n=16, ep=16), IDEAL.model_copy(update={"exposed_all_to_all": 1.0}))
+    sent = 4 * 48 * 4096 * 4 * 8 * 2048 * 2 * 15 / 16
+    once = 2 * (1 - 0.5**8) / 8
+    assert parts["all-to-all"] == pytest.approx(sent * 0.5 * once / 50e9)
+
+
+@pytest.mark.parametrize(
+    ("slower", "faster"),
+    [
+        ({}, {"recipe": "fp8_tensorwise"}),
+        ({"gpu": "h100"}, {"gpu": "h200"}),
+        ({"gpu": "a100"}, {"gpu": "h100"}),
+        ({"gpu": "b200", "recipe": "fp8_mxfp8"}, {"gpu": "gb300", "recipe": "fp8_mxfp8"}),
+        ({"pp": 8, "gbs": 8}, {"pp": 8, "gbs": 64}),
+    ],
+)
+def test_what_must_be_faster(slower: dict[str, Any], faster: dict[str, Any]) -> None:
+    from octavo.forecast.calibration import gpu_calibration
+
+    def tokens_per_second(changed: dict[str, Any]) -> float:
+        one = setting(**changed)
+        return one.training.tokens_per_step / sum(step_parts(one, gpu_calibration().constants).values())
+
+    assert tokens_per_second(slower) < tokens_per_second(faster)

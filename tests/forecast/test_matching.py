@@ -1,0 +1,79 @@
+"""A partner is equal on the axis asked for as far as its widths allow, and in nothing else by chance."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from octavo.cli import app
+from octavo.configuration import parse_section, read_yaml
+from octavo.errors import OctavoError
+from octavo.forecast.matching import AXES, Axis, Rules, match, quantity, write_partner
+from octavo.models.architecture import Architecture
+from octavo.models.catalogue import read_architecture, with_vocabulary
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "deepseekmoe-16b"])
+def test_no_other_width_is_nearer(name: str, axis: Axis) -> None:
+    model = read_architecture(name)
+    pair = match(model, axis, Rules(multiple=64, experts=16, top_k=4, shared=1), 4096)
+    partner = pair.partner
+    assert (partner.experts is None) == (model.experts is not None)
+    width = partner.feed_forward_size or (partner.experts and partner.experts.size) or 0
+    assert width % 64 == 0
+    off = abs(quantity(partner, axis, 4096) - quantity(model, axis, 4096))
+    for other in (width - 64, width + 64):
+        if other:
+            if partner.experts is None:
+                near = partner.model_copy(update={"feed_forward_size": other})
+            else:
+                experts = partner.experts.model_copy(update={"size": other, "shared_size": other})
+                near = partner.model_copy(update={"experts": experts})
+            assert abs(quantity(near, axis, 4096) - quantity(model, axis, 4096)) >= off
+
+
+def test_active_parameters_by_hand() -> None:
+    """Six of 64 experts and two shared ones of 512 are a dense width of 4,096; what is left is 24 routers of 64."""
+    model = with_vocabulary(read_architecture("node-dense"))
+    pair = match(model, "active_parameters", Rules(multiple=64, experts=64, top_k=6, shared=2), 4096)
+    assert pair.partner.experts is not None
+    assert (pair.partner.experts.size, pair.partner.experts.shared_size) == (512, 1024)
+    assert pair.found - pair.wanted == 24 * 2048 * 64
+    assert pair.mismatch == pytest.approx(24 * 2048 * 64 / pair.wanted)
+
+
+def test_a_deeper_partner_is_narrower() -> None:
+    model = read_architecture("deepseek-v2-lite")
+    same, deeper = (match(model, "active_parameters", Rules(64, layers=layers), 4096).partner for layers in (None, 40))
+    assert (same.layers, deeper.layers) == (27, 40)
+    assert (deeper.feed_forward_size or 0) < (same.feed_forward_size or 0)
+
+
+def test_a_partner_that_cannot_be() -> None:
+    with pytest.raises(OctavoError, match=r"no partner of llama-3\.1-8b is equal in total_parameters"):
+        match(read_architecture("llama-3.1-8b"), "total_parameters", Rules(64, experts=4096, top_k=1), 4096)
+
+
+def test_the_file_reads_back(tmp_path: Path) -> None:
+    pair = match(read_architecture("deepseek-v2-lite"), "flops_per_token", Rules(multiple=64), 4096)
+    path = tmp_path / "partner.yaml"
+    write_partner(pair, path)
+    again = parse_section({"name": "partner", **read_yaml(path)}, Architecture, path)
+    assert again.model_copy(update={"name": pair.partner.name}) == pair.partner
+    with pytest.raises(OctavoError, match="there already"):
+        write_partner(pair, path)
+
+
+def test_the_verb() -> None:
+    arguments = ["match", "node-dense", "--by", "active_parameters"]
+    record = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
+    assert record["partner"]["vocabulary_size"] is None  # the tokenizer's, as in the model
+    assert record["quantities"]["active_parameters"]["partner"] > record["quantities"]["active_parameters"]["model"]
+    text = CliRunner().invoke(app, arguments).stdout
+    assert "residual mismatch in active_parameters: +0.311%" in text
+    refused = CliRunner().invoke(app, ["match", "node-dense", "--by", "luck"]).exception
+    assert isinstance(refused, OctavoError)

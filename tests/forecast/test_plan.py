@@ -1,0 +1,278 @@
+"""The plan says what every cell needs and costs, and stops what exceeds its budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from octavo.cli import app
+from octavo.errors import OctavoError
+from octavo.experiment.run import Experiment, load_experiment
+from octavo.forecast.document import typeset, write_plan
+from octavo.forecast.plan import COLUMNS, check_budget, plan_frame, plan_record
+from octavo.layout import ExperimentFolder
+
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture
+def laptop(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Experiment]:
+    """The quickstart experiment, changed, in a checkout of its own."""
+
+    def load(change: Change = lambda _: None) -> Experiment:
+        monkeypatch.setenv("OCTAVO_ROOT", str(tmp_path))
+        for folder in ("configs/models", "configs/clusters", "workflow"):
+            if not (tmp_path / folder).exists():
+                (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / folder).symlink_to(repository / folder)
+        value = yaml.safe_load((repository / "configs/experiments/quickstart.yaml").read_text())
+        # what the arithmetic below rests on, whatever becomes of the quickstart
+        value.pop("overrides", None)
+        value.update(
+            precisions=["bf16", "fp8_tensorwise"], seeds=[1], tokenizer={"kind": "bpe", "vocabulary_size": 2048}
+        )
+        value["training"].update(steps=150, global_batch_size=8, micro_batch_size=8, sequence_length=128)
+        change(value)
+        (tmp_path / "configs/experiments").mkdir(exist_ok=True)
+        (tmp_path / "configs/experiments/small.yaml").write_text(yaml.safe_dump(value))
+        return load_experiment("small")
+
+    return load
+
+
+def two_seeds_and_an_ablation(value: dict[str, Any]) -> None:
+    value["seeds"] = [1, 2]
+    change = {"model.experts.top_k": 2}
+    value["ablations"] = {"fewer": {"description": "two experts", "cells": ["moe-bf16"], "change": change}}
+
+
+def test_every_cell_has_a_row(laptop: Callable[..., Experiment]) -> None:
+    frame = plan_frame(laptop(two_seeds_and_an_ablation))
+    assert list(frame.columns) == list(COLUMNS)
+    assert list(frame.cell) == [
+        "dense-bf16", "dense-fp8_tensorwise", "moe-bf16", "moe-fp8_tensorwise", "moe-bf16+fewer",
+    ]  # fmt: skip
+    assert list(frame.ablation.dropna()) == ["fewer"]
+
+
+def test_the_arithmetic_of_a_row(laptop: Callable[..., Experiment]) -> None:
+    row = plan_frame(laptop(two_seeds_and_an_ablation)).set_index("cell").loc["dense-bf16"]
+    # 3 layers of 4 x 96 x 96 attention, 3 x 96 x 288 feed-forward and 2 norms; the last norm; embedding and head
+    body = 3 * (4 * 96 * 96 + 3 * 96 * 288 + 2 * 96) + 96
+    assert row.total_parameters == body + 2 * 2048 * 96
+    assert row.active_parameters == body + 2048 * 96
+    assert row.tokens == 150 * 8 * 128
+    # 33 GFLOP/s per core; 6 FLOPs per parameter in a product, attention to 64 tokens on average
+    flops = 6 * (body + 2048 * 96 - 7 * 96) + 3 * 3 * 2 * 3 * 64 * 64
+    assert row.flops_per_token == flops
+    assert row.tokens_per_second_per_device == pytest.approx(33e9 / flops)
+    hours = row.tokens / (33e9 / flops) / 3600
+    assert row.hours_per_run == pytest.approx(hours)
+    assert row.device_hours == pytest.approx(2 * hours)  # two seeds on one core
+    assert row.cost == pytest.approx(2 * hours * 0.0408)
+    assert row.energy_kwh == pytest.approx(2 * hours * 3.75 * 0.8 / 1000)
+    assert row.tokens_per_second_low < row.tokens_per_second_per_device < row.tokens_per_second_high
+
+
+def test_optimizer_state_dominates_a_small_models_memory(laptop: Callable[..., Experiment]) -> None:
+    """2 bytes of BF16, 4 of gradient, 12 of AdamW per parameter; logits of 1,024 tokens in FP32; then activations."""
+    row = plan_frame(laptop()).set_index("cell").loc["dense-bf16"]
+    fixed = 18 * row.total_parameters + 1024 * 2048 * 4
+    # per token and layer: 2 residuals and 2 norms of 96, q, k, v and the output twice, gate, up, product, in BF16;
+    # 3 softmax statistics in FP32; the embedded tokens
+    activations = 1024 * (3 * (2 * (4 * 96 + 5 * 96 + 3 * 288) + 4 * 3) + 2 * 96)
+    assert row.memory_bytes_per_device == fixed + activations
+    assert row.memory_fits
+
+
+def test_a_model_that_does_not_fit_is_said_so(laptop: Callable[..., Experiment]) -> None:
+    """4 layers x 12 x 4,096^2 parameters x 18 bytes: 14 GiB on a core with 4."""
+
+    def grow(value: dict[str, Any]) -> None:
+        del value["match"]
+        attention = {"kind": "gqa", "heads": 32, "kv_heads": 32, "head_size": 128}
+        size = {"layers": 4, "hidden_size": 4096, "feed_forward_size": 4096 * 8 // 3, "attention": attention}
+        value["models"] = {"big": size}
+
+    frame = plan_frame(laptop(grow))
+    assert not frame.memory_fits.any()
+    assert (frame.memory_bytes_per_device > 14 * 2**30).all()
+
+
+def test_the_plan_as_one_value(laptop: Callable[..., Experiment]) -> None:
+    experiment = laptop(two_seeds_and_an_ablation)
+    frame = plan_frame(experiment)
+    record = plan_record(experiment, frame)
+    assert record["schema_version"] == 1
+    assert record["runs"] == 5 * 2
+    totals = record["totals"]
+    assert totals["device_hours"] == pytest.approx(frame.device_hours.sum())
+    assert totals["device_hours_high"] == pytest.approx(totals["device_hours"] / 0.4)  # all at the low end of speed
+    assert record["ablations_share"] == pytest.approx(frame.device_hours.iloc[-1] / frame.device_hours.sum())
+    for cell, step in record["steps"].items():  # 1,024 tokens a step
+        rate = frame.set_index("cell").loc[cell].tokens_per_second_per_device
+        assert sum(step.values()) == pytest.approx(1024 / rate)
+    assert [cell["cell"] for cell in record["cells"]] == list(frame.cell)
+    assert record["cells"][0]["ablation"] is None
+
+
+def test_gpus_have_gpu_hours_a_budget_and_another_price() -> None:
+    experiment = load_experiment("h100-node")
+    record = plan_record(experiment, plan_frame(experiment))
+    assert record["hours_are"] == "GPU-hours"
+    assert record["other_price"]["basis"] == "ownership"
+    # 40,000 USD over 5.5 years at 90 %, and (700 W x 0.8 + 210 W) x 1.3 at 0.08 USD per kWh
+    owned = 40_000 / (5.5 * 8760 * 0.9) + (700 * 0.8 + 210) * 1.3 / 1000 * 0.08
+    assert record["other_price"]["per_device_hour"] == pytest.approx(owned)
+    check_budget(experiment, plan_frame(experiment))
+    tight = experiment.file.model_copy(
+        update={"budget": experiment.file.budget.model_copy(update={"gpu_hours": 200.0})}
+    )
+    with pytest.raises(OctavoError) as caught:
+        check_budget(dataclasses.replace(experiment, file=tight), plan_frame(experiment))
+    lines = str(caught.value).splitlines()
+    assert "GPU-hours, the budget is 200" in lines[0]
+    assert lines[1].split()[0] == "moe-bf16+more_smaller_experts"  # the dearest first
+
+
+def test_the_verb_writes_its_files_and_says_so(laptop: Callable[..., Experiment], tmp_path: Path) -> None:
+    laptop()
+    results = tmp_path / "results" / "small"
+    done = CliRunner().invoke(app, ["plan", str(results)])
+    assert done.exit_code == 0
+    assert done.stdout.strip() == str(results / "plan.pdf")
+    record = json.loads(CliRunner().invoke(app, ["plan", str(results), "--json"]).stdout)
+    assert [cell["cell"] for cell in record["cells"]] == list(pd.read_csv(results / "plan.csv").cell)
+
+
+def test_a_plan_over_budget_leaves_no_files(laptop: Callable[..., Experiment], tmp_path: Path) -> None:
+    laptop(set_budget(device_hours=0.001))
+    results = tmp_path / "results" / "small"
+    refused = CliRunner().invoke(app, ["plan", str(results)])
+    assert isinstance(refused.exception, OctavoError)
+    assert not results.exists()
+
+
+@pytest.mark.parametrize("path", ["small", "results/small/ablations/x", "."])
+def test_a_path_that_is_no_results_folder(laptop: Callable[..., Experiment], path: str) -> None:
+    laptop()
+    refused = CliRunner().invoke(app, ["plan", path]).exception
+    assert isinstance(refused, OctavoError)
+    assert "results/<experiment>" in str(refused)
+
+
+def test_a_recipe_that_the_clusters_gpu_cannot_do(laptop: Callable[..., Experiment]) -> None:
+    """Found when the experiment is read, with the GPUs that can."""
+
+    def ask(value: dict[str, Any]) -> None:
+        value.update(cluster="h100-node", precisions=["bf16", "fp8_mxfp8"])
+
+    with pytest.raises(OctavoError) as caught:
+        laptop(ask)
+    message = str(caught.value)
+    assert "H100" in message
+    assert "fp8_mxfp8" in message
+    assert "B200" in message
+    assert "GB300" in message
+
+
+def test_every_gpu_experiment_plans() -> None:
+    """Each loads, has its rows, and its steps' parts add up to the step."""
+    for name in ("h100-node", "h100-16node", "deepseek-v3"):
+        experiment = load_experiment(name)
+        frame = plan_frame(experiment)
+        record = plan_record(experiment, frame)
+        for row in frame.to_dict("records"):
+            tokens = experiment.cells[row["cell"]].training.tokens_per_step
+            seconds = tokens / row["tokens_per_second_per_device"] / row["devices"]
+            assert sum(record["steps"][row["cell"]].values()) == pytest.approx(seconds)
+
+
+def set_budget(**budget: float) -> Change:
+    def change(value: dict[str, Any]) -> None:
+        value["budget"] = budget
+
+    return change
+
+
+def test_a_plan_within_its_budget_goes_on(laptop: Callable[..., Experiment]) -> None:
+    experiment = laptop(set_budget(device_hours=1, cost=1))
+    check_budget(experiment, plan_frame(experiment))
+
+
+@pytest.mark.parametrize(("budget", "unit"), [({"device_hours": 0.001}, "device-hours"), ({"cost": 1e-6}, "USD")])
+def test_a_plan_over_budget_stops_with_the_cells_by_cost(
+    laptop: Callable[..., Experiment], budget: dict[str, float], unit: str
+) -> None:
+    experiment = laptop(set_budget(**budget))
+    with pytest.raises(OctavoError) as caught:
+        check_budget(experiment, plan_frame(experiment))
+    message = str(caught.value)
+    assert unit in message.splitlines()[0]
+    assert f"budget.{next(iter(budget))}" in message
+    cells = [line.split()[0] for line in message.splitlines() if line.startswith("  dense") or line.startswith("  moe")]
+    assert cells == ["moe-fp8_tensorwise", "moe-bf16", "dense-fp8_tensorwise", "dense-bf16"]
+    assert "GPU" not in message
+
+
+def test_a_budget_of_gpu_hours_means_nothing_without_gpus(laptop: Callable[..., Experiment]) -> None:
+    experiment = laptop(set_budget(gpu_hours=1))
+    with pytest.raises(OctavoError, match="has no GPUs"):
+        check_budget(experiment, plan_frame(experiment))
+
+
+def test_the_files(laptop: Callable[..., Experiment], tmp_path: Path) -> None:
+    experiment = laptop(two_seeds_and_an_ablation)
+    frame = plan_frame(experiment)
+    folder = ExperimentFolder(tmp_path / "results/small")
+    write_plan(folder, frame, plan_record(experiment, frame))
+    pd.testing.assert_frame_equal(
+        pd.read_csv(folder.plan_csv, dtype={"ablation": "string"}), frame, check_dtype=False, rtol=1e-12
+    )
+
+
+def test_the_page_says_device_hours_of_cores_and_escapes_what_files_say(laptop: Callable[..., Experiment]) -> None:
+    from io import BytesIO
+
+    from pypdf import PdfReader
+
+    def describe(value: dict[str, Any]) -> None:
+        value["description"] = "#panic() *and* [brackets $"
+
+    experiment = laptop(describe)
+    record = plan_record(experiment, plan_frame(experiment))
+    pdf = typeset(record)
+    pages = PdfReader(BytesIO(pdf)).pages
+    text = pages[0].extract_text()
+    assert len(pages) == 1
+    assert "#panic() *and* [brackets $" in text
+    assert "device-hours" in text
+    assert "GPU-hour" not in text
+    for cell in experiment.cells:
+        assert cell in text
+    assert "Where a step" in text
+    assert typeset(json.loads(json.dumps(record))) == pdf  # the same plan is the same file
+
+
+def test_a_plan_of_many_cells_stays_on_one_page(laptop: Callable[..., Experiment]) -> None:
+    from io import BytesIO
+
+    from pypdf import PdfReader
+
+    experiment = laptop()
+    record = plan_record(experiment, plan_frame(experiment))
+    record["cells"] = [{**record["cells"][0], "cell": f"cell{i}", "cost": i + 1.0} for i in range(200)]
+    record["steps"] = {f"cell{i}": record["steps"]["dense-bf16"] for i in range(200)}
+    pages = PdfReader(BytesIO(typeset(record))).pages
+    text = pages[0].extract_text()
+    assert len(pages) == 1
+    assert "cell199" in text  # the dearest
+    assert "more cells, each cheaper" in text

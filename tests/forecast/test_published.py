@@ -1,0 +1,100 @@
+"""Every number of the argument, recomputed from what was printed; the arithmetic is here."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from octavo.cli import app
+from octavo.forecast.published import Derived, derived, published_runs
+
+
+@pytest.fixture(scope="module")
+def numbers() -> dict[str, Derived]:
+    return {one.name: one for one in derived()}
+
+
+def test_six_million_dollars(numbers: dict[str, Derived]) -> None:
+    """2,664 K + 119 K + 5 K hours = 2,788 K, at 2 USD."""
+    one = numbers["six_million_dollars"]
+    assert one.value == pytest.approx(2 * (2_664_000 + 119_000 + 5_000)) == pytest.approx(5.576e6)
+    assert one.holds
+    assert "2 USD" in one.assumption
+
+
+def test_one_tenth(numbers: dict[str, Derived]) -> None:
+    one = numbers["one_tenth"]
+    assert one.value == pytest.approx(2.788 / 30.84) == pytest.approx(0.0904, abs=1e-4)
+    assert one.holds
+
+
+def test_two_thousand_against_sixteen_thousand(numbers: dict[str, Derived]) -> None:
+    assert (numbers["deepseek_chips"].value, numbers["meta_chips"].value) == (2048, 16384)
+    assert numbers["deepseek_chips"].holds
+    assert numbers["meta_chips"].holds
+
+
+def test_days(numbers: dict[str, Derived]) -> None:
+    """2.664 M hours on 2,048 GPUs; a trillion tokens is 1/14.8 of it."""
+    assert numbers["two_months"].value == pytest.approx(2_664_000 / 2048 / 24) == pytest.approx(54.2, abs=0.05)
+    assert numbers["two_months"].holds
+    assert numbers["days_per_trillion_tokens"].value == pytest.approx(2_664_000 / 14.8 / 2048 / 24)
+    assert numbers["hours_per_trillion_tokens"].value == pytest.approx(180_000)
+
+
+def test_the_same_labs_mixture_against_its_own_dense_model(numbers: dict[str, Derived]) -> None:
+    assert numbers["mixture_saves"].value == pytest.approx(1 - 172.8 / 300.6) == pytest.approx(0.425, abs=1e-3)
+    assert numbers["mixture_saves"].holds
+
+
+def test_cost_per_trillion_tokens(numbers: dict[str, Derived]) -> None:
+    assert numbers["deepseek-v3.cost_per_trillion"].value == pytest.approx(360_000)
+    assert numbers["deepseek-v2.cost_per_trillion"].value == pytest.approx(2 * 172_800)
+    assert numbers["llama-3.1-405b.cost_per_trillion"].value == pytest.approx(2 * 30.84e6 / 15.6)
+    assert numbers["llama-3.1-8b.cost_per_trillion"].value == pytest.approx(2 * 1.46e6 / 15)
+    assert numbers["llama-3.1-70b.cost_per_trillion"].value == pytest.approx(2 * 7.0e6 / 15)
+    assert numbers["gpt-oss-120b.cost"].value == pytest.approx(4.2e6)
+    assert "gpt-oss-120b.cost_per_trillion" not in numbers  # its tokens are not published
+
+
+def test_utilisation_of_deepseek_v3(numbers: dict[str, Derived]) -> None:
+    """14.8 T tokens of 260.6 GFLOPs (multi-token prediction included) in 2.664 M hours: 402 TFLOP/s of 989."""
+    assert numbers["deepseek-v3.mfu"].value == pytest.approx(14.8e12 * 260.64e9 / (2.664e6 * 3600) / 989e12, rel=1e-3)
+
+
+def test_a_figure_that_does_not_hold_is_said_so(numbers: dict[str, Derived]) -> None:
+    """Llama 3.1 405B: 15.6 T x 2.52 TFLOPs in 30.84 M hours is 36 % of the peak; the paper's 41 % is one job's."""
+    one = numbers["llama_405b_mfu"]
+    assert one.value == pytest.approx(0.359, abs=2e-3)
+    assert one.published_value == 0.41
+    assert one.holds is False
+
+
+def test_what_nobody_printed_is_neither_right_nor_wrong(numbers: dict[str, Derived]) -> None:
+    assert all((one.holds is None) == (one.published_value is None) for one in numbers.values())
+    assert numbers["deepseek-v3.bought"].value == 2048 * 40_000
+
+
+def test_the_hours_that_were_printed() -> None:
+    """Model cards and reports, in hours."""
+    hours = {name: run.hours for name, run in published_runs().items() if run.device_hours}
+    assert hours == pytest.approx(
+        {
+            "deepseek-v3": 2.788e6,
+            "llama-3.1-8b": 1.46e6,
+            "llama-3.1-70b": 7.0e6,
+            "llama-3.1-405b": 30.84e6,
+            "gpt-oss-120b": 2.1e6,
+        }
+    )
+
+
+def test_the_verb(numbers: dict[str, Derived]) -> None:
+    record = json.loads(CliRunner().invoke(app, ["published", "--json"]).stdout)
+    assert record["schema_version"] == 1
+    assert [one["name"] for one in record["derived"]] == list(numbers)
+    table = CliRunner().invoke(app, ["published"]).stdout
+    assert "no" in table
+    assert "0.0904" in table
