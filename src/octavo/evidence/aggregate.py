@@ -1,0 +1,350 @@
+"""Run folders -> `runs.parquet`, `steps.parquet`, `attempts.parquet`.
+
+Runs are read one by one, as many at a time as there are cores, and written in row groups: memory does not grow with
+the number of runs. Of a step that was written more than once (a run that went on from a checkpoint) the last line
+counts; a last line that was cut off does not.
+
+An attempt's device-hours are part of the **final** cost in proportion to its step time that the result rests on; what
+its lost steps took, and all of a superseded run, is in the **all-in** cost alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from octavo.errors import OctavoError
+from octavo.experiment.run import CellConfig, Experiment, run_fingerprint
+from octavo.files import atomic_path
+from octavo.layout import ExperimentFolder, RunFolder
+from octavo.models.parameters import matched_quantity
+from octavo.records import MetricsRecord, Result, read_lines, read_record, table_schema, write_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+ROW_GROUP = 1_000_000
+"""Rows of `steps.parquet` that are in memory at a time."""
+
+_PLAIN = ("loss", "aux_loss", "grad_norm", "learning_rate", "step_seconds", "tokens_per_second", "model_tflops")
+_VALIDATION = ("validation_loss", "validation_bits_per_byte")
+_FP8 = {
+    "fp8_underflow": ("input", "weight", "gradient"),
+    "fp8_overflow": ("input", "weight", "gradient"),
+    "fp8_amax": ("input", "weight", "gradient"),
+    "fp8_product_error": ("forward", "input_gradient", "weight_gradient"),
+}
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A cell and its sizes, counted once for all of its runs."""
+
+    config: CellConfig
+    emulated: bool
+    total_parameters: int
+    active_parameters: int
+    flops_per_token: float
+
+    @classmethod
+    def of(cls, config: CellConfig, experiment: Experiment) -> _Cell:
+        total, active, flops = (
+            matched_quantity(config.model, by, config.training.sequence_length)
+            for by in ("total_parameters", "active_parameters", "flops_per_token")
+        )
+        emulated = config.precision.recipe != "bf16" and (experiment.device.kind == "cpu" or config.precision.emulate)
+        return cls(config, emulated, int(total), int(active), flops)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one run folder says: its result if it has one, its steps, and the share of each attempt that counts."""
+
+    cell: _Cell
+    seed: int
+    fingerprint: str
+    result: Result | None
+    steps: pa.Table
+    tokens: int | None
+    training_seconds: float
+    kept: dict[int, float]
+    """Attempt -> share of its step time that the result rests on."""
+
+
+def aggregate(
+    experiment: Experiment, folder: ExperimentFolder, attempts: pd.DataFrame, ablation: str | None = None
+) -> ExperimentFolder:
+    """Write the tables of an experiment, or of one ablation and its baselines; the folder that they are in.
+
+    `attempts` are the experiment's books (`octavo.accounting.books.attempts_frame`).
+    Raises OctavoError for a run that was trained under another configuration, or whose files are damaged.
+    """
+    import pandas as pd
+
+    cells = experiment.ablation_cells(ablation) if ablation else list(experiment.cells.values())
+    target = folder.ablation(ablation) if ablation else folder
+    if ablation:  # otherwise cells and seeds that the experiment no longer has stay in the books: they were paid for
+        attempts = attempts.loc[attempts["cell"].isin([cell.cell for cell in cells])]
+    books = dict(iter(attempts.groupby(["cell", "seed"])))
+    rows = []
+    with _StepsWriter(target.steps_table) as steps:
+        for run in _read_all(folder, [_Cell.of(cell, experiment) for cell in cells], experiment.file.seeds):
+            steps.add(run.steps)
+            rows.append(_run_row(run, books.get((run.cell.config.cell, run.seed))))
+    write_table(target.attempts_table, attempts, "attempts")
+    write_table(target.runs_table, pd.DataFrame(rows), "runs")  # last: where it is, the others are
+    return target
+
+
+def _read_all(folder: ExperimentFolder, cells: list[_Cell], seeds: list[int]) -> Iterator[_Run]:
+    """The runs in the experiment's order, read ahead by a few."""
+    asked = ((folder.run(cell.config.cell, seed), cell, seed) for cell in cells for seed in seeds)
+    workers = len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = deque(pool.submit(_read_run, *one) for one in islice(asked, 4 * workers))
+        try:
+            while ahead:
+                yield ahead.popleft().result()
+                ahead.extend(pool.submit(_read_run, *one) for one in islice(asked, 1))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read_run(folder: RunFolder, cell: _Cell, seed: int) -> _Run:
+    fingerprint = run_fingerprint(cell.config.fingerprint, seed)
+    result = _read_result(folder, cell.config, fingerprint)
+    steps, kept = _steps(read_metrics(folder.metrics), cell, seed)
+    seconds = steps["step_seconds"].fill_null(0.0).to_numpy() if steps.num_rows else np.zeros(0)
+    tokens = steps["tokens"][-1].as_py() if steps.num_rows else 0
+    return _Run(cell, seed, fingerprint, result, steps, tokens, float(seconds.sum()), kept)
+
+
+def _read_result(folder: RunFolder, cell: CellConfig, fingerprint: str) -> Result | None:
+    if not folder.result.exists():
+        return None
+    again = f"snakemake results/{cell.experiment}/report.pdf"
+    result = read_record(folder.result, Result, made_by=again)
+    if result.run_fingerprint != fingerprint:
+        raise OctavoError(
+            "the run was trained under another configuration than the experiment has now",
+            where=folder.result,
+            expected=f"run fingerprint {fingerprint[:12]}, found {result.run_fingerprint[:12]}",
+            fix=f"train it again: {again}; or change the configuration back",
+        )
+    return result
+
+
+# --- metrics.jsonl --------------------------------------------------------------------------------------------------
+
+
+@cache
+def _metrics_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    fractions = {name: pa.struct([(part, pa.float64()) for part in parts]) for name, parts in _FP8.items()}
+    return pa.schema(
+        [
+            *((name, pa.int64()) for name in ("step", "tokens", "attempt", "memory_bytes")),
+            *((name, pa.float64()) for name in (*_PLAIN, *_VALIDATION)),
+            *fractions.items(),
+            ("expert_load", pa.list_(pa.list_(pa.float32()))),
+        ]
+    )
+
+
+def read_metrics(path: Path) -> pa.Table:
+    """The lines of `metrics.jsonl` in the order they were written; a torn last line is left out.
+
+    Raises OctavoError that names the line where the file is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.json as pj
+
+    schema = _metrics_schema()
+    content = path.read_bytes() if path.exists() else b""
+    whole = content.rfind(b"\n") + 1
+    if not whole:
+        return schema.empty_table()
+    options = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
+    try:
+        table = pj.read_json(
+            pa.BufferReader(pa.py_buffer(content).slice(0, whole)),
+            read_options=pj.ReadOptions(use_threads=False, block_size=max(whole, 1 << 20)),
+            parse_options=options,
+        )
+        if any(table[name].null_count for name in ("step", "tokens", "attempt")):
+            raise pa.ArrowInvalid("a line lacks its step, tokens or attempt")
+    except pa.ArrowInvalid as error:
+        read_lines(path, MetricsRecord)  # names the line
+        raise OctavoError(f"the file cannot be read: {error}", where=path, fix="train the run again") from error
+    return table
+
+
+def _steps(metrics: pa.Table, cell: _Cell, seed: int) -> tuple[pa.Table, dict[int, float]]:
+    """One row per step, and the share of each attempt's step time that is in them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    fields: Any = getattr(pc, "struct_field")  # noqa: B009  # pyarrow makes its functions at run time
+    schema = table_schema("steps")
+    if not metrics.num_rows:
+        return schema.empty_table(), {}
+    step, attempt = metrics["step"].to_numpy(), metrics["attempt"].to_numpy()
+    validation = metrics["validation_loss"].is_valid().to_numpy()
+    training = ~validation | metrics["loss"].is_valid().to_numpy()
+    counts = _lines_that_count(step, attempt, training)
+    seconds = metrics["step_seconds"].fill_null(0.0).to_numpy()
+    kept = _shares(attempt, seconds, counts & training)
+
+    rows = np.unique(step[counts])
+    line = pa.array(_place(rows, step, counts & training))
+    validated = pa.array(_place(rows, step, counts & validation))
+    any_line = _place(rows, step, counts)
+    n = len(rows)
+    trained = metrics.take(line)
+    tokens = metrics["tokens"].take(pa.array(any_line))
+    devices = cell.config.parallelism.world_size
+    hours = np.cumsum(trained["step_seconds"].fill_null(0.0).to_numpy()) * devices / 3600
+    columns: dict[str, Any] = {
+        "experiment": pa.repeat(cell.config.experiment, n),
+        "cell": pa.repeat(cell.config.cell, n),
+        "seed": pa.repeat(pa.scalar(seed, pa.int64()), n),
+        "step": pa.array(rows),
+        "tokens": tokens,
+        "model_flops": pa.array(tokens.to_numpy() * cell.flops_per_token),
+        "device_hours": pa.array(hours),
+        **{name: trained[name] for name in (*_PLAIN, "memory_bytes", "expert_load")},
+        **{name: metrics[name].take(validated) for name in _VALIDATION},
+        **{f"{name}_{part}": fields(trained[name], part) for name, parts in _FP8.items() for part in parts},
+    }
+    return pa.table([columns[name] for name in schema.names], schema=schema), kept
+
+
+def _lines_that_count(step: np.ndarray, attempt: np.ndarray, training: np.ndarray) -> np.ndarray:
+    """Whether a line counts: no later attempt did its step again."""
+    first = np.full(attempt.max() + 2, np.iinfo(np.int64).max)  # by attempt, the first step that it trained
+    np.minimum.at(first, attempt[training], step[training])
+    again = np.minimum.accumulate(first[::-1])[::-1]  # by attempt, the first step that it or a later one trained
+    return step < again[attempt + 1]
+
+
+def _place(rows: np.ndarray, step: np.ndarray, chosen: np.ndarray) -> np.ma.MaskedArray | np.ndarray:
+    """For each step of `rows`, the index of its last chosen line; masked where it has none."""
+    lines = np.flatnonzero(chosen)
+    at = np.searchsorted(step[lines], rows, side="right") - 1
+    if not len(lines):
+        return np.ma.MaskedArray(np.zeros(len(rows), dtype=np.int64), mask=True)
+    found = (at >= 0) & (step[lines[at]] == rows)
+    return lines[at] if found.all() else np.ma.MaskedArray(lines[at], mask=~found)
+
+
+def _shares(attempt: np.ndarray, seconds: np.ndarray, kept: np.ndarray) -> dict[int, float]:
+    spent = np.bincount(attempt, weights=seconds)
+    resting = np.bincount(attempt, weights=seconds * kept)
+    return {int(number): float(resting[number] / spent[number]) for number in np.flatnonzero(spent)}
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+class _StepsWriter:
+    """Collects the steps of runs and writes them in row groups, atomically."""
+
+    def __init__(self, path: Path) -> None:
+        self._place = atomic_path(path)
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+
+    def __enter__(self) -> _StepsWriter:
+        import pyarrow.parquet as pq
+
+        temporary = self._place.__enter__()
+        self._writer = pq.ParquetWriter(temporary, table_schema("steps"), compression="zstd", compression_level=1)
+        return self
+
+    def add(self, steps: pa.Table) -> None:
+        """Take one run's steps."""
+        self._waiting.append(steps)
+        self._rows += steps.num_rows
+        if self._rows >= ROW_GROUP:
+            self._flush()
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            self._flush()
+        self._writer.close()
+        self._place.__exit__(*error)
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if self._rows:
+            self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=ROW_GROUP)
+        self._waiting, self._rows = [], 0
+
+
+def _run_row(run: _Run, attempts: pd.DataFrame | None) -> dict[str, Any]:
+    cell, result = run.cell.config, run.result
+    experts = cell.model.experts
+    counted = result or run.cell
+    return {
+        "experiment": cell.experiment,
+        "cell": cell.cell,
+        "seed": run.seed,
+        "architecture": cell.architecture,
+        "precision": cell.precision.recipe,
+        "ablation": cell.ablation,
+        "experts": experts.count if experts else 0,
+        "experts_per_token": experts.top_k if experts else None,
+        "expert_size": experts.size if experts else None,
+        "shared_expert_size": experts.shared_size if experts else None,
+        "accumulation": cell.precision.accumulation,
+        "status": result.status if result else "unfinished",
+        "steps": result.steps if result else run.steps.num_rows,
+        "tokens": result.tokens if result else run.tokens,
+        "total_parameters": counted.total_parameters,
+        "active_parameters": counted.active_parameters,
+        "flops_per_token": counted.flops_per_token,
+        "training_loss": result.training_loss if result else None,
+        "validation_loss": result.validation_loss if result else None,
+        "validation_bits_per_byte": result.validation_bits_per_byte if result else None,
+        "training_seconds": result.training_seconds if result else run.training_seconds,
+        "device_kind": result.device_kind if result else None,
+        "device_count": result.device_count if result else cell.parallelism.world_size,
+        "emulated": counted.emulated,
+        **_costs(run.kept, attempts),
+        "run_fingerprint": run.fingerprint,
+        "data_manifest_sha256": result.data_manifest_sha256 if result else None,
+        "parameters_sha256": result.parameters_sha256 if result else None,
+    }
+
+
+def _costs(kept: dict[int, float], attempts: pd.DataFrame | None) -> dict[str, Any]:
+    """Hours, energy and money of a run's attempts."""
+    if attempts is None:
+        return {"attempts": 0}
+    share = np.where(attempts["superseded"], 0.0, [kept.get(attempt, 0.0) for attempt in attempts["attempt"]])
+
+    def whole(column: str, weights: np.ndarray | float = 1.0) -> float | None:
+        values = attempts[column].to_numpy(dtype=float, na_value=np.nan)
+        return None if np.isnan(values).any() else float((values * weights).sum())
+
+    return {
+        "attempts": len(attempts),
+        "device_hours_final": whole("device_hours", share),
+        "device_hours_all_in": whole("device_hours"),
+        "energy_kwh_all_in": whole("energy_kwh"),
+        "cost_final": whole("cost", share),
+        "cost_all_in": whole("cost"),
+        "currency": attempts["currency"].iloc[0],
+    }

@@ -1,0 +1,53 @@
+"""`octavo aggregate`, `octavo claims`, `octavo import`: runs -> tables -> verdicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Results = Annotated[Path, typer.Argument(metavar="results/EXPERIMENT", help="The experiment's results folder.")]
+Ablation = Annotated[str | None, typer.Option(help="Only this ablation's cells and their baselines.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command()(aggregate)
+    app.command()(claims)
+    app.command(name="import")(import_)
+
+
+def aggregate(results: Results, ablation: Ablation = None) -> None:
+    """Read all runs and attempts into runs.parquet, steps.parquet and attempts.parquet."""
+    from octavo.accounting.books import attempts_frame
+    from octavo.evidence.aggregate import aggregate as write_tables
+    from octavo.experiment.run import load_experiment
+    from octavo.layout import ExperimentFolder
+
+    folder = ExperimentFolder(results)
+    experiment = load_experiment(folder.name)
+    typer.echo(write_tables(experiment, folder, attempts_frame(experiment), ablation).runs_table)
+
+
+def claims(results: Results, ablation: Ablation = None) -> None:
+    """Hold the claims against the tables: claims.json, and every pair of cells on every axis in comparisons.json."""
+    from octavo.evidence.verdicts import write_verdicts
+    from octavo.layout import ExperimentFolder, configs
+
+    typer.echo(write_verdicts(ExperimentFolder(results), configs(), ablation).claims)
+
+
+def import_(
+    results: Annotated[Path, typer.Argument(metavar="results/NAME", help="The folder to import into; NAME is free.")],
+    file: Annotated[Path, typer.Argument(help="A YAML file that says which cell each log is.", exists=False)],
+) -> None:
+    """Import runs that others made: Megatron-LM, Megatron-Bridge and torchtitan logs, TensorBoard, CSV."""
+    from octavo.evidence.imports import import_runs
+    from octavo.layout import ExperimentFolder, configs
+
+    folder = ExperimentFolder(results)
+    imported = import_runs(file, folder, configs())
+    for blank in imported.blank:
+        typer.echo(f"left blank: {blank}", err=True)
+    typer.echo(folder.runs_table)

@@ -1,0 +1,305 @@
+"""Claims held against the runs: verdicts, effects, and sentences made from the numbers.
+
+A claim is a file in `configs/claims`. Its metric measures one or more samples; the claim is supported when every sample
+supports it and refuted when any refutes it, at 5 % over all claims of the experiment together (Holm). One seed decides
+nothing; where the seeds are too few, how many would be needed is worked out from the spread they showed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import PositiveInt
+
+from octavo.configuration import Section, parse_section, place, read_section
+from octavo.errors import OctavoError
+from octavo.evidence import arithmetic, specialisation  # noqa: F401  # they register their metrics
+from octavo.evidence.comparisons import all_comparisons, estimate
+from octavo.evidence.grid import Grid
+from octavo.evidence.measures import METRICS, Answer, Said, Sample, cost_of_a_seed
+from octavo.evidence.statistics import ALPHA, Expectation, Test, all_of, confidence_for, holm, required_seeds, test
+from octavo.experiment.run import Experiment
+from octavo.files import write_json
+from octavo.layout import ConfigFolders, ExperimentFolder
+from octavo.records import ClaimResult, ClaimsFile, ComparisonsFile, Estimate, Part, Verdict
+
+
+class Claim(Section):
+    """One statement that the evidence is held against."""
+
+    number: PositiveInt
+    title: str
+    text: str
+    source: str
+    metric: str
+    """How it is measured: a name of `octavo.evidence.measures.METRICS`."""
+    comparison: dict[str, Any] = {}
+    """What is compared: the metric's own keys."""
+    expectation: dict[Expectation, float] = {}
+    """What the claim says of the effect: `{below: 1}`, `{above: 1}`, `{within: 0.25}`, in the metric's unit; nothing
+    for figures that bring their own."""
+    needs: str
+    """What an experiment must have for the claim to be testable."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A claim file, read."""
+
+    name: str
+    claim: Claim
+    parameters: Any
+    said: Said
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A claim held against the grid, before other claims are taken into account."""
+
+    asked: _Asked
+    answer: Answer
+    tests: list[Test | None]
+
+    @property
+    def test(self) -> Test | None:
+        """Of the whole claim; None where a sample has one seed, or there is none."""
+        if not self.tests or any(one is None for one in self.tests):
+            return None
+        return all_of([one for one in self.tests if one is not None])
+
+
+def write_verdicts(folder: ExperimentFolder, configs: ConfigFolders, ablation: str | None) -> ExperimentFolder:
+    """Write claims.json and comparisons.json of an experiment or of one ablation; the folder that they are in."""
+    from octavo.experiment.run import load_experiment
+
+    tables = folder.ablation(ablation) if ablation else folder
+    experiment = None if folder.imported.exists() else load_experiment(folder.name, configs)
+    grid = Grid(tables, folder, experiment)
+    claims = ClaimsFile(experiment=folder.name, ablation=ablation, claims=judge(grid, read_claims(configs, experiment)))
+    comparisons = ComparisonsFile(experiment=folder.name, ablation=ablation, comparisons=all_comparisons(grid))
+    write_json(tables.comparisons, comparisons.model_dump(mode="json"))
+    write_json(tables.claims, claims.model_dump(mode="json"))
+    return tables
+
+
+def read_claims(configs: ConfigFolders, experiment: Experiment | None = None) -> list[_Asked]:
+    """The claims that an experiment is held against (all there are, unless its file names some), by number."""
+    there = {path.stem: path for path in sorted(configs.claims.glob("*.yaml"))}
+    names = list(there)
+    if experiment is not None and experiment.file.claims is not None:
+        names = experiment.file.claims
+        for index, name in enumerate(names):
+            if name not in there:
+                raise OctavoError(
+                    f"there is no claim {name!r}",
+                    where=place(experiment.path, ("claims", index)),
+                    expected=f"of {', '.join(there)}",
+                )
+    claims = sorted((_read(there[name]) for name in names), key=lambda one: (one.claim.number, one.name))
+    for one, other in pairwise(claims):
+        if one.claim.number == other.claim.number:
+            raise OctavoError(
+                f"claims {one.name} and {other.name} have the same number",
+                where=place(there[other.name], ("number",)),
+                fix="give one of them another",
+            )
+    return claims
+
+
+def _read(path: Path) -> _Asked:
+    claim = read_section(path, Claim)
+    if claim.metric not in METRICS:
+        raise OctavoError(
+            f"there is no metric {claim.metric!r}",
+            where=place(path, ("metric",)),
+            expected=f"one of {', '.join(METRICS)}",
+        )
+    how = METRICS[claim.metric]
+    parameters = parse_section(claim.comparison, how.parameters, path, at=("comparison",))
+    if len(claim.expectation) != bool(how.unit):
+        raise OctavoError(
+            f"a claim says {len(claim.expectation)} things of its effect",
+            where=place(path, ("expectation",)),
+            expected="one of below, above and within, with a margin"
+            if how.unit
+            else "none: the figures bring their own",
+        )
+    says, margin = next(iter(claim.expectation.items()), ("within", 0.0))
+    if how.unit == "ratio" and (margin <= 0 or says == "within"):  # compared on a logarithmic scale
+        raise OctavoError(
+            f"wrong value: {says}: {margin:g}",
+            where=place(path, ("expectation", says)),
+            expected="below or above a ratio greater than 0",
+        )
+    return _Asked(path.stem, claim, parameters, Said(says, margin))
+
+
+def judge(grid: Grid, claims: list[_Asked]) -> list[ClaimResult]:
+    """A verdict for every claim."""
+    held = [_hold(grid, asked) for asked in claims]
+    tested = [one.test for one in held]
+    count = sum(one is not None for one in tested)
+    return [_result(grid, one, p, count) for one, p in zip(held, adjusted_p_values(tested), strict=True)]
+
+
+def adjusted_p_values(tests: Sequence[Test | None]) -> list[float | None]:
+    """Of the verdict that each claim leans to, adjusted over those that are tested (Holm)."""
+    adjusted = iter(holm([one.p_value for one in tests if one is not None]))
+    return [None if one is None else next(adjusted) for one in tests]
+
+
+def verdict_of(tested: Test | None, p_value: float | None) -> Verdict:
+    """Inconclusive unless the p value of what the test leans to is at most ALPHA."""
+    if tested is None or p_value is None or p_value > ALPHA:
+        return "inconclusive"
+    return "supported" if tested.supports < tested.refutes else "refuted"
+
+
+def _hold(grid: Grid, asked: _Asked) -> _Held:
+    answer = METRICS[asked.claim.metric].measure(grid, asked.parameters, asked.said)
+    return _Held(asked, answer, [_test(sample) for sample in answer.samples])
+
+
+def _test(sample: Sample) -> Test | None:
+    found = test(sample.values, sample.says, sample.margin)
+    if found is None:
+        return None
+    return Test(1.0 if sample.diverged else max(found.supports, sample.p_at_least), found.refutes)
+
+
+def _result(grid: Grid, held: _Held, p_adjusted: float | None, tested: int) -> ClaimResult:
+    asked, answer = held.asked, held.answer
+    claim = asked.claim
+    effects = [estimate(sample.values, sample.unit, confidence_for(sample.says)) for sample in answer.samples]
+    parts = [
+        Part(label=sample.label, effect=effect, verdict=verdict_of(one, one and one.p_value), note=_note(sample))
+        for sample, effect, one in zip(answer.samples, effects, held.tests, strict=True)
+    ]
+    parts += [part for part, _ in answer.arithmetic]
+    parts += [
+        Part(label=label, effect=None, verdict="not testable here", note=why) for label, why in answer.untested.items()
+    ]
+    verdict = _claim_verdict(held, p_adjusted)
+    needed = _seeds_needed(answer, tested) if verdict == "inconclusive" else None
+    n = min((len(sample.values) for sample in answer.samples), default=0)
+    cells = {cell.name: cell for sample in answer.samples for cell in sample.cells}
+    each = cost_of_a_seed(cells)
+    further = None if needed is None or each is None else max(0, needed - n) * each
+    return ClaimResult(
+        number=claim.number,
+        name=asked.name,
+        title=claim.title,
+        text=claim.text.strip(),
+        source=claim.source,
+        verdict=verdict,
+        sentence=_sentence(held, effects, verdict, needed, further, grid.currency),
+        effect=_headline(held, effects),
+        expectation=_expectation(claim),
+        p_adjusted=p_adjusted,
+        seeds_needed=needed,
+        seeds_cost=further,
+        currency=grid.currency if further is not None else None,
+        parts=parts,
+        runs=list(dict.fromkeys(run for sample in answer.samples for run in sample.runs)),
+        data=answer.data,
+    )
+
+
+def _claim_verdict(held: _Held, p_adjusted: float | None) -> Verdict:
+    if held.answer.arithmetic:
+        verdicts = {part.verdict for part, _ in held.answer.arithmetic}
+        return "supported" if verdicts == {"supported"} else "refuted"
+    if not held.answer.samples:
+        return "not testable here"
+    return verdict_of(held.test, p_adjusted)
+
+
+def _note(sample: Sample) -> str | None:
+    notes = [sample.note] if sample.note else []
+    if sample.diverged:
+        notes.append(f"in {sample.diverged} further seed{'s' * (sample.diverged > 1)} a run diverged")
+    return "; ".join(notes) or None
+
+
+def _headline(held: _Held, effects: list[Estimate]) -> Estimate | None:
+    """The effect that decides: of the sample that refutes most, or that supports least; the first of an arithmetic."""
+    if held.answer.arithmetic:
+        return held.answer.arithmetic[0][0].effect
+    if not effects:
+        return None
+    whole = held.test
+    if whole is None:
+        return effects[0]
+    refuted = whole.refutes < whole.supports
+    tests = [one for one in held.tests if one is not None]
+    order = [one.refutes if refuted else -one.supports for one in tests]
+    return effects[int(np.argmin(order))]
+
+
+def _seeds_needed(answer: Answer, tested: int) -> int | None:
+    if any(len(sample.values) < 2 for sample in answer.samples):
+        return None
+    needed = [
+        required_seeds(sample.values, sample.says, sample.margin, claims=max(1, tested)) for sample in answer.samples
+    ]
+    return None if None in needed else max((one for one in needed if one is not None), default=None)
+
+
+# --- words ----------------------------------------------------------------------------------------------------------
+
+
+def _expectation(claim: Claim) -> str:
+    unit = METRICS[claim.metric].unit
+    said = [
+        f"{says} {margin:g}" + ("" if unit == "ratio" else f" {unit}") for says, margin in claim.expectation.items()
+    ]
+    return said[0] if said else "as printed"
+
+
+def _sentence(
+    held: _Held, effects: list[Estimate], verdict: Verdict, needed: int | None, cost: float | None, currency: str | None
+) -> str:
+    answer = held.answer
+    if verdict == "not testable here":
+        if answer.missing:
+            return _sentences([f"it would need {answer.missing}"])
+        labels: dict[str, list[str]] = {}
+        for label, why in answer.untested.items():
+            labels.setdefault(why, []).append(label)
+        return _sentences([f"{' and '.join(of_reason)}: {why}" for why, of_reason in labels.items()])
+    said = [words for _, words in answer.arithmetic] + [
+        f"{sample.phrase(effect)} ({_interval(effect)})" for sample, effect in zip(answer.samples, effects, strict=True)
+    ]
+    closing = [answer.remark] if answer.remark else []
+    if verdict == "inconclusive":
+        if any(effect.n < 2 for effect in effects):
+            closing.append("One seed tells nothing of the spread.")
+        elif needed is None:
+            closing.append("The mean is so close to the margin that no number of seeds that could be run would tell.")
+        else:
+            price = "" if cost is None or currency is None else f", for a further {cost:,.2f} {currency}"
+            closing.append(f"To tell would take about {needed} seeds{price}.")
+    return " ".join([_sentences(said), *closing])
+
+
+def _sentences(clauses: list[str]) -> str:
+    text = "; ".join(clauses)
+    return text[:1].upper() + text[1:] + "."
+
+
+def _interval(effect: Estimate) -> str:
+    seeds = f"{effect.n} seed" + "s" * (effect.n != 1)
+    if effect.low is None or effect.high is None:
+        return seeds
+    digits = 1 if effect.unit.startswith("% of") else 2
+    if effect.unit == "ratio":  # two seeds can give ends that are orders of magnitude apart
+        low, high = (f"{end:.2f}" if 0.01 <= end < 1000 else f"{end:.1e}" for end in (effect.low, effect.high))
+    else:
+        low, high = f"{effect.low:.{digits}f}", f"{effect.high:.{digits}f}"
+    unit = " %" if effect.unit.startswith("%") else ""
+    return f"{100 * effect.confidence:.0f} % interval {low} to {high}{unit}, {seeds}".replace("-", "\N{MINUS SIGN}")

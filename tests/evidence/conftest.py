@@ -1,0 +1,63 @@
+"""Synthetic experiments, judged by the repository's own claims."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo.evidence.grid import Grid
+from octavo.evidence.verdicts import write_verdicts
+from octavo.experiment.run import load_experiment
+from octavo.layout import ConfigFolders, ExperimentFolder
+from octavo.records import ClaimResult, ClaimsFile, ComparisonsFile, read_record
+from tests.synthetic import write_tables
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A synthetic experiment and what is said of it."""
+
+    root: Path
+    folder: ExperimentFolder
+    """Of its tables and verdicts."""
+
+    @property
+    def configs(self) -> ConfigFolders:
+        return ConfigFolders(self.root / "configs")
+
+    @property
+    def claims(self) -> dict[int, ClaimResult]:
+        found = read_record(self.folder.claims, ClaimsFile, made_by="octavo claims")
+        return {claim.number: claim for claim in found.claims}
+
+    @property
+    def comparisons(self) -> ComparisonsFile:
+        return read_record(self.folder.comparisons, ComparisonsFile, made_by="octavo claims")
+
+    @property
+    def grid(self) -> Grid:
+        whole = ExperimentFolder(self.root / "results" / "synthetic")
+        return Grid(self.folder, whole, load_experiment("synthetic", self.configs))
+
+
+@pytest.fixture
+def judged(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judged]:
+    """Writes a synthetic experiment (arguments of `tests.synthetic.write_experiment`) and holds the claims against it;
+    `only` names the claims."""
+
+    def judge(*, only: list[str] | None = None, ablation: str | None = None, **arguments: Any) -> Judged:
+        monkeypatch.setenv("OCTAVO_ROOT", str(tmp_path))
+        for name in ("claims", "published", "models", "clusters/devices", "clusters/calibration"):
+            shutil.copytree(repository / "configs" / name, tmp_path / "configs" / name, dirs_exist_ok=True)
+        small: dict[str, Any] = {"steps": 60, "validation_interval": 3, **arguments}
+        small["changes"] = {**small.get("changes", {}), **({"claims": only} if only else {})}
+        write_tables(tmp_path, ablation=ablation, **small)
+        whole = ExperimentFolder(tmp_path / "results" / "synthetic")
+        return Judged(tmp_path, write_verdicts(whole, ConfigFolders(tmp_path / "configs"), ablation))
+
+    return judge

@@ -1,0 +1,430 @@
+"""Runs of other programs, in the formats that these write, become experiments with verdicts of their own.
+
+The samples are written here, line by line as the programs do: Megatron-LM's `training_log` and
+`evaluate_and_print_results` (megatron/training/training.py), the golden values of its functional tests
+(tests/functional_tests/test_cases/*/golden_values_*.json), TensorBoard event files with its tags and with
+torchtitan's (torchtitan/components/metrics.py), and torchtitan's console lines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from octavo.errors import OctavoError
+from octavo.evidence.imports import Imported, import_runs, read_imported
+from octavo.evidence.logs import read_log
+from octavo.evidence.verdicts import write_verdicts
+from octavo.layout import ConfigFolders, ExperimentFolder
+from octavo.records import ClaimsFile, ComparisonsFile, read_record, read_table
+
+MEGATRON = """\
+ > building train, validation, and test datasets for GPT ...
+ [2026-04-27 00:00:01] iteration       10/     100 | consumed samples:         2560 | elapsed time per iteration (ms): \
+4000.0 | throughput per GPU (TFLOP/s/GPU): 123.4 | learning rate: 1.500000E-05 | global batch size:   256 | \
+lm loss: 9.500000E+00 | load_balancing_loss: 1.041994E+00 | loss scale: 1.0 | grad norm: 5.960 | \
+number of skipped iterations:   0 | number of nan iterations:   0 |
+ [2026-04-27 00:00:41] iteration       20/     100 | consumed samples:         5120 | elapsed time per iteration (ms): \
+2000.0 | learning rate: 3.000000E-05 | global batch size:   256 | lm loss: 8.000000E+00 | loss scale: 1.0 | \
+grad norm: 2.500 | number of skipped iterations:   0 | number of nan iterations:   0 |
+(min, max) time across ranks (ms):
+    evaluate .......................................: (1036.51, 1036.58)
+-----------------------------------------------------------------------------------------------
+ validation loss at iteration 20 | lm loss value: 8.100000E+00 | lm loss PPL: 3.294468E+03 |
+-----------------------------------------------------------------------------------------------
+ iteration       30/     100 | consumed samples:         7680 | elapsed time per iteration (ms): 2000.0 | \
+learning rate: 3.0E-05 | global batch size:   256 | lm loss: 7.000000E+00 | grad norm: 2.100 |
+ validation loss at iteration 30 on validation set | lm loss value: 7.200000E+00 | lm loss PPL: 1.339431E+03 |
+ validation loss at iteration 30 on test set | lm loss value: 6.600000E+00 | lm loss PPL: 7.350952E+02 |
+"""
+
+TORCHTITAN = """\
+[rank0]:[titan] 2026-01-05 10:00:00,000 - root - INFO - \x1b[31mstep:  1  \x1b[32mloss: 12.2699  \
+\x1b[38;2;180;60;0mgrad_norm:  4.1234  \x1b[36mmemory: 24.04GiB(25.31%)  \x1b[34mtps: 1,000  \x1b[36mtflops: 10.01  \
+\x1b[35mmfu: 1.01%\x1b[39m
+[rank0]:[titan] 2026-01-05 10:00:10,000 - root - INFO - step: 10  loss:  9.5000  grad_norm:  2.0000  \
+memory: 24.04GiB(25.31%)  tps: 2,048  tflops: 20.10  mfu: 2.03%
+[rank0]:[titan] 2026-01-05 10:00:12,000 - root - INFO - validate step: 10  loss:  9.6000  memory: 24.04GiB(25.31%)  \
+tps: 4,000
+[rank0]:[titan] 2026-01-05 10:00:20,000 - root - INFO - step: 20  loss:  8.5000  grad_norm:  1.5000  \
+memory: 24.04GiB(25.31%)  tps: 2,048  tflops: 20.10  mfu: 2.03%
+"""
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def bring(root: Path, repository: Path, **value: Any) -> tuple[ExperimentFolder, Imported]:
+    file = write(root / "theirs.yaml", yaml.safe_dump({"description": "theirs", **value}))
+    folder = ExperimentFolder(root / "results" / "theirs")
+    return folder, import_runs(file, folder, ConfigFolders(repository / "configs"))
+
+
+def steps_of(folder: ExperimentFolder) -> pd.DataFrame:
+    return read_table(folder.steps_table, "steps", made_by="octavo import")
+
+
+def run_of(folder: ExperimentFolder) -> pd.Series:
+    runs = read_table(folder.runs_table, "runs", made_by="octavo import")
+    assert len(runs) == 1
+    return runs.iloc[0]
+
+
+# --- formats --------------------------------------------------------------------------------------------------------
+
+
+def test_megatron_console_lines(tmp_path: Path, repository: Path) -> None:
+    """10 steps of 4 s and 20 of 2 s on 8 devices are 80 s x 8 = 640 device-seconds; 7,680 samples of 4,096 tokens."""
+    write(tmp_path / "run.log", MEGATRON)
+    cell = {"architecture": "moe", "precision": "bf16", "sequence_length": 4096, "devices": 8, "runs": {1: "run.log"}}
+    folder, _ = bring(tmp_path, repository, format="megatron_log", cells=[cell])
+    steps, run = steps_of(folder), run_of(folder)
+    assert steps["step"].tolist() == [10, 20, 30]
+    assert steps["loss"].tolist() == [9.5, 8.0, 7.0]
+    assert steps["validation_loss"].tolist()[1:] == [8.1, 7.2]
+    assert np.isnan(steps["validation_loss"].iloc[0])
+    assert steps["tokens"].tolist() == [samples * 4096 for samples in (2560, 5120, 7680)]
+    assert steps["aux_loss"].iloc[0] == 1.041994
+    assert steps["grad_norm"].tolist() == [5.96, 2.5, 2.1]
+    assert steps["device_hours"].iloc[-1] == pytest.approx(640 / 3600)
+    assert run["validation_loss"] == 7.2  # not the test set's 6.6
+    assert run["training_loss"] == 7.0
+    assert run["training_seconds"] == pytest.approx(80.0)
+    assert run["tokens"] == 7680 * 4096
+    assert run["status"] == "completed"
+
+
+def test_a_run_that_went_on_from_a_checkpoint(tmp_path: Path) -> None:
+    """Killed after step 30, gone on from 20 in a second file: step 30 of the first file is done again."""
+    first = write(tmp_path / "a.log", MEGATRON)
+    second = write(
+        tmp_path / "b.log",
+        " iteration       30/     100 | consumed samples: 7680 | elapsed time per iteration (ms): 2500.0 | "
+        "lm loss: 7.100000E+00 |\n",
+    )
+    frame = read_log([first, second], "megatron_log", {})
+    assert frame["step"].tolist() == [10, 20, 30]
+    assert frame["loss"].tolist() == [9.5, 8.0, 7.1]
+    assert np.isnan(frame["validation_loss"].iloc[-1])
+
+
+def test_a_step_time_and_its_running_mean(tmp_path: Path) -> None:
+    """Some forks write `elapsed time per iteration (ms): 812.5/830.1 |`, the second a mean so far."""
+    line = (
+        " iteration 10/ 20 | consumed samples: 80 | elapsed time per iteration (ms): 812.5/830.1 | lm loss: 5.0E+00 |\n"
+    )
+    frame = read_log([write(tmp_path / "run.log", line)], "megatron_log", {})
+    assert frame["step_seconds"].tolist() == [0.8125]
+
+
+def test_torchtitan_console_lines(tmp_path: Path, repository: Path) -> None:
+    """4 devices at 2,048 tokens a second each do 8,192 a second: a step of 16,384 tokens takes 2 s."""
+    write(tmp_path / "run.log", TORCHTITAN)
+    cell = {
+        "architecture": "dense", "precision": "bf16", "tokens_per_step": 16_384, "devices": 4, "runs": {0: "run.log"},
+    }  # fmt: skip
+    folder, _ = bring(tmp_path, repository, format="torchtitan_log", cells=[cell])
+    steps = steps_of(folder)
+    assert steps["step"].tolist() == [1, 10, 20]
+    assert steps["loss"].tolist() == [12.2699, 9.5, 8.5]
+    assert steps["validation_loss"].iloc[1] == 9.6
+    assert steps["step_seconds"].tolist() == pytest.approx([16_384 / 4000, 2.0, 2.0])
+    assert steps["tokens"].tolist() == [16_384, 163_840, 327_680]
+    assert steps["device_hours"].iloc[-1] == pytest.approx((16_384 / 4000 + 19 * 2) * 4 / 3600)
+
+
+def test_golden_values(tmp_path: Path, repository: Path) -> None:
+    value = {
+        "lm loss": {"start_step": 1, "end_step": 50, "step_interval": 5, "values": {"1": 10.84, "5": 10.8, "10": 10.5}},
+        "num-zeros": {"start_step": 1, "end_step": 50, "step_interval": 5, "values": {"1": 2570.0}},
+        "mem-max-allocated-bytes": {
+            "start_step": 1, "end_step": 50, "step_interval": 5, "values": {"1": 2365860864.0, "5": 3108323328.0},
+        },
+        "iteration-time": {
+            "start_step": 1, "end_step": 50, "step_interval": 5, "values": {"1": "nan", "5": 1.25, "10": 1.0},
+        },
+    }  # fmt: skip
+    write(tmp_path / "golden_values_dev_dgx_h100.json", json.dumps(value))
+    cell = {"architecture": "dense", "precision": "bf16", "runs": {1234: "golden_values_dev_dgx_h100.json"}}
+    folder, imported = bring(tmp_path, repository, format="megatron_golden", cells=[cell])
+    steps = steps_of(folder)
+    assert steps["step"].tolist() == [1, 5, 10]
+    assert steps["loss"].tolist() == [10.84, 10.8, 10.5]
+    assert steps["memory_bytes"].iloc[1] == 3108323328
+    assert steps["step_seconds"].tolist()[1:] == [1.25, 1.0]
+    assert any("no tokens for dense-bf16" in blank for blank in imported.blank)
+
+
+def write_events(folder: Path, values: list[tuple[int, str, float]]) -> Path:
+    pytest.importorskip("tensorboard")
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(folder))
+    for step, tag, value in values:
+        summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+        writer.add_event(Event(wall_time=1.0, step=step, summary=summary))
+    writer.close()
+    return folder
+
+
+def test_tensorboard_with_megatrons_tags(tmp_path: Path, repository: Path) -> None:
+    values = [
+        (10, "learning-rate", 1e-4), (10, "lm loss", 9.5), (10, "lm loss vs samples", 9.5), (10, "grad-norm", 1.5),
+        (10, "iteration-time", 0.5), (20, "learning-rate", 2e-4), (20, "lm loss", 8.5), (20, "iteration-time", 0.25),
+        (20, "lm loss validation", 8.75), (20, "lm loss validation", 8.0),
+    ]  # fmt: skip
+    write_events(tmp_path / "tensorboard", values)
+    cell = {
+        "architecture": "moe", "precision": "fp8_blockwise", "tokens_per_step": 1024, "devices": 2,
+        "runs": {1: "tensorboard"},
+    }  # fmt: skip
+    folder, imported = bring(tmp_path, repository, format="tensorboard", cells=[cell])
+    steps = steps_of(folder)
+    assert steps["loss"].tolist() == [9.5, 8.5]
+    assert steps["validation_loss"].iloc[1] == 8.75  # the first: the second is the test set's
+    assert steps["learning_rate"].tolist() == pytest.approx([1e-4, 2e-4])
+    assert steps["device_hours"].iloc[-1] == pytest.approx((10 * 0.5 + 10 * 0.25) * 2 / 3600)
+    assert list(imported.files) == [
+        f"tensorboard/{path.name}" for path in (tmp_path / "tensorboard").iterdir()
+    ]  # fmt: skip
+
+
+def test_tensorboard_with_torchtitans_tags(tmp_path: Path, repository: Path) -> None:
+    values = [
+        (step, tag, value)
+        for step, loss in ((10, 9.5), (20, 8.5))
+        for tag, value in (
+            ("loss_metrics/global_avg_loss", loss), ("loss_metrics/global_max_loss", loss + 1), ("grad_norm", 1.0),
+            ("ntokens_seen", step * 2048.0), ("time_metrics/end_to_end(s)", 0.5), ("throughput(tps)", 4096.0),
+        )
+    ]  # fmt: skip
+    write_events(tmp_path / "tb", [*values, (20, "validation_metrics/loss", 8.625)])
+    cell = {"architecture": "dense", "precision": "bf16", "devices": 1, "runs": {1: "tb"}}
+    folder, _ = bring(tmp_path, repository, format="tensorboard", cells=[cell])
+    steps = steps_of(folder)
+    assert steps["tokens"].tolist() == [20_480, 40_960]
+    assert steps["loss"].tolist() == [9.5, 8.5]
+    assert run_of(folder)["validation_loss"] == 8.625
+    assert run_of(folder)["training_seconds"] == pytest.approx(10.0)
+
+
+def test_a_csv_with_its_own_names(tmp_path: Path, repository: Path) -> None:
+    write(tmp_path / "run.csv", "it,train,val,seen\n1,5.0,,100\n2,4.5,4.75,200\n3,4.0,,300\n")
+    cell = {"architecture": "dense", "precision": "bf16", "runs": {1: "run.csv"}}
+    columns = {"step": "it", "loss": "train", "validation_loss": "val", "tokens": "seen"}
+    folder, _ = bring(tmp_path, repository, format="csv", columns=columns, cells=[cell])
+    steps = steps_of(folder)
+    assert steps["tokens"].tolist() == [100, 200, 300]
+    assert steps["loss"].tolist() == [5.0, 4.5, 4.0]
+    assert run_of(folder)["validation_loss"] == 4.75
+
+
+# --- nothing is guessed ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_said_stays_blank(tmp_path: Path, repository: Path) -> None:
+    write(tmp_path / "run.log", MEGATRON)
+    cell = {"architecture": "moe", "precision": "bf16", "runs": {1: "run.log"}}
+    folder, imported = bring(tmp_path, repository, format="megatron_log", cells=[cell])
+    steps, run = steps_of(folder), run_of(folder)
+    for column in ("tokens", "model_flops", "device_hours"):
+        assert steps[column].isna().all()
+    for column in (
+        "tokens", "total_parameters", "experts", "device_hours_final", "device_hours_all_in", "cost_final",
+        "device_kind", "validation_bits_per_byte",
+    ):  # fmt: skip
+        assert pd.isna(run[column])
+    assert len(read_table(folder.attempts_table, "attempts", made_by="octavo import")) == 0
+    text = "; ".join(imported.blank)
+    for asked_for in ("sequence_length", "flops_per_token", "devices", "cluster"):
+        assert asked_for in text
+
+
+def test_a_model_is_counted_and_a_cluster_prices(tmp_path: Path, repository: Path, monkeypatch: Any) -> None:
+    write(tmp_path / "run.log", MEGATRON)
+    cell = {
+        "architecture": "moe", "precision": "bf16", "model": "deepseekmoe-16b", "sequence_length": 4096, "devices": 8,
+        "device_kind": "H100 SXM", "runs": {1: "run.log"},
+    }  # fmt: skip
+    folder, _ = bring(tmp_path, repository, format="megatron_log", cluster="h100-node", cells=[cell])
+    run = run_of(folder)
+    from octavo.accounting.money import cost
+    from octavo.experiment.run import load_cluster
+
+    assert run["total_parameters"] == pytest.approx(16.4e9, rel=0.01)  # arXiv 2401.06066, table 5
+    assert (run["experts"], run["experts_per_token"]) == (64, 6)
+    cluster, device = load_cluster("h100-node", ConfigFolders(repository / "configs"))
+    assert run["cost_final"] == pytest.approx(cost(cluster, device, 640 / 3600))
+    assert pd.isna(run["cost_all_in"])  # attempts are not known
+
+
+# --- verdicts on imported runs alone --------------------------------------------------------------------------------
+
+
+def synthetic_log(loss: Callable[[np.ndarray], np.ndarray], milliseconds: float, steps: int = 200) -> str:
+    done = np.arange(10, steps + 1, 10)
+    lines = []
+    for step, value in zip(done, loss(done), strict=True):
+        lines.append(
+            f" iteration {step:8d}/{steps:8d} | consumed samples: {step * 256:12d} | elapsed time per iteration (ms): "
+            f"{milliseconds:.1f} | learning rate: 1.000000E-04 | global batch size:   256 | lm loss: {value:.6E} | "
+            "grad norm: 1.000 | number of skipped iterations:   0 | number of nan iterations:   0 |"
+        )
+        lines.append(f" validation loss at iteration {step} | lm loss value: {value:.6E} | lm loss PPL: 1.0E+01 | ")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def grid(tmp_path: Path, repository: Path) -> ExperimentFolder:
+    """Dense and MoE, BF16 and FP8, three seeds: MoE learns 1.5 times as fast per step and takes 1.2 times as long; FP8
+    ends 0.01 % higher and takes 0.7 times as long."""
+    cells = []
+    for architecture, pace, slowness in (("dense", 1.0, 1.0), ("moe", 1.5, 1.2)):
+        for precision, offset, speed in (("bf16", 0.0, 1.0), ("fp8_blockwise", 1e-4, 0.7)):
+            runs = {}
+            for seed in (1, 2, 3):
+                factor = (1 + offset + 2e-5 * (seed - 2)) * (1 + 0.01 * seed)
+
+                def loss(step: np.ndarray, factor: float = factor, pace: float = pace) -> np.ndarray:
+                    return factor * (1.5 + 8 / np.sqrt(1 + step * pace))
+
+                runs[seed] = f"{architecture}-{precision}-{seed}.log"
+                write(tmp_path / runs[seed], synthetic_log(loss, 1000 * slowness * speed * (1 + 0.001 * seed)))
+            cells.append(
+                {
+                    "architecture": architecture, "precision": precision, "sequence_length": 4096, "devices": 8,
+                    "device_kind": "H100 SXM", "experts": 64 if architecture == "moe" else 0,
+                    "active_parameters": 1_000_000, "runs": runs,
+                }
+            )  # fmt: skip
+    return bring(tmp_path, repository, format="megatron_log", cells=cells)[0]
+
+
+def test_imported_runs_have_verdicts_of_their_own(grid: ExperimentFolder, repository: Path) -> None:
+    write_verdicts(grid, ConfigFolders(repository / "configs"), None)
+    claims = {c.number: c for c in read_record(grid.claims, ClaimsFile, made_by="octavo claims").claims}
+    verdicts = {number: claim.verdict for number, claim in claims.items()}
+    assert {number: verdicts[number] for number in (1, 2, 3)} == dict.fromkeys((1, 2, 3), "supported")
+    assert verdicts[9] == "supported"
+    for number in (4, 5, 6, 7, 8, 10, 11):
+        assert verdicts[number] == "not testable here"
+    effect = claims[1].effect
+    assert effect is not None
+    assert effect.value == pytest.approx(1.2 / 1.5, rel=0.01)
+    assert claims[3].effect is not None
+    assert claims[3].effect.value == pytest.approx(0.7, rel=0.01)
+
+
+def test_imported_runs_are_compared_on_the_axes_they_have(grid: ExperimentFolder, repository: Path) -> None:
+    write_verdicts(grid, ConfigFolders(repository / "configs"), None)
+    found = read_record(grid.comparisons, ComparisonsFile, made_by="octavo claims").comparisons
+    by_axis = {c.axis: c for c in found if (c.cell, c.against) == ("moe-bf16", "dense-bf16")}
+    assert by_axis["tokens"].resource_ratio is not None
+    assert by_axis["device_hours"].resource_ratio is not None
+    assert by_axis["active_parameters"].mismatch == 0.0
+    for axis in ("model_flops", "cost"):
+        assert by_axis[axis].loss_difference is None
+        assert by_axis[axis].note is not None
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content"),
+    [
+        ("megatron_log", "a.log", "Traceback (most recent call last):\n"),
+        ("torchtitan_log", "a.log", MEGATRON.split("validation", maxsplit=1)[0].replace("step", "it")),
+        ("megatron_golden", "a.json", '{"lm loss": {"values": {"1": "high"}}}'),
+        ("megatron_golden", "a.json", "[1, 2]"),
+        ("megatron_golden", "a.json", '{"lm loss"'),
+        ("csv", "a.csv", "step,loss\n1,high\n"),
+        ("csv", "a.csv", "iteration,loss\n1,2.0\n"),
+    ],
+)
+def test_a_log_that_is_not_what_it_is_called_is_named(
+    kind: str, name: str, content: str, tmp_path: Path, repository: Path
+) -> None:
+    write(tmp_path / name, content)
+    cell = {"architecture": "dense", "precision": "bf16", "runs": {1: name}}
+    with pytest.raises(OctavoError) as caught:
+        bring(tmp_path, repository, format=kind, cells=[cell])
+    assert name in str(caught.value.where)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_damaged_event_file_is_named(tmp_path: Path, repository: Path) -> None:
+    folder = write_events(tmp_path / "tb", [(step, "lm loss", 5.0) for step in range(1, 20)])
+    (file,) = folder.iterdir()
+    content = bytearray(file.read_bytes())
+    content[200] ^= 0xFF
+    file.write_bytes(content)
+    cell = {"architecture": "dense", "precision": "bf16", "runs": {1: "tb"}}
+    with pytest.raises(OctavoError, match="damaged"):
+        bring(tmp_path, repository, format="tensorboard", cells=[cell])
+
+
+@pytest.mark.parametrize("kind", ["megatron_log", "tensorboard", "megatron_golden", "torchtitan_log", "csv"])
+def test_a_missing_log_is_named(kind: str, tmp_path: Path, repository: Path) -> None:
+    cell = {"architecture": "dense", "precision": "bf16", "runs": {1: "none.log"}}
+    with pytest.raises(OctavoError, match="missing") as caught:
+        bring(tmp_path, repository, format=kind, cells=[cell])
+    assert "none.log" in str(caught.value.where)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "wandb"}, "wrong value"),
+        ({"cells": []}, "wrong value"),
+        ({"cluster": "moon"}, "no cluster 'moon'"),
+        ({"columns": {"mood": "x"}, "format": "csv"}, "no column 'mood'"),
+    ],
+)
+def test_a_wrong_file_is_named(change: dict[str, Any], message: str, tmp_path: Path, repository: Path) -> None:
+    write(tmp_path / "run.log", MEGATRON)
+    cell = {"architecture": "moe", "precision": "bf16", "runs": {1: "run.log"}}
+    with pytest.raises(OctavoError, match=message):
+        bring(tmp_path, repository, **{"format": "megatron_log", "cells": [cell], **change})
+
+
+def test_two_cells_of_one_name_and_an_ablation_without_its_baseline(tmp_path: Path, repository: Path) -> None:
+    write(tmp_path / "run.log", MEGATRON)
+    cell = {"architecture": "moe", "precision": "bf16", "runs": {1: "run.log"}}
+    with pytest.raises(OctavoError, match="there twice"):
+        bring(tmp_path, repository, format="megatron_log", cells=[cell, cell])
+    with pytest.raises(OctavoError, match="no baseline"):
+        bring(tmp_path, repository, format="megatron_log", cells=[{**cell, "ablation": "small"}])
+
+
+def test_an_experiment_of_octavos_own_is_not_overwritten(tmp_path: Path, repository: Path) -> None:
+    write(tmp_path / "run.log", MEGATRON)
+    cell = {"architecture": "moe", "precision": "bf16", "runs": {1: "run.log"}}
+    file = write(
+        tmp_path / "theirs.yaml", yaml.safe_dump({"description": "d", "format": "megatron_log", "cells": [cell]})
+    )
+    with pytest.raises(OctavoError, match="Octavo's own"):
+        import_runs(file, ExperimentFolder(tmp_path / "results" / "quickstart"), ConfigFolders(repository / "configs"))
+
+
+def test_where_an_import_came_from_is_kept(tmp_path: Path, repository: Path) -> None:
+    import hashlib
+
+    log = write(tmp_path / "run.log", MEGATRON)
+    cell = {"architecture": "moe", "precision": "bf16", "runs": {1: "run.log"}}
+    folder, imported = bring(tmp_path, repository, format="megatron_log", cells=[cell])
+    assert read_imported(folder) == imported
+    assert imported.files == {"run.log": hashlib.sha256(log.read_bytes()).hexdigest()}
+    assert imported.description == "theirs"

@@ -1,0 +1,393 @@
+"""Every claim, with each verdict it can have, on experiments whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from octavo.errors import OctavoError
+from octavo.evidence.statistics import ALPHA
+from octavo.evidence.verdicts import read_claims
+from tests.evidence.conftest import Judged
+from tests.synthetic import OWNERSHIP, Failure, Truth
+
+Judge = Callable[..., Judged]
+
+FIVE = (1, 2, 3, 4, 5)
+BF16 = ("bf16",)
+QUIET: dict[str, Any] = {"run_sd": 0.0002}
+TWO_DEVICES = {
+    "parallelism": {"data": 2},
+    "overrides": {"moe": {"parallelism.expert": 2}},
+}
+
+
+def small_batches(**changes: Any) -> dict[str, Any]:
+    """The synthetic training section with micro-batches that two devices can share."""
+    return {
+        "training": {
+            "steps": 60, "global_batch_size": 8, "micro_batch_size": 4, "sequence_length": 128,
+            "optimizer": {"learning_rate": 1e-3}, "evaluation": {"interval": 3, "sequences": 16, "final_sequences": 64},
+            "checkpoints": {"interval": 15},
+        },
+        **changes,
+    }  # fmt: skip
+
+
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    # claim 1: a mixture learns `moe` times as fast per token, and its step takes 1.35 times as long
+    "1 supported": ("01-moe-saves-device-hours", "supported", {"truth": Truth(token_advantage={"moe": 2.0})}),
+    "1 refuted": ("01-moe-saves-device-hours", "refuted", {"truth": Truth(token_advantage={"moe": 1.05})}),
+    "1 inconclusive": (
+        "01-moe-saves-device-hours", "inconclusive", {"truth": Truth(token_advantage={"moe": 1.35}, run_sd=0.01)},
+    ),
+    "1 not testable": ("01-moe-saves-device-hours", "not testable here", {"precisions": ("fp8_blockwise",)}),
+    # claim 2: FP8 has a loss offset
+    "2 supported": ("02-fp8-loss-error", "supported", {"seeds": FIVE, "truth": Truth(**QUIET)}),
+    "2 refuted": (
+        "02-fp8-loss-error", "refuted", {"truth": Truth(offsets={"moe-fp8_blockwise": 0.01}, **QUIET)},
+    ),
+    "2 inconclusive": (
+        "02-fp8-loss-error", "inconclusive", {"truth": Truth(offsets={"fp8_blockwise": 0.0025}, run_sd=0.002)},
+    ),
+    "2 not testable": ("02-fp8-loss-error", "not testable here", {"precisions": BF16}),
+    # claim 3: the time of a step in FP8
+    "3 supported": (
+        "03-fp8-is-faster", "supported", {"device": "gpu", "truth": Truth(precision_seconds={"fp8_blockwise": 0.7})},
+    ),
+    "3 refuted": (
+        "03-fp8-is-faster", "refuted", {"device": "gpu", "truth": Truth(precision_seconds={"fp8_blockwise": 1.1})},
+    ),
+    "3 inconclusive": (
+        "03-fp8-is-faster", "inconclusive",
+        {"device": "gpu", "seeds": (1,), "truth": Truth(precision_seconds={"fp8_blockwise": 0.7})},
+    ),
+    "3 not testable": ("03-fp8-is-faster", "not testable here", {}),
+    # claim 4: sums in 14 bits add a loss offset, or do not
+    "4 supported": (
+        "04-sums-in-32-bits", "supported", {"seeds": FIVE, "truth": Truth(offsets={"fp14": 0.01}, **QUIET)},
+    ),
+    "4 refuted": ("04-sums-in-32-bits", "refuted", {"seeds": FIVE, "truth": Truth(**QUIET)}),
+    "4 inconclusive": ("04-sums-in-32-bits", "inconclusive", {"truth": Truth(offsets={"fp14": 0.0025}, run_sd=0.002)}),
+    "4 not testable": ("04-sums-in-32-bits", "not testable here", {"ablations": {}}),
+    # claim 5: without the shared expert the loss is offset
+    "5 supported": (
+        "05-generalist-helps", "supported", {"precisions": BF16, "truth": Truth(offsets={"no_shared_expert": 0.01})},
+    ),
+    "5 refuted": (
+        "05-generalist-helps", "refuted", {"precisions": BF16, "truth": Truth(offsets={"no_shared_expert": -0.01})},
+    ),
+    "5 inconclusive": ("05-generalist-helps", "inconclusive", {"precisions": BF16, "truth": Truth(run_sd=0.005)}),
+    "5 not testable": ("05-generalist-helps", "not testable here", {"precisions": BF16, "ablations": {}}),
+    # claim 6: with half as many experts, twice as wide, the loss is offset
+    "6 supported": (
+        "06-many-small-experts", "supported", {"precisions": BF16, "truth": Truth(offsets={"few_experts": 0.01})},
+    ),
+    "6 refuted": (
+        "06-many-small-experts", "refuted", {"precisions": BF16, "truth": Truth(offsets={"few_experts": -0.01})},
+    ),
+    "6 inconclusive": ("06-many-small-experts", "inconclusive", {"precisions": BF16, "truth": Truth(run_sd=0.005)}),
+    "6 not testable": ("06-many-small-experts", "not testable here", {"precisions": BF16, "ablations": {}}),
+    # claim 7: a domain prefers its own experts
+    "7 supported": ("07-experts-specialise", "supported", {"precisions": BF16, "truth": Truth(specialisation=0.5)}),
+    "7 refuted": ("07-experts-specialise", "refuted", {"precisions": BF16, "truth": Truth(specialisation=0.0)}),
+    "7 inconclusive": (
+        "07-experts-specialise", "inconclusive",
+        {"precisions": BF16, "seeds": (1,), "truth": Truth(specialisation=0.5)},
+    ),
+    "7 not testable": ("07-experts-specialise", "not testable here", {"precisions": BF16, "cells": ["dense-bf16"]}),
+    # claim 8: arithmetic on model and layout; FP8 moves as many bytes as BF16 in Megatron-Core
+    "8 refuted": ("08-less-traffic", "refuted", {"changes": small_batches(**TWO_DEVICES)}),
+    "8 supported": (  # a dense model on two devices, a mixture on one
+        "08-less-traffic", "supported",
+        {"precisions": BF16, "changes": small_batches(overrides={"dense": {"parallelism.data": 2}})},
+    ),
+    "8 not testable": ("08-less-traffic", "not testable here", {}),
+    # claim 9: arithmetic on published figures (its other verdict: see below)
+    "9 supported": ("09-published-figures", "supported", {"precisions": BF16}),
+    # claim 10: the books
+    "10 supported": ("10-all-in-cost", "supported", {}),
+    "10 not testable, nothing else was run": (
+        "10-all-in-cost", "not testable here", {"precisions": BF16, "ablations": {}},
+    ),
+    "10 inconclusive": (
+        "10-all-in-cost", "inconclusive",
+        {"precisions": BF16, "ablations": {}, "failures": {("moe-bf16", 2): Failure(40)}},
+    ),
+    "10 not testable": (
+        "10-all-in-cost", "not testable here",
+        {"precisions": BF16, "unfinished": {("dense-bf16", seed): 30 for seed in (1, 2, 3)}},
+    ),
+    # claim 11: prices; owned, an hour of the synthetic GPU costs 2.14 + 0.10 USD (see below)
+    "11 supported": (
+        "11-own-or-rent", "supported", {"precisions": BF16, "device": "gpu", "price": 2.5, "ownership": OWNERSHIP},
+    ),
+    "11 refuted": (
+        "11-own-or-rent", "refuted", {"precisions": BF16, "device": "gpu", "price": 2.0, "ownership": OWNERSHIP},
+    ),
+    "11 not testable": ("11-own-or-rent", "not testable here", {"precisions": BF16}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_claim_gets_the_verdict_that_its_truth_deserves(case: str, judged: Judge) -> None:
+    name, verdict, arguments = CASES[case]
+    if case.split(maxsplit=1)[0] in ("1", "2", "3", "7", "9", "11"):
+        arguments = {"ablations": {}, **arguments}  # they do not rest on any
+    (claim,) = judged(only=[name], **arguments).claims.values()
+    assert claim.name == name
+    assert claim.verdict == verdict
+    assert claim.sentence.endswith(".")
+    if verdict in ("supported", "refuted") and claim.p_adjusted is not None:
+        assert claim.p_adjusted <= ALPHA
+    if verdict == "not testable here":
+        assert claim.effect is None or claim.effect.n == 0
+        assert claim.p_adjusted is None
+
+
+def test_every_claim_is_tried_with_every_verdict_it_can_have(judged: Judge) -> None:
+    """Arithmetic claims (8, 9, 11) are never inconclusive; published figures are always there (how claim 9 is refuted:
+    see below); and all that was run cannot cost less than a part of it."""
+    tried = {(int(case.split()[0]), verdict) for case, (_, verdict, _) in CASES.items()}
+    arithmetic = {
+        8: {"supported", "refuted", "not testable here"},
+        9: {"supported"},
+        10: {"supported", "inconclusive", "not testable here"},
+        11: {"supported", "refuted", "not testable here"},
+    }
+    for number in range(1, 12):
+        every = arithmetic.get(number, {"supported", "refuted", "inconclusive", "not testable here"})
+        assert {verdict for one, verdict in tried if one == number} == every
+
+
+# --- one seed, many claims ------------------------------------------------------------------------------------------
+
+
+def test_one_seed_decides_nothing(judged: Judge) -> None:
+    claims = judged(seeds=(1,), truth=Truth(token_advantage={"moe": 3.0}, offsets={"fp8_blockwise": 0.05})).claims
+    assert sorted(claims) == list(range(1, 12))
+    decided = {number for number, claim in claims.items() if claim.verdict in ("supported", "refuted")}
+    assert decided == {9}  # arithmetic on published figures: no seed is involved
+    assert claims[1].verdict == claims[2].verdict == "inconclusive"
+    assert claims[2].effect is not None
+    assert claims[2].effect.low is None
+    assert "One seed" in claims[2].sentence
+
+
+def test_claims_that_are_tested_together_are_adjusted_together(judged: Judge) -> None:
+    """Alone a p value stays as it is; among others the smallest is multiplied by their number."""
+    truth = Truth(run_sd=0.002)
+    together = judged(truth=truth, steps=30).claims
+    tested = {number: claim.p_adjusted for number, claim in together.items() if claim.p_adjusted is not None}
+    assert set(tested) == {1, 2, 4, 5, 6, 7, 10}
+    alone = judged(truth=truth, steps=30, only=[together[2].name]).claims[2].p_adjusted
+    assert alone is not None
+    assert tested[2] is not None
+    assert tested[2] >= alone
+
+
+def test_an_inconclusive_claim_says_how_many_seeds_it_would_take_and_what_they_would_cost(judged: Judge) -> None:
+    found = judged(only=["05-generalist-helps"], precisions=("bf16",), truth=Truth(run_sd=0.005))
+    claim = found.claims[5]
+    assert claim.seeds_needed is not None
+    assert claim.seeds_needed > 3
+    runs = found.grid.runs
+    pair = runs[runs["cell"].isin(["moe-bf16", "moe-bf16+no_shared_expert"])]
+    a_seed = pair.groupby("seed")["cost_all_in"].sum().mean()
+    assert claim.seeds_cost == pytest.approx((claim.seeds_needed - 3) * a_seed)
+    assert f"about {claim.seeds_needed} seeds" in claim.sentence
+    assert claim.currency == "USD"
+
+
+def test_a_diverged_run_keeps_its_claim_from_being_supported(judged: Judge) -> None:
+    arguments: dict[str, Any] = {"only": ["02-fp8-loss-error"], "seeds": FIVE, "truth": Truth(**QUIET)}
+    claim = judged(**arguments, diverged=[("moe-fp8_blockwise", 4)]).claims[2]
+    assert claim.verdict == "inconclusive"
+    by_label = {part.label: part for part in claim.parts}
+    assert by_label["MoE FP8 blockwise (emulated)"].note == "in 1 further seed a run diverged"
+    assert by_label["Dense FP8 blockwise (emulated)"].verdict == "supported"
+
+
+def test_a_claim_names_the_runs_it_rests_on(judged: Judge) -> None:
+    claim = judged(only=["05-generalist-helps"], precisions=("bf16",), seeds=(1, 2)).claims[5]
+    cells = ("moe-bf16", "moe-bf16+no_shared_expert")
+    assert sorted(claim.runs) == sorted(f"{cell}/seed-{seed}" for cell in cells for seed in (1, 2))
+
+
+def test_an_ablation_alone_is_judged_on_its_own_cells(judged: Judge) -> None:
+    truth = Truth(offsets={"no_shared_expert": 0.01})
+    found = judged(precisions=("bf16",), ablation="no_shared_expert", truth=truth)
+    assert found.folder.path.name == "no_shared_expert"
+    assert found.claims[5].verdict == "supported"
+    assert found.claims[6].verdict == "not testable here"
+    cells = {comparison.cell for comparison in found.comparisons.comparisons}
+    assert cells == {"moe-bf16+no_shared_expert"}
+
+
+def test_the_same_tables_give_the_same_bytes(judged: Judge) -> None:
+    first = judged(seeds=(1, 2)).folder.claims.read_bytes()
+    assert judged(seeds=(1, 2)).folder.claims.read_bytes() == first
+
+
+# --- sentences ------------------------------------------------------------------------------------------------------
+
+
+def test_sentences_hold_the_numbers_of_the_claim(judged: Judge) -> None:
+    claim = judged(only=["01-moe-saves-device-hours"], precisions=("bf16",)).claims[1]
+    assert claim.effect is not None
+    ratio, low, high = (float(x) for x in re.findall(r"[\d.]+(?= times)|[\d.]+(?= to)|(?<=to )[\d.]+", claim.sentence))
+    assert ratio == round(claim.effect.value, 2)
+    assert claim.effect.low is not None
+    assert claim.effect.high is not None
+    assert (low, high) == (round(claim.effect.low, 2), round(claim.effect.high, 2))
+    assert "3 seeds" in claim.sentence
+    assert claim.expectation == "below 1"
+
+
+def test_a_claim_that_cannot_be_tested_says_why(judged: Judge) -> None:
+    claims = judged(seeds=(1, 2), ablations={}).claims
+    assert "emulated" in claims[3].sentence
+    assert "fp14" in claims[4].sentence
+    assert "one, and nothing travels" in claims[8].sentence
+    assert "rental and ownership" in claims[11].sentence
+
+
+# --- the arithmetic of claims 8 to 11 -------------------------------------------------------------------------------
+
+
+def test_a_published_figure_that_does_not_come_out_refutes(judged: Judge) -> None:
+    found = judged(only=["09-published-figures"], precisions=("bf16",), seeds=(1,))
+    statements = found.configs.published / "statements.yaml"
+    value = yaml.safe_load(statements.read_text())
+    value["statements"]["one_tenth"]["value"] = 0.01
+    statements.write_text(yaml.safe_dump(value))
+    from octavo.evidence.verdicts import judge
+
+    (claim,) = judge(found.grid, read_claims(found.configs, found.grid.experiment))
+    assert claim.verdict == "refuted"
+    assert [part.verdict for part in claim.parts] == ["supported", "refuted", "supported", "supported"]
+
+
+def test_an_hour_owned(judged: Judge) -> None:
+    """40,000 x 1.5 over 4 years x 8,760 h x 0.8 is 2.1404 an hour; (700 W x 0.8 + 300 W) x 1.2 = 1.032 kW at 0.10 is
+    0.1032: 2.2436 together."""
+    found = judged(only=["11-own-or-rent"], precisions=("bf16",), device="gpu", price=2.0, ownership=OWNERSHIP)
+    claim = found.claims[11]
+    assert claim.effect is not None
+    assert claim.effect.value == pytest.approx(2.2436 / 2.0, rel=1e-4)
+    assert claim.data["electricity"][0] == pytest.approx(0.1032)
+    assert claim.p_adjusted is None
+
+
+def test_traffic_is_a_ratio_of_computed_bytes(judged: Judge) -> None:
+    from octavo.models.communication import traffic
+
+    found = judged(only=["08-less-traffic"], changes=small_batches(**TWO_DEVICES), seeds=(1,))
+    experiment = found.grid.experiment
+    assert experiment is not None
+    one, other = (traffic(experiment.cells[name]).total_bytes_per_token for name in ("moe-bf16", "dense-bf16"))
+    parts = {part.label: part for part in found.claims[8].parts}
+    part = parts["BF16 against Dense BF16"]
+    assert part.effect is not None
+    assert part.effect.value == pytest.approx(one / other)
+
+
+def test_traffic_has_its_share_of_the_forecast_step(judged: Judge) -> None:
+    from octavo.forecast.steps import forecast_step
+
+    changes = small_batches(**TWO_DEVICES)
+    found = judged(only=["08-less-traffic"], changes=changes, seeds=(1,), device="gpu", ablations={})
+    experiment = found.grid.experiment
+    assert experiment is not None
+    claim = found.claims[8]
+    shares = dict(zip(claim.data["cell"], claim.data["share_of_step_time"], strict=True))
+    for name, parts in {"dense-bf16": ("data parallel",), "moe-bf16": ("data parallel", "all-to-all")}.items():
+        step = forecast_step(experiment.cells[name], experiment.cluster, experiment.device)
+        assert shares[name] == pytest.approx(sum(step.breakdown[part] for part in parts) / step.seconds)
+        assert 0 < shares[name] < 1
+    assert f"{shares['moe-bf16']:.0%}".replace("%", " %") + " in MoE BF16" in claim.sentence
+
+
+def test_nothing_is_free(judged: Judge) -> None:
+    """Failed attempts, superseded runs and ablations, and a cell that the experiment no longer has."""
+    found = judged(
+        only=["10-all-in-cost"], precisions=("bf16",), superseded=[("dense-bf16", 1)],
+        failures={("moe-bf16", 2): Failure(40)},
+    )  # fmt: skip
+    claim = found.claims[10]
+    amounts = dict(zip(claim.data["part"], claim.data["amount"], strict=True))
+    attempts, runs = found.grid.attempts, found.grid.runs
+    assert sum(amounts.values()) == pytest.approx(attempts["cost"].sum())
+    assert amounts["final runs"] == pytest.approx(runs.loc[runs["ablation"].isna(), "cost_final"].sum())
+    assert amounts["ablations"] == pytest.approx(runs.loc[runs["ablation"].notna(), "cost_all_in"].sum())
+    # the superseded run held one device for an hour, at 2 USD; the failed try 40 steps of 1.35 s, of which 30 count
+    assert amounts["failed, repeated and superseded attempts"] > 2.0
+
+
+# --- claim files ----------------------------------------------------------------------------------------------------
+
+
+def test_a_user_adds_a_claim_by_adding_a_file(judged: Judge) -> None:
+    found = judged(precisions=("bf16",), truth=Truth(token_advantage={"moe": 2.0}))
+    (found.configs.claims / "12-half-the-tokens.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "number": 12, "title": "Half the tokens", "text": "A mixture needs less than 0.6 of the tokens.",
+                "source": "us", "metric": "resource_ratio",
+                "comparison": {"pairs": "architecture", "axis": "tokens", "equal": "active_parameters"},
+                "expectation": {"below": 0.6}, "needs": "both architectures",
+            }
+        )
+    )  # fmt: skip
+    from octavo.evidence.verdicts import write_verdicts
+
+    write_verdicts(found.folder, found.configs, None)
+    claim = found.claims[12]
+    assert claim.verdict == "supported"
+    assert claim.effect is not None
+    assert claim.effect.value == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": "vibes"}, "there is no metric 'vibes'"),
+        ({"expectation": {}}, "says 0 things"),
+        ({"expectation": {"below": 1, "above": 0.5}}, "says 2 things"),
+        ({"expectation": {"within": 0.1}}, "within: 0.1"),
+        ({"comparison": {"pairs": "architecture", "axes": "tokens"}}, "unknown key 'axes'"),
+        ({"opinion": "yes"}, "unknown key 'opinion'"),
+        ({"number": 2}, "the same number"),
+    ],
+)
+def test_a_wrong_claim_file_is_named(change: dict[str, Any], message: str, judged: Judge) -> None:
+    found = judged(precisions=("bf16",), seeds=(1,), ablations={})
+    path = found.configs.claims / "01-moe-saves-device-hours.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **change}))
+    with pytest.raises(OctavoError, match=message) as caught:
+        read_claims(found.configs)
+    assert "configs/claims/0" in str(caught.value.where)
+
+
+def test_an_experiment_names_the_claims_it_is_held_against(judged: Judge) -> None:
+    with pytest.raises(OctavoError, match="there is no claim '99-no'"):
+        judged(precisions=("bf16",), seeds=(1,), ablations={}, only=["99-no"])
+
+
+def test_every_claim_of_the_repository_has_text_and_source(judged: Judge, repository: Any) -> None:
+    from octavo.layout import ConfigFolders
+
+    claims = read_claims(ConfigFolders(repository / "configs"))
+    assert [one.claim.number for one in claims] == list(range(1, 12))
+    assert all(one.claim.source and one.claim.needs and one.claim.text for one in claims)
+
+
+def test_claims_json_holds_no_nan(judged: Judge) -> None:
+    folder = judged(seeds=(1, 2)).folder
+    for path in (folder.claims, folder.comparisons):
+        json.loads(path.read_text(), parse_constant=pytest.fail)
