@@ -1,0 +1,1 @@
+"""Tables, figures, PDF and HTML from what the evidence says."""

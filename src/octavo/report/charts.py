@@ -1,0 +1,81 @@
+"""The four kinds of chart that the report has, as data: what is drawn, on which axes, in whose colour.
+
+A chart knows nothing of how it is drawn. `octavo.report.paint` draws it with seaborn and matplotlib for paper,
+`octavo.report.interactive` with plotly for the browser, and its `frame` is the CSV beside it: all three show the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis: its label (with the unit) and its scale."""
+
+    label: str
+    log: bool = False
+    engineering: bool = False
+    """Ticks as 10 k, 2 M."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Lines over a resource, one per series, with the spread over seeds as a band.
+
+    `frame` has columns panel, series, seed, x, y. Panels stand side by side and share the y axis if `shared`.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    panels: Mapping[str, Axis]
+    """Panel -> its x axis, in order."""
+    y: Axis
+    titles: Mapping[str, str] = field(default_factory=dict)
+    shared: bool = True
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Estimates with their intervals, one row each, and the single seeds behind them where they are known.
+
+    `frame` has columns panel, row, series, value, low, high, role (`estimate`, `seed`). `zero` is where nothing
+    differs; `band` is the margin of a claim.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    panels: Mapping[str, Axis]
+    rows: Sequence[str]
+    zero: Mapping[str, float] = field(default_factory=dict)
+    band: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Horizontal bars, stacked by part. `frame` has columns panel, series, part, value."""
+
+    name: str
+    frame: pd.DataFrame
+    panels: Mapping[str, Axis]
+    parts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Heat:
+    """Matrices of numbers. `frame` has columns panel, row, column, value; `middle` is where the colours part."""
+
+    name: str
+    frame: pd.DataFrame
+    panels: Sequence[str]
+    rows: Axis
+    columns: Axis
+    value: Axis
+    middle: float | None = None
+
+
+Chart = Curves | Intervals | Bars | Heat

@@ -1,0 +1,61 @@
+"""`octavo figures`, `octavo report`: tables and verdicts -> figures -> PDF and HTML."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Results = Annotated[Path, typer.Argument(metavar="results/EXPERIMENT", help="The experiment's results folder.")]
+Ablation = Annotated[str | None, typer.Option(help="Only this ablation's cells and their baselines.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command()(figures)
+    app.command()(report)
+
+
+def figures(results: Results, ablation: Ablation = None) -> None:
+    """Draw the figures as PDF, SVG and PNG, with the data of each as CSV beside it."""
+    from octavo.layout import ExperimentFolder
+    from octavo.report.figures import charts
+    from octavo.report.inputs import load_inputs
+    from octavo.report.paint import save
+
+    inputs = load_inputs(ExperimentFolder(results), ablation)
+    target = inputs.folder.figures
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # drawn beside their place: a killed process leaves the old figures or the new ones, never some of each
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".figures.") as name:
+        fresh = Path(name) / "figures"
+        fresh.mkdir()
+        # several at once, where there are cores: most of the time goes into PNG compression and font outlines
+        with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for done in [pool.submit(save, chart, inputs.styles, fresh) for chart in charts(inputs).values()]:
+                done.result()
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.rename(target)
+    typer.echo(target)
+
+
+def report(results: Results, ablation: Ablation = None) -> None:
+    """Typeset report.pdf and write report.html."""
+    from octavo.layout import ExperimentFolder
+    from octavo.report.content import document
+    from octavo.report.figures import charts
+    from octavo.report.html import write_html
+    from octavo.report.inputs import load_inputs
+    from octavo.report.pdf import write_pdf
+
+    inputs = load_inputs(ExperimentFolder(results), ablation)
+    drawn = charts(inputs)
+    content = document(inputs, drawn)
+    write_html(content, drawn, inputs.styles, inputs.folder.report_html)
+    write_pdf(content, inputs.folder.figures, inputs.folder.report_pdf)
+    typer.echo(inputs.folder.report_pdf)

@@ -1,0 +1,193 @@
+"""What a report is made from: the tables, the verdicts, the forecast and the provenance of one experiment.
+
+An experiment is Octavo's own, with an experiment file, or imported (`octavo import`): of an import there are only
+tables, verdicts and `imported.json`, and what it lacks is left out of the report.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from octavo.errors import OctavoError
+from octavo.evidence.imports import Imported, read_imported
+from octavo.experiment.run import Experiment, data_identifier, load_experiment
+from octavo.files import read_json
+from octavo.layout import ExperimentFolder, data_folder
+from octavo.records import (
+    ClaimsFile,
+    Comparison,
+    ComparisonsFile,
+    Losses,
+    Provenance,
+    read_record,
+    read_table,
+)
+from octavo.report.style import CellStyle, cell_styles, hours_name, words
+
+STEP_COLUMNS = [
+    "cell", "seed", "step", "tokens", "model_flops", "device_hours", "step_seconds", "loss", "validation_loss",
+    "validation_bits_per_byte", "fp8_underflow_input", "fp8_underflow_weight", "fp8_underflow_gradient",
+    "fp8_overflow_input", "fp8_overflow_weight", "fp8_overflow_gradient", "fp8_product_error_forward",
+    "fp8_product_error_input_gradient", "fp8_product_error_weight_gradient", "expert_load",
+]  # fmt: skip
+"""What figures and tables need of `steps.parquet`."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a report says rests on these."""
+
+    experiment: Experiment | None
+    """None for imported runs."""
+    imported: Imported | None
+    """Where imported runs came from; None for Octavo's own."""
+    whole: ExperimentFolder
+    """The experiment's folder."""
+    folder: ExperimentFolder
+    """Of the report: the experiment's, or one ablation's."""
+    ablation: str | None
+    runs: pd.DataFrame
+    steps: pd.DataFrame
+    attempts: pd.DataFrame
+    claims: ClaimsFile
+    comparisons: ComparisonsFile
+    plan: pd.DataFrame
+    provenance: dict[str, Provenance]
+    """By run, `cell/seed-n`; imported runs have none."""
+    manifest: dict[str, Any] | None
+    """Of the data set; None where it is not on this machine."""
+    verification: dict[str, Any] | None
+
+    @cached_property
+    def styles(self) -> dict[str, CellStyle]:
+        """How cells are named and drawn."""
+        models = list(self.experiment.file.models) if self.experiment else []
+        return cell_styles(self.runs, models, list(self.ablations))
+
+    @cached_property
+    def hours(self) -> str:
+        """GPU-hours or device-hours."""
+        return hours_name(self.runs["device_kind"].dropna())
+
+    @property
+    def title(self) -> str:
+        """Of the report."""
+        return f"Octavo: {self.whole.name}" if self.ablation is None else f"Ablation: {words(self.ablation)}"
+
+    @property
+    def description(self) -> str:
+        """What the experiment, the ablation or the import says of itself."""
+        if self.experiment:
+            return self.ablations[self.ablation] if self.ablation else self.experiment.file.description
+        return self.imported.description if self.imported else ""
+
+    @property
+    def ablations(self) -> dict[str, str]:
+        """Description by name; an import does not describe its own."""
+        if self.experiment is None:
+            return {}
+        return {name: ablation.description for name, ablation in self.experiment.file.ablations.items()}
+
+    @property
+    def currency(self) -> str | None:
+        """Of all costs; None where an import has none."""
+        if self.experiment:
+            return self.experiment.cluster.currency
+        return self.imported.currency if self.imported else None
+
+    @cached_property
+    def losses(self) -> Losses:
+        """Which losses cells are shown by: validation losses, unless a cell of an import has none."""
+        validated = self.complete.groupby("cell")["validation_loss"].count().gt(0)
+        return "training" if self.imported and not validated.all() else "validation"
+
+    @property
+    def complete(self) -> pd.DataFrame:
+        """The runs with a result."""
+        return self.runs[self.runs["status"] == "completed"]
+
+    def compared(self, kind: str) -> list[Comparison]:
+        """The pairs of a kind, on all axes."""
+        return [one for one in self.comparisons.comparisons if one.kind == kind]
+
+    def label(self, cell: str) -> str:
+        """A cell's name for people."""
+        return self.styles[cell].label if cell in self.styles else cell
+
+    @property
+    def emulated(self) -> bool:
+        """Whether any cell's FP8 is emulated."""
+        return bool(self.runs["emulated"].any())
+
+    @property
+    def seeds(self) -> int:
+        """Seeds of the experiment."""
+        return int(self.runs["seed"].nunique())
+
+
+def load_inputs(folder: ExperimentFolder, ablation: str | None = None) -> Inputs:
+    """Read what a report needs. Raises OctavoError for a file that is missing, damaged or of another version."""
+    imported = read_imported(folder)
+    if imported and ablation:
+        raise OctavoError(
+            "imported runs have no reports of single ablations",
+            where=folder.imported,
+            fix=f"their ablations are in the whole report: octavo report {folder.path}",
+        )
+    experiment = None if imported else load_experiment(folder.name)
+    scope = folder.ablation(ablation) if ablation else folder
+    again = f"octavo import {folder.path} FILE" if imported else f"snakemake {scope.report_pdf}"
+    judged = f"octavo claims {folder.path}" if imported else again
+    if not scope.runs_table.exists():
+        raise OctavoError("there are no tables yet", where=scope.runs_table, fix=f"make them: {again}")
+    runs = read_table(scope.runs_table, "runs", made_by=again)
+    return Inputs(
+        experiment=experiment,
+        imported=imported,
+        whole=folder,
+        folder=scope,
+        ablation=ablation,
+        runs=runs,
+        steps=read_table(scope.steps_table, "steps", made_by=again, columns=STEP_COLUMNS),
+        attempts=read_table(scope.attempts_table, "attempts", made_by=again),
+        claims=read_record(scope.claims, ClaimsFile, made_by=judged),
+        comparisons=read_record(scope.comparisons, ComparisonsFile, made_by=judged),
+        plan=_plan(folder),
+        provenance=_provenance(folder, runs, again),
+        manifest=_manifest(experiment) if experiment else None,
+        verification=read_json(folder.verification, made_by=again) if folder.verification.exists() else None,
+    )
+
+
+def _plan(folder: ExperimentFolder) -> pd.DataFrame:
+    if not folder.plan_csv.exists():
+        return pd.DataFrame()
+    return pd.read_csv(folder.plan_csv)
+
+
+def _provenance(folder: ExperimentFolder, runs: pd.DataFrame, again: str) -> dict[str, Provenance]:
+    found = {}
+    for cell, seed in zip(runs["cell"], runs["seed"], strict=True):
+        path = folder.run(cell, seed).provenance
+        if path.exists():
+            found[f"{cell}/seed-{seed}"] = read_record(path, Provenance, made_by=again)
+    return found
+
+
+def _manifest(experiment: Experiment) -> dict[str, Any] | None:
+    identifier = data_identifier(experiment.file.data, experiment.file.tokenizer)
+    path = data_folder(identifier) / "manifest.json"
+    return read_json(path, made_by=f"octavo data {experiment.name}") if path.exists() else None
+
+
+def shared(values: list[Any]) -> str:
+    """A value that runs have in common, or how they differ: `2.13.0`, `2.13.0 (11 runs), 2.12.1 (1 run)`."""
+    counted = Counter(str(value) for value in values)
+    if len(counted) == 1:
+        return next(iter(counted))
+    return ", ".join(f"{value} ({n} run{'s' if n > 1 else ''})" for value, n in counted.most_common())

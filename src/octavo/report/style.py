@@ -1,0 +1,150 @@
+"""Names, colours and numbers as the report shows them: the same for a cell everywhere.
+
+Colours are Okabe and Ito's (Color Universal Design, 2008), safe for colour-blind readers. An architecture has a hue, a
+line style tells precisions apart and a marker architectures, so that nothing rests on colour alone (or on colour at
+all, in print).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+HUES = (
+    ("#0072B2", "#56B4E9", "#00466e", "#9fd3f2"),
+    ("#D55E00", "#E69F00", "#7f3800", "#f3c66b"),
+    ("#009E73", "#6fcfb0", "#005c43", "#b0e5d4"),
+    ("#CC79A7", "#e3b5cf", "#7d3f62", "#f0d8e6"),
+)
+"""By architecture, then by precision."""
+DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1), (6, 1.5, 1, 1.5))
+MARKERS = ("o", "s", "^", "D")
+PLOTLY_DASHES = ("solid", "dash", "dot", "dashdot")
+PLOTLY_MARKERS = ("circle", "square", "triangle-up", "diamond")
+
+ARCHITECTURES = {"dense": "Dense", "moe": "MoE"}
+PRECISIONS = {
+    "bf16": "BF16",
+    "fp8_delayed": "FP8 delayed",
+    "fp8_tensorwise": "FP8 tensorwise",
+    "fp8_blockwise": "FP8 blockwise",
+    "fp8_mxfp8": "MXFP8",
+    "nvfp4": "NVFP4",
+}
+
+
+@dataclass(frozen=True)
+class CellStyle:
+    """How a cell is named and drawn."""
+
+    cell: str
+    label: str
+    colour: str
+    dash: tuple[float, ...]
+    """Lengths in points, on and off; empty: a solid line."""
+    marker: str
+    plotly_dash: str
+    plotly_marker: str
+
+
+def cell_styles(
+    runs: pd.DataFrame, architectures: Sequence[str] = (), ablations: Sequence[str] = ()
+) -> dict[str, CellStyle]:
+    """A style for each cell of `runs.parquet`, in its order.
+
+    `architectures` and `ablations` are the whole experiment's, so that a cell looks the same in the report of one
+    ablation; what they lack follows in the order of the runs.
+    """
+    cells = runs.drop_duplicates("cell")
+    architectures = list(dict.fromkeys([*architectures, *cells["architecture"]]))
+    precisions = list(dict.fromkeys(["bf16", *cells["precision"]]))
+    ablations = list(dict.fromkeys([*ablations, *cells["ablation"].dropna()]))
+    styles = {}
+    for row in cells.itertuples():
+        place = architectures.index(row.architecture) % len(HUES)
+        shade = precisions.index(row.precision)
+        if isinstance(row.ablation, str):  # another hue than its baseline's
+            place, shade = (place + 2) % len(HUES), ablations.index(row.ablation)
+        styles[row.cell] = CellStyle(
+            cell=row.cell,
+            label=cell_label(row.architecture, row.precision, row.ablation, bool(row.emulated)),
+            colour=HUES[place][shade % 4],
+            dash=DASHES[shade % 4],
+            marker=MARKERS[place],
+            plotly_dash=PLOTLY_DASHES[shade % 4],
+            plotly_marker=PLOTLY_MARKERS[place],
+        )
+    return styles
+
+
+def cell_label(architecture: str, precision: str, ablation: object, emulated: bool) -> str:
+    """`MoE FP8 blockwise (emulated), no shared expert`."""
+    name = f"{ARCHITECTURES.get(architecture, architecture)} {PRECISIONS.get(precision, precision)}"
+    name += " (emulated)" if emulated else ""
+    return f"{name}, {words(ablation)}" if isinstance(ablation, str) else name
+
+
+def words(name: str) -> str:
+    """`no_shared_expert` -> `no shared expert`."""
+    return name.replace("_", " ")
+
+
+def hours_name(device_kinds: Iterable[object]) -> str:
+    """What device-hours are called: GPU-hours only where every device is a GPU."""
+    kinds = {str(kind) for kind in device_kinds if kind is not None}
+    return "GPU-hours" if kinds and "cpu" not in kinds else "device-hours"
+
+
+# --- numbers --------------------------------------------------------------------------------------------------------
+
+MISSING = "–"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with so many significant digits, thousands separated; a dash for none."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    if decimals > 8:
+        return f"{value:.{digits - 1}e}"
+    return f"{round(value, decimals):,.{max(0, decimals)}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def count(value: float | None) -> str:
+    """A large count with its unit: 556,704 -> 557 k, 1.5e9 -> 1.50 B."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{number(value / size)} {unit}"
+    return number(value)
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A signed percentage with so many decimals."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    sign = "+" if value > 0 else "\N{MINUS SIGN}" if value < 0 else "±"
+    return f"{sign}{abs(value):.{digits}f} %"
+
+
+def money(value: float | None, currency: str | None) -> str:
+    """An amount with its currency."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    symbol = {"USD": "$", "EUR": "€", "GBP": "£"}.get(currency or "", f"{currency} " if currency else "")
+    return f"{symbol}{number(value, 3 if abs(value) < 1000 else 4)}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people say them: 95 s, 12 min, 3.5 h."""
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    if seconds < 120:
+        return f"{number(seconds)} s"
+    return f"{number(seconds / 60)} min" if seconds < 7200 else f"{number(seconds / 3600)} h"

@@ -1,0 +1,173 @@
+"""A whole report from an experiment whose truth is known: what it says is what the tables hold."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from pypdf import PdfReader
+from typer.testing import CliRunner
+
+from octavo.cli import app
+from octavo.layout import ExperimentFolder
+from octavo.report.content import document
+from octavo.report.document import Text
+from octavo.report.figures import charts
+from octavo.report.inputs import load_inputs
+from tests.conftest import REPOSITORY
+from tests.synthetic import Failure, Truth, write_experiment
+
+TRUTH = Truth(offsets={"fp8_blockwise": 0.0002, "no_shared_expert": 0.005, "few_experts": 0.004, "fp14": 0.01})
+
+
+def octavo(*arguments: str) -> str:
+    done = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def make(root: Path, seeds: tuple[int, ...], *, ablation: str | None = None) -> Path:
+    """The experiment's report, or one ablation's; the folder it is in."""
+    if not (root / "results").exists():
+        write_experiment(root, seeds=seeds, truth=TRUTH, failures={("moe-bf16", 1): Failure(120)})
+        for name in ("claims", "published"):
+            shutil.copytree(REPOSITORY / "configs" / name, root / "configs" / name, dirs_exist_ok=True)
+        shutil.copytree(REPOSITORY / "configs" / "models", root / "configs" / "models", dirs_exist_ok=True)
+        shutil.copytree(REPOSITORY / "configs" / "clusters", root / "configs" / "clusters", dirs_exist_ok=True)
+        (root / "workflow").symlink_to(REPOSITORY / "workflow")
+    options = ["--ablation", ablation] if ablation else []
+    for verb in ("aggregate", "claims", "figures", "report"):
+        octavo(verb, "results/synthetic", *options)
+    folder = root / "results" / "synthetic"
+    return folder / "ablations" / ablation if ablation else folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("report")
+
+
+@pytest.fixture(autouse=True)
+def _inside(root: Path, monkeypatch: pytest.MonkeyPatch, _repository_root: None) -> None:
+    monkeypatch.setenv("OCTAVO_ROOT", str(root))
+    monkeypatch.chdir(root)
+
+
+@pytest.fixture
+def report(root: Path) -> Path:
+    folder = root / "results" / "synthetic"
+    return folder if (folder / "report.pdf").exists() else make(root, (1, 2, 3))
+
+
+def flat(text: str) -> str:
+    return " ".join(text.replace("\N{SOFT HYPHEN}", "").split())
+
+
+def test_page_one_holds_the_numbers_of_the_tables(report: Path) -> None:
+    page = flat(PdfReader(report / "report.pdf").pages[0].extract_text())
+    runs = pd.read_parquet(report / "runs.parquet")
+    for cell in ("dense-bf16", "dense-fp8_blockwise", "moe-bf16", "moe-fp8_blockwise"):
+        own = runs[runs["cell"] == cell]
+        assert f"{own['validation_loss'].mean():.3f}" in page
+        assert f"{own['validation_bits_per_byte'].mean():.3f}" in page
+    assert "3/3" in page
+    assert "emulated" in page
+    assert "GPU-hours" not in page
+
+
+def test_page_one_says_who_is_ahead_at_equal_tokens_and_at_equal_hours(report: Path) -> None:
+    """MoE learns 1.25 times as fast per token and its steps take 1.35 times as long: ahead at equal tokens, behind at
+    equal hours."""
+    page = flat(PdfReader(report / "report.pdf").pages[0].extract_text())
+    assert "At equal tokens the validation loss of MoE BF16 ends below that of Dense BF16" in page
+    assert "At equal device-hours the validation loss of MoE BF16 ends above that of Dense BF16" in page
+
+
+def test_page_one_has_every_verdict(report: Path) -> None:
+    page = flat(PdfReader(report / "report.pdf").pages[0].extract_text())
+    claims = json.loads((report / "claims.json").read_text())["claims"]
+    assert len(claims) == 11
+    for claim in claims:
+        assert f"{claim['number']} {claim['title']} {claim['verdict']}" in page
+
+
+def test_both_formats_say_the_same(report: Path) -> None:
+    inputs = load_inputs(ExperimentFolder(Path("results/synthetic")))
+    html = (report / "report.html").read_text()
+    pdf = flat(" ".join(page.extract_text() for page in PdfReader(report / "report.pdf").pages))
+    texts = [
+        block.text
+        for section in document(inputs, charts(inputs)).sections
+        for block in section.blocks
+        if isinstance(block, Text)
+    ]
+    assert len(texts) > 15
+    for text in texts:
+        assert escape(text) in html
+        assert letters(text) in letters(pdf), text
+
+
+def letters(text: str) -> str:
+    """Letters and digits alone: what line breaks, hyphens and typographic quotes cannot change."""
+    return "".join(character for character in text if character.isalnum())
+
+
+def test_made_again_the_bytes_are_the_same(report: Path) -> None:
+    names = ["claims.json", "comparisons.json", "report.pdf", "report.html", "figures/loss.svg", "figures/loss.png"]
+    before = {name: (report / name).read_bytes() for name in names}
+    for verb in ("aggregate", "claims", "figures", "report"):
+        octavo(verb, "results/synthetic")
+    assert {name: (report / name).read_bytes() for name in names} == before
+
+
+def test_what_a_lost_attempt_took_is_in_the_ledger(report: Path) -> None:
+    """Killed at step 120 of 200 with a checkpoint at step 100: 20 steps of 1.35 s were for nothing."""
+    runs = pd.read_parquet(report / "runs.parquet").set_index(["cell", "seed"])
+    lost = runs.loc[("moe-bf16", 1), "device_hours_all_in"] - runs.loc[("moe-bf16", 1), "device_hours_final"]
+    # of the first attempt (10 s + 120 steps) a sixth of the steps is lost, and so is that share of its start-up
+    assert lost == pytest.approx((10 + 120 * 1.35) / 6 / 3600, rel=1e-6)
+    ledger = pd.read_csv(report / "figures" / "ledger.csv").query("panel == 'hours' and series == 'moe-bf16'")
+    assert ledger.set_index("part")["value"].iloc[1] == pytest.approx(lost, rel=1e-6)
+
+
+def test_an_ablation_has_two_pages_and_its_own_cells_alone(report: Path, root: Path) -> None:
+    folder = make(root, (1, 2, 3), ablation="no_shared_expert")
+    pages = [flat(page.extract_text()) for page in PdfReader(folder / "report.pdf").pages]
+    assert len(pages) == 2
+    assert "MoE BF16, no shared expert ends above that of MoE BF16" in pages[0]
+    assert set(pd.read_parquet(folder / "runs.parquet")["cell"]) == {"moe-bf16", "moe-bf16+no_shared_expert"}
+    whole = load_inputs(ExperimentFolder(Path("results/synthetic"))).styles
+    part = load_inputs(ExperimentFolder(Path("results/synthetic")), "no_shared_expert").styles
+    for cell, style in part.items():
+        assert style == whole[cell], "a cell looks the same in every report"
+
+
+def test_one_seed_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTAVO_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    folder = make(tmp_path, (1,))
+    claims = json.loads((folder / "claims.json").read_text())["claims"]
+    tested = [claim for claim in claims if claim["runs"] and claim["verdict"] != "not testable here"]
+    assert tested
+    assert {claim["verdict"] for claim in tested} == {"inconclusive"}
+    assert "One seed decides nothing" in flat(PdfReader(folder / "report.pdf").pages[0].extract_text())
+
+
+def test_a_missing_table_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: Path) -> None:
+    from octavo.errors import OctavoError
+
+    hidden = report / "runs.parquet"
+    content = hidden.read_bytes()
+    try:
+        for spoiled, expected in ((None, "there are no tables yet"), (content[:100], "cannot be read")):
+            hidden.unlink(missing_ok=True)
+            if spoiled is not None:
+                hidden.write_bytes(spoiled)
+            with pytest.raises(OctavoError, match=expected):
+                load_inputs(ExperimentFolder(Path("results/synthetic")))
+    finally:
+        hidden.write_bytes(content)

@@ -1,0 +1,50 @@
+"""Figures on paper: three formats and their data, the same bytes every time, one colour per cell."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from octavo.report.charts import Chart
+from octavo.report.paint import save
+from octavo.report.style import CellStyle
+
+
+def test_every_figure_has_three_formats_and_its_data(figures: Path, drawn: dict[str, Chart]) -> None:
+    for name, chart in drawn.items():
+        for suffix in ("pdf", "svg", "png"):
+            assert (figures / f"{name}.{suffix}").stat().st_size > 1000
+        data = pd.read_csv(figures / f"{name}.csv")
+        pd.testing.assert_frame_equal(data, chart.frame.reset_index(drop=True), check_dtype=False)
+
+
+def test_drawn_twice_the_bytes_are_the_same(
+    figures: Path, drawn: dict[str, Chart], styles: dict[str, CellStyle], tmp_path: Path
+) -> None:
+    for chart in drawn.values():
+        save(chart, styles, tmp_path)
+    for path in figures.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2.2): what is left of a colour in grey."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_cells_are_told_apart_without_colour(styles: dict[str, CellStyle]) -> None:
+    """Two cells differ in line style or marker even where they print in the same grey."""
+    for one, other in itertools.combinations(styles.values(), 2):
+        assert one.colour != other.colour
+        assert (one.dash, one.marker) != (other.dash, other.marker)
+
+
+@pytest.mark.parametrize("architecture", ["dense", "moe"])
+def test_precisions_of_an_architecture_differ_in_grey(architecture: str, styles: dict[str, CellStyle]) -> None:
+    first, second = (luminance(styles[f"{architecture}-{name}"].colour) for name in ("bf16", "fp8_blockwise"))
+    assert abs(first - second) > 0.1

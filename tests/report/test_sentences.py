@@ -1,0 +1,66 @@
+"""Words follow numbers: a sentence that its number contradicts cannot come about."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from octavo.records import Comparison, Estimate
+from octavo.report.sentences import decided, interval, loss_sentence, ratio_sentence
+from octavo.report.style import count, duration, hours_name, money, number, percent
+
+finite = st.floats(-50, 50)
+
+
+@given(finite, st.floats(0, 20), st.integers(2, 9))
+def test_below_and_above_are_said_only_where_the_interval_says_so(value: float, half: float, n: int) -> None:
+    estimate = Estimate(value=value, low=value - half, high=value + half, n=n, unit="%")
+    said = loss_sentence("A", "B", "equal tokens", estimate, None)
+    assert (" below " in said) == (value + half < 0)
+    assert (" above " in said) == (value - half > 0)
+    assert ("cannot be told apart" in said) == (value - half <= 0 <= value + half)
+
+
+@given(st.floats(0.1, 10), st.floats(0, 3))
+def test_fewer_and_more_are_said_only_where_the_interval_says_so(value: float, half: float) -> None:
+    ratio = Estimate(value=value, low=value - half, high=value + half, n=3, unit="ratio")
+    one = Comparison(axis="tokens", cell="a", against="b", kind="architecture", loss_difference=None,
+                     resource_ratio=ratio)  # fmt: skip
+    said = ratio_sentence("A", "B", "tokens", one)
+    assert ("needs fewer tokens" in said and "not decided" not in said) == (value + half < 1)
+    assert ("needs more tokens" in said) == (value - half > 1)
+
+
+def test_one_seed_decides_nothing() -> None:
+    estimate = Estimate(value=-3.0, n=1, unit="%")
+    assert not decided(estimate)
+    assert "1 seed: no interval" in interval(estimate)
+    assert "cannot be told apart" in loss_sentence("A", "B", "equal tokens", estimate, None)
+
+
+def test_numbers_read_as_people_write_them() -> None:
+    assert number(0.0123456) == "0.0123"
+    assert number(1234.6, 4) == "1,235"
+    assert number(-1.5) == "\N{MINUS SIGN}1.50"
+    assert number(None) == number(float("nan")) == "–"
+    assert count(556_704) == "557 k"
+    assert count(14.8e12) == "14.8 T"
+    assert percent(-0.254) == "\N{MINUS SIGN}0.25 %"
+    assert percent(0.0) == "±0.00 %"
+    assert money(5_576_000, "USD") == "$5,576,000"
+    assert money(0.00123, "USD") == "$0.00123"
+    assert duration(65) == "65.0 s"
+    assert duration(3 * 3600) == "3.00 h"
+
+
+@given(st.floats(1e-6, 1e15))
+def test_a_number_keeps_its_significant_digits(value: float) -> None:
+    shown = float(number(value).replace(",", ""))
+    assert abs(shown / value - 1) <= 0.005 + 1e-12
+
+
+def test_hours_on_processors_are_never_called_gpu_hours() -> None:
+    assert hours_name(["NVIDIA H100"]) == "GPU-hours"
+    assert hours_name(["cpu"]) == "device-hours"
+    assert hours_name(["cpu", "NVIDIA H100"]) == "device-hours"
+    assert hours_name([]) == "device-hours"
