@@ -1,0 +1,103 @@
+"""Container images: `container.def` and a lock -> `results/images/<variant>.sif`, with a record of what is in it.
+
+The record is what runs rest on: its digest goes into every run's provenance. An image is made again when the
+definition or its lock changed, and for no other reason (`inputs_digest` is what the rule watches).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from octavo.errors import OctavoError
+from octavo.files import atomic_path, read_json, sha256, write_json
+from octavo.layout import image_file
+
+Variant = Literal["gpu", "cpu"]
+
+DEFINITION = Path("container.def")
+LOCKS: dict[Variant, Path] = {"gpu": Path("requirements-gpu.lock"), "cpu": Path("requirements.lock")}
+
+BUILD_OPTIONS = "OCTAVO_IMAGE_OPTIONS"
+"""Environment variable: further options of `apptainer build`, for sites that cannot reach a registry or PyPI."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A built image."""
+
+    variant: Variant
+    path: Path
+    """Of the .sif, relative to the checkout."""
+    digest: str
+    """sha256:<hexadecimal> of the file."""
+
+
+def read_image(root: Path, variant: Variant) -> Image:
+    """A built image. Raises OctavoError where it is not built."""
+    path = image_file(variant)
+    made_by = f"snakemake --cores 2 {path}"
+    record = read_json((root / path).with_suffix(".json"), made_by=made_by)
+    if not (root / path).exists():
+        raise OctavoError("the image is missing", where=root / path, fix=f"build it: {made_by}")
+    return Image(variant, path, record["digest"])
+
+
+def inputs_digest(root: Path, variant: Variant) -> str:
+    """A hash of all that an image is made again for: its definition and its lock."""
+    files = (root / DEFINITION, root / LOCKS[variant])
+    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
+
+
+def build_image(root: Path, variant: Variant) -> Image:
+    """Build an image and write its record beside it; the definition's own test runs at the end of the build.
+
+    Raises OctavoError where Apptainer is missing or the build fails.
+    """
+    if (apptainer := shutil.which("apptainer")) is None:
+        raise OctavoError(
+            "apptainer is not there",
+            where="PATH",
+            fix="install Apptainer 1.2 or newer (https://apptainer.org), or set slurm.image: null in the cluster file",
+        )
+    target = root / image_file(variant)
+    with atomic_path(target) as temporary:
+        arguments = {"variant": variant, "lock": str(LOCKS[variant])}
+        command = [apptainer, "build", "--force"]
+        command += [part for name, value in arguments.items() for part in ("--build-arg", f"{name}={value}")]
+        command += [*shlex.split(os.environ.get(BUILD_OPTIONS, "")), str(temporary), str(DEFINITION)]
+        if subprocess.run(command, cwd=root, check=False).returncode:
+            raise OctavoError(
+                "the image could not be built",
+                where=root / DEFINITION,
+                fix=f"see above; without a registry or PyPI: {BUILD_OPTIONS} (docs/cluster.md)",
+            )
+        packages = {name: _listed(apptainer, temporary, f"/opt/octavo/{name}.txt") for name in ("pip", "debian")}
+        digest = f"sha256:{sha256(temporary)}"
+        temporary.chmod(0o755)
+    record = {
+        "digest": digest,
+        "variant": variant,
+        "bytes": target.stat().st_size,
+        "built": datetime.now(UTC).isoformat(timespec="seconds"),
+        "apptainer": subprocess.run(
+            [apptainer, "--version"], check=True, capture_output=True, text=True
+        ).stdout.strip(),
+        "lock_sha256": sha256(root / LOCKS[variant]),
+        "definition": (root / DEFINITION).read_text(encoding="utf-8"),
+        "packages": packages,
+    }
+    write_json(target.with_suffix(".json"), record)
+    return Image(variant, image_file(variant), digest)
+
+
+def _listed(apptainer: str, image: Path, file: str) -> list[str]:
+    command = [apptainer, "exec", "--contain", "--cleanenv", "--no-home", str(image), "cat", file]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()

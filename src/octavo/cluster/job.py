@@ -1,0 +1,169 @@
+"""What one run asks of Slurm: nodes, tasks, memory, GPUs, time, and the options of its cluster file.
+
+The keys are those of Snakemake's Slurm executor (snakemake-executor-plugin-slurm 2.8), which turns them into `sbatch`
+options. One training run is one job with one task per device; inside it `octavo train` starts the tasks with `srun`
+(`octavo.cluster.launch`).
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from octavo.configuration import read_yaml
+from octavo.errors import OctavoError
+from octavo.experiment.cluster import Slurm
+from octavo.experiment.run import CellConfig, Experiment
+from octavo.layout import configs
+
+Resource = int | str | None
+
+RESOURCES = (
+    "slurm_partition", "slurm_account", "qos", "constraint", "runtime", "mem_mb", "nodes", "tasks", "cpus_per_task",
+    "gres", "mpi", "slurm_extra",
+)  # fmt: skip
+"""The keys of `resources`, but for the one that caps the devices (`cap_name`)."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The shape of a job: the same on every node."""
+
+    nodes: int
+    tasks_per_node: int
+    """One per device."""
+    cpus_per_task: int
+    memory_mb: int
+    """Per node."""
+    gres: str | None
+    """GPUs per node as Slurm names them; None where the devices are cores."""
+
+    @property
+    def tasks(self) -> int:
+        """Over all nodes."""
+        return self.nodes * self.tasks_per_node
+
+
+def slurm_section(experiment: Experiment) -> Slurm:
+    """The cluster file's `slurm` section. Raises OctavoError where it has none."""
+    if experiment.cluster.slurm is None:
+        raise OctavoError(
+            "the cluster file has no section slurm",
+            where=f"configs/clusters/{experiment.file.cluster}.yaml",
+            fix="add one (docs/cluster.md), name another cluster in the experiment, or use workflow/profiles/local",
+        )
+    return experiment.cluster.slurm
+
+
+def allocation(experiment: Experiment, cell: CellConfig) -> Allocation:
+    """The nodes and tasks of a cell's runs. Raises OctavoError when they do not fill whole nodes."""
+    slurm, cluster = slurm_section(experiment), experiment.cluster
+    world = cell.parallelism.world_size
+    nodes = -(-world // cluster.devices_per_node)
+    if world % nodes:
+        raise OctavoError(
+            f"{cell.cell} has {world} processes, which {nodes} nodes cannot share evenly",
+            where=f"{experiment.path} parallelism",
+            expected=f"a multiple of {cluster.devices_per_node}, the devices of a node",
+        )
+    per_node = world // nodes
+    return Allocation(
+        nodes=nodes,
+        tasks_per_node=per_node,
+        cpus_per_task=slurm.cpus_per_device,
+        memory_mb=slurm.memory_gb_per_device * 1000 * per_node,
+        gres=_gres(experiment, slurm, per_node),
+    )
+
+
+def _gres(experiment: Experiment, slurm: Slurm, count: int) -> str | None:
+    if experiment.device.kind == "cpu" and slurm.gpu_type is None:
+        return None
+    return f"gpu:{slurm.gpu_type}:{count}" if slurm.gpu_type else f"gpu:{count}"
+
+
+def resources(experiment: Experiment, cell: CellConfig) -> dict[str, Resource]:
+    """The executor's resources of a cell's runs; None: not asked for."""
+    slurm, shape = slurm_section(experiment), allocation(experiment, cell)
+    return {
+        "slurm_partition": slurm.partition,
+        "slurm_account": slurm.account,
+        "qos": slurm.qos,
+        "constraint": slurm.constraint,
+        "runtime": slurm.time_limit_minutes,
+        "mem_mb": shape.memory_mb,
+        "nodes": shape.nodes,
+        # of a job with GPUs the executor would make --ntasks-per-gpu of it; --ntasks-per-node below says it all
+        "tasks": 0 if shape.gres else shape.tasks,
+        "cpus_per_task": shape.cpus_per_task,
+        "gres": shape.gres,
+        # There, so that the rule runs in the batch step and not in a step of its own, where --signal would end it
+        # before the run could save; and zero, so that the executor does not ask for more than one task.
+        "mpi": 0,
+        "slurm_extra": " ".join(
+            [
+                f"--ntasks-per-node={shape.tasks_per_node}",
+                # not to the batch step (no B:), but to the ranks: they save and leave
+                f"--signal=USR1@{slurm.signal_seconds}",
+                # several tries append to one log
+                "--open-mode=append",
+                *([] if slurm.requeue else ["--no-requeue"]),
+                *(shlex.quote(option) for option in slurm.extra),
+            ]
+        ),
+        cap_name(experiment.file.cluster): shape.tasks,
+    }
+
+
+def cap_name(cluster: str) -> str:
+    """The resource by which Snakemake counts the devices that runs hold on a cluster."""
+    return "devices_" + "".join(letter if letter.isalnum() else "_" for letter in cluster)
+
+
+def caps() -> dict[str, int]:
+    """Resource -> the most that runs may hold at one time, of every cluster file with a max_concurrent_devices."""
+    found = {}
+    for path in sorted(configs().clusters.glob("*.yaml")):
+        slurm = read_yaml(path).get("slurm")
+        cap = slurm.get("max_concurrent_devices") if isinstance(slurm, dict) else None
+        if isinstance(cap, int):  # a file's mistakes are told when an experiment asks for it
+            found[cap_name(path.stem)] = cap
+    return found
+
+
+def comment(experiment: str, cell: str, seed: int) -> str:
+    """The comment that the executor gives a training job: what joins Slurm's books to runs."""
+    return f"rule_train_wildcards_{experiment}_{cell}_{seed}"
+
+
+def sbatch_command(experiment: Experiment, cell: CellConfig, seed: int) -> str:
+    """The `sbatch` call that the executor would make, up to the command that it wraps."""
+    from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+    from snakemake_executor_plugin_slurm.utils import set_gres_string
+
+    asked = _Resources({name: value for name, value in resources(experiment, cell).items() if value is not None})
+    slurm = slurm_section(experiment)
+    parameters = {
+        "run_uuid": "<id of the snakemake that submits>",
+        "slurm_logfile": f".snakemake/slurm_logs/rule_train/{experiment.name}_{cell.cell}_{seed}/%j.log",
+        "comment_str": comment(experiment.name, cell.cell, seed),
+        "account": f"-A {shlex.quote(slurm.account)}" if slurm.account else "",
+        "partition": f"-p {shlex.quote(slurm.partition)}" if slurm.partition else "",
+        "workdir": None,
+    }
+    job: Any = _Job(asked, threads=asked["cpus_per_task"])
+    return f"{get_submit_command(job, parameters)}{set_gres_string(job)}"
+
+
+class _Resources(dict[str, Any]):
+    """Resources as the executor reads them: by key and by attribute."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+@dataclass(frozen=True)
+class _Job:
+    resources: _Resources
+    threads: int

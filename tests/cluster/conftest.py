@@ -1,0 +1,215 @@
+"""One Slurm for all tests of this folder, and a small checkout that uses it."""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from octavo.cluster.image import Variant, inputs_digest
+from octavo.layout import image_file
+from tests.cluster import apptainer_tool, slurm_cluster
+from tests.cluster.slurm_cluster import SlurmCluster
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROGRAMS = Path(sys.executable).parent
+KEPT = REPOSITORY / ".hpc"
+"""Apptainer and images that were built, each once for a definition and a lock; git ignores it."""
+
+FAST = (
+    "--slurm-init-seconds-before-status-checks",
+    "1",
+    "--seconds-between-status-checks",
+    "1",
+    "--latency-wait",
+    "10",
+)
+"""Jobs of seconds are asked after more often than jobs of hours."""
+
+ATTENTION = {"kind": "gqa", "heads": 2, "kv_heads": 2, "head_size": 16}
+EXPERIMENT: dict[str, Any] = {
+    "description": "Seconds per run. The dense model is trained on two nodes, the mixture of experts on one.",
+    "models": {
+        "dense": {"layers": 2, "hidden_size": 32, "feed_forward_size": 64, "attention": ATTENTION},
+        "moe": {
+            "layers": 2,
+            "hidden_size": 32,
+            "attention": ATTENTION,
+            "experts": {"count": 4, "top_k": 2, "size": 32},
+        },
+    },
+    "precisions": ["bf16"],
+    "seeds": [1],
+    "data": {"sources": [{"kind": "files", "path": "text"}]},
+    "tokenizer": {"kind": "bytes"},
+    "training": {
+        "steps": 200,
+        "global_batch_size": 4,
+        "micro_batch_size": 2,
+        "sequence_length": 32,
+        "optimizer": {"learning_rate": 1e-3},
+        "evaluation": {"interval": 100, "sequences": 4, "final_sequences": 4},
+        "checkpoints": {"interval": 40, "grace_seconds": 20},
+    },
+    "overrides": {"dense": {"parallelism.data": 2}},
+    "cluster": "fake",
+    "ablations": {},
+}
+ABLATION = {"description": "a generalist", "cells": ["moe-bf16"], "change": {"model.experts.shared_size": 32}}
+CLUSTER: dict[str, Any] = {
+    "description": "Several nodes on one machine; their GPUs are like /dev/null, so models are trained on the CPU.",
+    "device": "cpu",
+    "devices_per_node": 1,
+    "nodes": 6,
+    "rental": {"per_device_hour": 1.0, "source": "test"},
+    "slurm": {
+        "partition": "spot",
+        "account": slurm_cluster.ACCOUNT,
+        "gpu_type": "h100",
+        "time_limit_minutes": 5,
+        "signal_seconds": 30,
+        "cpus_per_device": 1,
+        "memory_gb_per_device": 4,
+        "max_concurrent_devices": 4,
+        "retries": 3,
+        "environment": {"GLOO_SOCKET_IFNAME": "lo"},
+        "image": None,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A copy of the repository's pipeline with the small experiment `tiny`, and `undisturbed`, the same again."""
+
+    root: Path
+    programs: tuple[Path, ...] = (PROGRAMS,)
+
+    def configure(self, *, ablations: dict[str, Any] | None = None, image: str | None = None, **changes: str) -> None:
+        """Write the configuration; `changes` are of the cluster file's slurm section."""
+        slurm = {**CLUSTER["slurm"], "image": image, **changes}
+        for name in ("tiny", "undisturbed"):
+            self._write(f"experiments/{name}", {**EXPERIMENT, "ablations": ablations or {}})
+        self._write("clusters/fake", {**CLUSTER, "slurm": slurm})
+
+    def snakemake(self, *targets: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        """Start the pipeline with the Slurm profile."""
+        command = ["snakemake", "--profile", "workflow/profiles/slurm", *FAST, *options, "--", *targets]
+        return self.start(*command)
+
+    def octavo(self, *arguments: str) -> str:
+        """Run a verb; what it printed."""
+        process = self.start("octavo", *arguments)
+        printed, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, printed
+        return printed
+
+    def finish(self, process: subprocess.Popen[str], seconds: float = 240) -> str:
+        """Wait for a pipeline to end well; what it printed."""
+        printed, _ = process.communicate(timeout=seconds)
+        logs = "".join(f"\n--- {path}\n{path.read_text()}" for path in self.root.glob("results/*/logs/*.log"))
+        assert process.returncode == 0, printed + logs
+        return printed
+
+    def run(self, experiment: str, cell: str) -> Path:
+        """The folder of a run with seed 1."""
+        return self.root / "results" / experiment / "runs" / cell / "seed-1"
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Start a command in this checkout, with its code and programs."""
+        path = ":".join([*(str(folder) for folder in self.programs), os.environ["PATH"]])
+        environment = {**os.environ, "PATH": path, "OCTAVO_ROOT": str(self.root), "PYTHONPATH": str(self.root / "src")}
+        return subprocess.Popen(
+            command, cwd=self.root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    def _write(self, name: str, value: dict[str, Any]) -> None:
+        path = self.root / "configs" / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(value, sort_keys=False), encoding="utf-8")
+
+
+def make_checkout(root: Path, *programs: Path) -> Checkout:
+    """Copy what a pipeline needs, and write a text."""
+    for name in ("workflow", "configs", "src"):
+        shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    for name in ("Snakefile", "container.def", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, root)
+    for lock in REPOSITORY.glob("requirements*.lock"):
+        shutil.copy(lock, root)
+    words, generator = ["the", "a", "fox", "dog", "sees", "runs", "over", "under", "lazy", "quick"], random.Random(0)
+    (root / "text").mkdir()
+    for number in range(40):
+        text = " ".join(generator.choice(words) for _ in range(400))
+        (root / "text" / f"{number}.txt").write_text(text, encoding="utf-8")
+    checkout = Checkout(root, (PROGRAMS, *programs))
+    checkout.configure()
+    return checkout
+
+
+def checkout_with_image(root: Path, variant: Variant) -> Checkout:
+    """A checkout with the image of its definition and lock, made by the pipeline's rule unless one is kept."""
+    if reason := apptainer_tool.obstacle():
+        pytest.skip(f"no Apptainer can be set up here: {reason}")
+    programs = apptainer_tool.set_up(KEPT / "apptainer")
+    made = make_checkout(root, programs)
+    kept, target = KEPT / "images" / inputs_digest(made.root, variant), made.root / image_file(variant)
+    names = (target.name, target.with_suffix(".json").name)
+    if not all((kept / name).exists() for name in names):
+        _build_image(made, target, apptainer_tool.base_image(KEPT / "apptainer", programs))
+        kept.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            shutil.move(target.parent / name, kept)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (target.parent / name).symlink_to(kept / name)
+    return made
+
+
+def _build_image(checkout: Checkout, image: Path, base: Path) -> None:
+    """Build it from a local base, with pip's local wheels where this machine has some."""
+    options = ["--mksquashfs-args", "-Xcompression-level 1"]
+    arguments = {"bootstrap": "localimage", "base": str(base)}
+    if wheels := os.environ.get("PIP_FIND_LINKS"):
+        options += ["--bind", f"{wheels}:/mnt"]  # a folder that every base has
+        arguments["find_links"] = "/mnt"
+    options += [part for name, value in arguments.items() for part in ("--build-arg", f"{name}={value}")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCTAVO_IMAGE_OPTIONS", shlex.join(options))
+        local = ("snakemake", "--profile", "workflow/profiles/local", "--", str(image.relative_to(checkout.root)))
+        checkout.finish(checkout.start(*local), seconds=3000)
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[SlurmCluster]:
+    """A real Slurm: six nodes of one GPU, so that what happens to one run's nodes happens to no other.
+
+    Afterwards nothing of it is left, which is asserted.
+    """
+    if reason := slurm_cluster.obstacle():
+        pytest.skip(f"no Slurm can be brought up here: {reason}")
+    slurm_cluster.install_packages()
+    with tempfile.TemporaryDirectory(prefix="octavo-slurm-") as name:
+        hosts = slurm_cluster.HOSTS.read_text(encoding="utf-8")
+        cluster = SlurmCluster(
+            Path(name) / "cluster", nodes=6, gpus=1
+        )  # short: a socket's path has at most 107 characters
+        cluster.start()
+        try:
+            yield cluster
+        finally:
+            cluster.stop()
+        assert cluster.leftovers() == []
+        assert not slurm_cluster.CONFIG.exists()
+        assert slurm_cluster.HOSTS.read_text(encoding="utf-8") == hosts
+        assert not cluster.folder.exists()

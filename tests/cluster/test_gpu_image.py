@@ -1,0 +1,95 @@
+"""The GPU image, built to its end on a machine without a GPU, and every model in every recipe constructed inside it.
+
+Not part of the default run, as it takes some 15 minutes and 20 GB: `pytest -m gpu_image`. What kernels compute is not
+tested here.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from octavo.experiment.config import RecipeName
+from octavo.layout import image_file
+from octavo.models.catalogue import model_names, read_architecture
+from octavo.precision.recipes import RECIPES
+from tests.cluster.conftest import REPOSITORY, Checkout, checkout_with_image
+
+pytestmark = [pytest.mark.gpu_image, pytest.mark.timeout(3600)]
+
+CASES: list[tuple[str, RecipeName]] = [(model, recipe) for model in model_names() for recipe in get_args(RecipeName)]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    return checkout_with_image(tmp_path_factory.mktemp("gpu_image") / "octavo", "gpu")
+
+
+def inside(checkout: Checkout, *command: str, given: str = "") -> str:
+    """What a command in the image prints, which sees this repository and nothing else."""
+    apptainer = [str(checkout.programs[1] / "apptainer"), "exec", "--contain", "--cleanenv", "--no-home"]
+    settings = ["--env", f"OCTAVO_ROOT={REPOSITORY}", "--env", f"PYTHONPATH={REPOSITORY / 'src'}"]
+    binds = ["--bind", f"{REPOSITORY}:{REPOSITORY}:ro", "--pwd", str(REPOSITORY)]
+    image = str((checkout.root / image_file("gpu")).resolve())
+    done = subprocess.run(
+        [*apptainer, *settings, *binds, image, *command], input=given, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_its_transformer_engine_is_compiled_for_its_cuda(checkout: Checkout) -> None:
+    """It loads, with symbols resolved, and the kernels' library is the one of CUDA 13, as torch is."""
+    program = (
+        "import torch, transformer_engine.pytorch, transformer_engine_torch as extension; "
+        "print(torch.version.cuda.split('.')[0], extension.get_cublasLt_version() // 10000)"
+    )
+    assert inside(checkout, "python3", "-c", program).split()[-2:] == ["13", "13"]
+
+
+def test_what_is_installed_is_what_the_packages_ask_for(checkout: Checkout) -> None:
+    """All but what the lock leaves out on purpose."""
+    assert "No broken requirements" in inside(checkout, "python3", "-m", "pip", "check")
+
+
+@pytest.fixture(scope="module")
+def built(checkout: Checkout) -> dict[tuple[str, str], Any]:
+    cases = json.dumps([(model, {"recipe": recipe}, False) for model, recipe in CASES])
+    program: Path = REPOSITORY / "tests/precision/construct_models.py"
+    printed = inside(checkout, "python3", "-W", "ignore", str(program), "--compiled", given=cases)
+    answers = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    return dict(zip(CASES, answers, strict=True))
+
+
+@pytest.mark.parametrize(("model", "recipe"), CASES)
+def test_every_model_is_built_in_every_recipe(
+    built: dict[tuple[str, str], Any], model: str, recipe: RecipeName
+) -> None:
+    """All its linear layers are Transformer Engine's, in the recipe, but for the output head."""
+    answer = built[model, recipe]
+    if model == "laptop-moe" and RECIPES[recipe].quantised:  # its experts are 72 wide, which no FP8 kernel takes
+        assert "multiples of 16" in answer["error"]
+        return
+    assert answer.get("error") is None
+    assert answer["built"] == {f"{recipe} (Transformer Engine)": linears(model), "bf16 (Megatron-Core)": 1}
+
+
+def linears(model: str) -> int:
+    """Linear layers of a model but for the output head; gate and up are one, and experts are one group."""
+    architecture = read_architecture(model)
+    attention, experts = architecture.attention, architecture.experts
+    # query, key and value in one, output; or query (down and) up, key and value down and up, output
+    in_attention = 2 if attention.kind == "gqa" else 5 if attention.q_lora_rank else 4
+    dense = experts.leading_dense_layers if experts else architecture.layers
+    in_experts = 4 if experts and experts.shared_size else 2
+    last = in_attention + (in_experts if experts else 2)
+    # a prediction of one token more has the last layer again and a projection into it
+    return (
+        dense * (in_attention + 2)
+        + (architecture.layers - dense) * (in_attention + in_experts)
+        + architecture.multi_token_prediction_layers * (last + 1)
+    )

@@ -1,0 +1,193 @@
+"""What a run asks of Slurm and starts inside its job, as text: no Slurm is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo.cluster.image import Image
+from octavo.cluster.job import allocation, caps, resources, sbatch_command
+from octavo.cluster.launch import Launch, in_allocation, made_steps, refuse_hopeless
+from octavo.errors import OctavoError
+from octavo.experiment.cluster import Slurm
+from octavo.experiment.config import Parallelism
+from octavo.experiment.run import CellConfig, Experiment, load_experiment
+from octavo.layout import ConfigFolders, RunFolder
+from octavo.records import AttemptRecord
+from tests.synthetic import write_experiment
+
+Ask = Callable[..., tuple[Experiment, CellConfig]]
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
+    """An experiment on 16 nodes of 8 H100 and a cell of it on so many GPUs, with a `slurm` section."""
+    monkeypatch.setenv("OCTAVO_ROOT", str(tmp_path))
+    write_experiment(tmp_path, cells=[], seeds=(1,), precisions=("bf16",), ablations={}, device="gpu")
+    loaded = load_experiment("synthetic", ConfigFolders(tmp_path / "configs"))
+
+    def make(world: int, **slurm: Any) -> tuple[Experiment, CellConfig]:
+        section = Slurm(**{"partition": "gpu", "account": "lab", "gpu_type": "h100", **slurm})
+        cluster = loaded.cluster.model_copy(update={"slurm": section, "nodes": 16})
+        cell = loaded.cells["dense-bf16"].model_copy(update={"parallelism": Parallelism(data=world)})
+        return replace(loaded, cluster=cluster), cell
+
+    return make
+
+
+def launch(experiment: Experiment, cell: CellConfig, image: Image | None = None) -> str:
+    run = experiment.run("dense-bf16", 1).model_copy(update={"parallelism": cell.parallelism})
+    return Launch(experiment, run, ("train", "results/x"), Path("/shared/octavo"), image).script()
+
+
+@pytest.mark.parametrize(("devices", "nodes", "per_node"), [(1, 1, 1), (4, 1, 4), (8, 1, 8), (16, 2, 8), (128, 16, 8)])
+def test_one_task_per_device_on_whole_nodes(ask: Ask, devices: int, nodes: int, per_node: int) -> None:
+    shape = allocation(*ask(devices))
+    assert (shape.nodes, shape.tasks_per_node, shape.gres) == (nodes, per_node, f"gpu:h100:{per_node}")
+
+
+def test_devices_that_do_not_fill_their_nodes_are_refused(ask: Ask) -> None:
+    with pytest.raises(OctavoError, match="9 processes, which 2 nodes cannot share evenly"):
+        allocation(*ask(9))
+
+
+def test_memory_and_cores_are_those_of_the_devices(ask: Ask) -> None:
+    """8 devices on a node: 8 x 64 GB; 8 cores each."""
+    asked = resources(*ask(16))
+    assert (asked["mem_mb"], asked["cpus_per_task"], asked["runtime"]) == (512_000, 8, 60)
+
+
+def test_what_the_cluster_file_leaves_out_is_not_asked_for(ask: Ask) -> None:
+    asked = resources(*ask(8, account=None, gpu_type=None))
+    assert (asked["slurm_account"], asked["qos"], asked["constraint"], asked["gres"]) == (None, None, None, "gpu:8")
+
+
+def test_the_submitted_command(ask: Ask) -> None:
+    command = sbatch_command(*ask(16, qos="high", constraint="ib", extra=["--exclusive"], signal_seconds=90), 1)
+    for option in (
+        *("-p gpu", "-A lab", "--qos=high", "-C ib", "-t 60", "--mem 512000", "--nodes=2", "--ntasks-per-node=8"),
+        *(
+            "--gres=gpu:h100:8",
+            "--signal=USR1@90",
+            "--exclusive",
+            "--comment rule_train_wildcards_synthetic_dense-bf16_1",
+        ),
+    ):
+        assert option in command
+    assert "--ntasks-per-gpu" not in command
+
+
+def test_requeueing_can_be_forbidden(ask: Ask) -> None:
+    assert "--no-requeue" in sbatch_command(*ask(8, requeue=False), 1)
+
+
+def test_without_an_image_ranks_run_in_the_python_that_runs_octavo(ask: Ask) -> None:
+    script = launch(*ask(16, environment={"NCCL_DEBUG": "WARN"}))
+    assert script.startswith("exec srun --nodes=2 --ntasks=16 --ntasks-per-node=8")
+    assert "env NCCL_DEBUG=WARN OCTAVO_ROOT=/shared/octavo" in script
+    assert "apptainer" not in script
+
+
+def test_in_an_image_a_rank_sees_what_is_bound_and_set_and_no_home(ask: Ask) -> None:
+    image = Image("gpu", Path("results/images/gpu.sif"), "sha256:abc")
+    script = launch(*ask(8, environment={"NCCL_DEBUG": "WARN"}, modules=["slurm", "nccl/2"]), image)
+    for part in (
+        *("--contain --cleanenv --no-home --nv", "--bind /shared/octavo:/shared/octavo:ro", "NCCL_DEBUG=WARN"),
+        *("OCTAVO_IMAGE_DIGEST=sha256:abc", "APPTAINERENV_$name", "/shared/octavo/results/images/gpu.sif octavo train"),
+    ):
+        assert part in script
+    assert script.startswith("module load slurm nccl/2\n")
+
+
+def test_the_cpu_image_asks_for_no_driver(ask: Ask) -> None:
+    assert "--nv" not in launch(*ask(8), Image("cpu", Path("results/images/cpu.sif"), "sha256:abc"))
+
+
+def test_data_are_staged_to_scratch_once_per_node_and_bound_in_their_place(ask: Ask) -> None:
+    image = Image("gpu", Path("results/images/gpu.sif"), "sha256:abc")
+    stage, step = launch(*ask(16, scratch="/local"), image).split("\n", 1)
+    assert "--ntasks=2 --ntasks-per-node=1" in stage
+    assert "cp -r /shared/octavo/results/data/" in stage
+    assert "--bind /local/octavo-data-" in step
+
+
+def test_caps_are_the_cluster_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTAVO_ROOT", str(tmp_path))
+    clusters = tmp_path / "configs" / "clusters"
+    clusters.mkdir(parents=True)
+    (clusters / "h100-node.yaml").write_text("slurm: {max_concurrent_devices: 64}\n")
+    (clusters / "laptop.yaml").write_text("device: cpu\n")
+    assert caps() == {"devices_h100_node": 64}
+
+
+def test_a_batch_step_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert not in_allocation()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert in_allocation()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert not in_allocation()
+
+
+def write_attempts(folder: RunFolder, fingerprint: str, *ends: tuple[str, str | None, int, int]) -> None:
+    """Attempts by (exit reason, error, first step, last step)."""
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    records = [
+        AttemptRecord(
+            attempt=number, start=start, end=start + timedelta(seconds=9), host="n", nodes=["n"], device_kind="H100",
+            device_count=8, exit_reason=reason, error=error, first_step=first, last_step=last,  # type: ignore[arg-type]
+            run_fingerprint=fingerprint,
+        )
+        for number, (reason, error, first, last) in enumerate(ends, 1)
+    ]  # fmt: skip
+    folder.attempts.write_text("".join(record.model_dump_json() + "\n" for record in records))
+
+
+def test_a_run_that_fails_the_same_way_twice_without_a_step_is_not_tried_again(ask: Ask, tmp_path: Path) -> None:
+    run, folder = ask(8)[0].run("dense-bf16", 1), RunFolder(tmp_path / "run")
+    write_attempts(
+        folder, run.run_fingerprint, ("failed", "no such kernel", 50, 50), ("failed", "no such kernel", 50, 50)
+    )
+    with pytest.raises(OctavoError, match="failed the same way twice without a step made: failed: no such kernel"):
+        refuse_hopeless(folder, run, tries=3, retries=3)
+
+
+@pytest.mark.parametrize(
+    "second", [("failed", "no such kernel", 50, 51), ("failed", "out of disk", 50, 50), ("signalled", None, 50, 50)]
+)
+def test_a_run_that_got_further_or_failed_otherwise_is(
+    ask: Ask, tmp_path: Path, second: tuple[str, str | None, int, int]
+) -> None:
+    run, folder = ask(8)[0].run("dense-bf16", 1), RunFolder(tmp_path / "run")
+    write_attempts(folder, run.run_fingerprint, ("failed", "no such kernel", 50, 50), second)
+    refuse_hopeless(folder, run, tries=3, retries=3)
+
+
+def test_a_user_who_starts_the_pipeline_again_is_not_held_to_earlier_failures(ask: Ask, tmp_path: Path) -> None:
+    run, folder = ask(8)[0].run("dense-bf16", 1), RunFolder(tmp_path / "run")
+    write_attempts(folder, run.run_fingerprint, ("failed", "no disk", 0, 0), ("failed", "no disk", 0, 0))
+    refuse_hopeless(folder, run, tries=1, retries=3)
+
+
+def test_tries_are_bounded_and_the_last_error_is_told(ask: Ask, tmp_path: Path) -> None:
+    run, folder = ask(8)[0].run("dense-bf16", 1), RunFolder(tmp_path / "run")
+    write_attempts(folder, run.run_fingerprint, ("killed", None, 0, 7), ("out_of_memory", "80 GiB", 7, 9))
+    refuse_hopeless(folder, run, tries=3, retries=2)
+    with pytest.raises(OctavoError, match="tried 3 times without a result: out_of_memory: 80 GiB"):
+        refuse_hopeless(folder, run, tries=4, retries=2)
+
+
+def test_only_a_run_that_made_steps_goes_back_into_the_queue(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert not made_steps(folder)
+    write_attempts(folder, "x", ("signalled", None, 50, 50))
+    assert not made_steps(folder)
+    write_attempts(folder, "x", ("signalled", None, 50, 51))
+    assert made_steps(folder)
