@@ -1,0 +1,1 @@
+"""Are the results reproducible, and does every number lead back to what made it?"""

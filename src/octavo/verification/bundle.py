@@ -1,0 +1,343 @@
+"""An experiment as one archive that says what it is, and from which its report can be made again without training.
+
+An RO-Crate (https://w3id.org/ro/crate/1.1) of the Workflow Run Crate profile 0.5 (arXiv 2312.07852): the pipeline is
+the workflow, and making the report from the runs the action. Inside, files lie where they lie in a checkout: unpacked,
+the archive is one, as far as a report needs. The same results give the same bytes.
+
+No checkpoint is in it, no text, no variable outside the trainer's allow-list, and no path of a home folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote
+
+import octavo
+from octavo.errors import OctavoError
+from octavo.experiment.config import FileTokenizer
+from octavo.experiment.run import Experiment, data_identifier, load_experiment
+from octavo.files import atomic_path, sha256, write_text
+from octavo.layout import ExperimentFolder, RunFolder, data_folder, repository
+from octavo.records import AttemptRecord, Provenance, VerificationCheck, read_lines, read_record
+from octavo.training.provenance import ALLOWED_ENVIRONMENT
+
+PROFILES = (
+    "https://w3id.org/ro/wfrun/process/0.5",
+    "https://w3id.org/ro/wfrun/workflow/0.5",
+    "https://w3id.org/workflowhub/workflow-ro-crate/1.0",
+)
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The earliest time that a zip archive can hold: all of its members have it."""
+
+MADE = (
+    "runs.parquet",
+    "steps.parquet",
+    "attempts.parquet",
+    "claims.json",
+    "comparisons.json",
+    "report.html",
+    "report.pdf",
+)
+"""What is made of the runs, beside the figures, of an experiment and of each ablation that has a report."""
+
+VERBS = ("aggregate", "claims", "figures", "report")
+
+
+def write_bundle(folder: ExperimentFolder, target: Path) -> Path:
+    """Write the archive. Raises OctavoError where something is missing, or tells what it must not."""
+    experiment = load_experiment(folder.name)
+    root = repository()
+    files = dict(sorted(_files(experiment, folder, root)))
+    missing = [name for name in MADE if f"results/{folder.name}/{name}" not in files]
+    if missing or not folder.figures.is_dir():
+        raise OctavoError(
+            f"the experiment has no {missing[0] if missing else 'figures'} yet",
+            where=folder.path,
+            fix=f"snakemake {folder.report_pdf}",
+        )
+    with tempfile.TemporaryDirectory() as name:
+        crate = Path(name) / "crate"
+        for place, path in files.items():
+            (crate / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, crate / place)
+        _redact_attempts(crate)
+        _check_secrets(crate)
+        _describe(crate, experiment, sorted(files))
+        _zip(crate, target)
+    return target
+
+
+def verify_bundle(archive: Path) -> list[VerificationCheck]:
+    """Make tables, verdicts, figures and report again from what is in the archive, and compare them byte for byte."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name) / "bundle"
+        unpack(archive, root)
+        checks = [_check("bundle", problem, "damaged") for problem in _described_files(root)]
+        experiments = [path for path in sorted((root / "results").glob("*")) if (path / "runs.parquet").exists()]
+        if len(experiments) != 1:
+            raise OctavoError("the archive holds no experiment's results", where=archive, expected="an Octavo bundle")
+        for scope, ablation in _scopes(ExperimentFolder(experiments[0])):
+            checks += _make_again(root, experiments[0].name, scope.path, ablation)
+        return checks
+
+
+def _make_again(root: Path, experiment: str, folder: Path, ablation: str | None) -> Iterator[VerificationCheck]:
+    """The report of an experiment, or of one ablation, from the runs in an unpacked archive against what was there."""
+    with tempfile.TemporaryDirectory() as name:
+        kept = Path(name) / "kept"
+        shutil.copytree(folder, kept)
+        for made in [*MADE, "figures"]:
+            shutil.rmtree(folder / made) if (folder / made).is_dir() else (folder / made).unlink(missing_ok=True)
+        for verb in VERBS:
+            _run(verb, root, experiment, ablation)
+        figures = sorted(
+            {f"figures/{path.name}" for path in [*(kept / "figures").iterdir(), *(folder / "figures").iterdir()]}
+        )
+        what = f"{experiment}/{ablation}" if ablation else experiment
+        different = [
+            made
+            for made in [*MADE, *figures]
+            if not (kept / made).exists()
+            or not (folder / made).exists()
+            or (kept / made).read_bytes() != (folder / made).read_bytes()
+        ]
+        for made in different:
+            place = f"ablations/{ablation}/{made}" if ablation else made
+            yield _check(place, "made again it has other bytes", "different")
+        if not different:
+            note = f"{len(MADE)} files and {len(figures)} of figures, made again from the runs, are the same bytes"
+            yield _check(what, note, "identical")
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Unpack an archive into an empty folder; nothing in it may name a place outside, or be a link."""
+    try:
+        with zipfile.ZipFile(archive) as packed:
+            for member in packed.infolist():
+                place = PurePosixPath(member.filename)
+                kind = member.external_attr >> 16 & 0o170000
+                if place.is_absolute() or ".." in place.parts or "\\" in member.filename or kind not in (0, 0o100000):
+                    raise OctavoError(f"the archive holds {member.filename!r}, which no bundle does", where=archive)
+            packed.extractall(target)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise OctavoError(f"the archive cannot be read: {error}", where=archive, expected="an Octavo bundle") from error
+
+
+# --- what goes in ---------------------------------------------------------------------------------------------------
+
+
+def _files(experiment: Experiment, folder: ExperimentFolder, root: Path) -> Iterator[tuple[str, Path]]:
+    """(place in the archive, file)."""
+    results = f"results/{folder.name}"
+    tokenizer = experiment.file.tokenizer
+    data = data_folder(data_identifier(experiment.file.data, tokenizer)) / "manifest.json"
+    wanted = [root / "configs" / "experiments" / f"{experiment.name}.yaml", root / data, root / "requirements.lock"]
+    wanted += [root / "Snakefile", *(path for path in (root / "workflow").rglob("*"))]
+    for part in ("models", "clusters", "claims", "published"):
+        wanted += (root / "configs" / part).rglob("*")
+    if isinstance(tokenizer, FileTokenizer):
+        wanted.append(root / tokenizer.path)
+    for path in wanted:
+        if path.is_file() and "__pycache__" not in path.parts:
+            yield path.relative_to(root).as_posix(), path
+    made = [
+        path
+        for scope, _ in _scopes(folder)
+        for path in [
+            *(scope.path / one for one in MADE),
+            *scope.figures.glob("[!.]*"),
+        ]  # Snakemake's timestamp is hidden
+    ]
+    for path in [folder.plan_csv, folder.plan_pdf, folder.verification, folder.sacct, *made]:
+        if path.exists():
+            yield f"{results}/{path.relative_to(folder.path).as_posix()}", path
+    for run in folder.run_folders():
+        for place in [run, *(RunFolder(path) for path in run.superseded.glob("*"))]:
+            for path in (place.config, place.metrics, place.attempts, place.provenance, place.routing, place.result):
+                if path.exists():
+                    yield f"{results}/{path.relative_to(folder.path).as_posix()}", path
+
+
+def _scopes(folder: ExperimentFolder) -> list[tuple[ExperimentFolder, str | None]]:
+    """The experiment, and its ablations that have a report of their own."""
+    names = sorted(path.parent.name for path in folder.path.glob(f"ablations/*/{folder.report_pdf.name}"))
+    return [(folder, None), *((folder.ablation(name), name) for name in names)]
+
+
+def _redact_attempts(crate: Path) -> None:
+    """Errors of attempts may name places on the machine: its home and checkout become ~ and nothing."""
+    for path in crate.glob("results/*/runs/**/attempts.jsonl"):
+        text = path.read_text(encoding="utf-8")
+        for place in _private_places():
+            text = text.replace(place, "~/")
+        write_text(path, text)
+
+
+def _check_secrets(crate: Path) -> None:
+    for path in sorted(path for path in crate.rglob("*") if path.is_file()):
+        name = path.relative_to(crate).as_posix()
+        content = path.read_bytes()
+        for place in _private_places():
+            if place.encode() in content:
+                raise OctavoError(
+                    f"the file names a place of this machine: {place}",
+                    where=name,
+                    fix="use paths relative to the checkout, then make the results again",
+                )
+        if path.name == "provenance.json":
+            found = read_record(path, Provenance, made_by="octavo train")
+            if unknown := sorted(set(found.environment) - set(ALLOWED_ENVIRONMENT)):
+                raise OctavoError(
+                    f"the provenance holds the environment variable {unknown[0]}",
+                    where=name,
+                    expected=f"only {', '.join(ALLOWED_ENVIRONMENT)}",
+                )
+
+
+def _private_places() -> list[str]:
+    """The checkout's and the home folder's paths, the longest first, each with a slash at its end."""
+    places = {str(repository()), str(Path.home()), os.environ.get("HOME", "")}
+    return sorted((f"{place.rstrip('/')}/" for place in places if place.rstrip("/")), key=len, reverse=True)
+
+
+def _described_files(root: Path) -> Iterator[str]:
+    """What is not as the crate's metadata says."""
+    import json
+
+    metadata = root / "ro-crate-metadata.json"
+    if not metadata.exists():
+        raise OctavoError("the archive has no ro-crate-metadata.json", where=metadata.name, expected="an Octavo bundle")
+    described = {
+        unquote(one["@id"]): one["sha256"]  # a URI: the + of an ablation's cell is %2B
+        for one in json.loads(metadata.read_text(encoding="utf-8"))["@graph"]
+        if "sha256" in one and "@id" in one
+    }
+    there = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()} - {metadata.name}
+    for name in sorted(there | described.keys()):
+        if name not in there:
+            yield f"{name} is missing"
+        elif name not in described or sha256(root / name) != described[name]:
+            yield f"{name} is not what ro-crate-metadata.json describes"
+
+
+# --- the crate ------------------------------------------------------------------------------------------------------
+
+
+def _describe(crate: Path, experiment: Experiment, names: list[str]) -> None:
+    """Write ro-crate-metadata.json."""
+    from rocrate.model.contextentity import ContextEntity
+    from rocrate.rocrate import ROCrate
+
+    results = f"results/{experiment.name}"
+    folder = ExperimentFolder(crate / results)
+    ended = _last_end(folder)
+    described = ROCrate(version="1.1")
+    described.name = f"Octavo: {experiment.name}"
+    described.description = experiment.file.description
+    described.datePublished = ended
+    described.license = "Apache-2.0"
+    described.root_dataset["conformsTo"] = [
+        described.add(ContextEntity(described, uri, {"@type": "CreativeWork", "name": uri, "version": uri[-3:]}))
+        for uri in PROFILES
+    ]
+    software = {"@type": "SoftwareApplication", "name": "Octavo", "softwareVersion": octavo.__version__}
+    agent = described.add(ContextEntity(described, "#octavo", software))
+    files: dict[str, Any] = {}
+    for name in names:
+        path = crate / name
+        properties = {
+            "name": name,
+            "contentSize": str(path.stat().st_size),
+            "encodingFormat": FORMATS.get(path.suffix, "text/plain"),
+            "sha256": sha256(path),
+        }
+        if name == "Snakefile":
+            files[name] = described.add_workflow(path, name, main=True, lang="snakemake", properties=properties)
+            continue
+        files[name] = described.add_file(path, name, properties=properties)
+    made = [
+        entity
+        for name, entity in files.items()
+        if Path(name).name in MADE or name.startswith((f"{results}/figures/", f"{results}/ablations/"))
+    ]
+    read = [
+        entity
+        for name, entity in files.items()
+        if name.startswith((f"{results}/runs/", "configs/", "results/data/")) or name == "requirements.lock"
+    ]
+    action = described.add_action(
+        files["Snakefile"],
+        identifier="#report",
+        object=read,
+        result=made,
+        properties={
+            "name": f"Making {results}/report.pdf",
+            "description": f"snakemake {results}/report.pdf",
+            "startTime": _first_start(folder).isoformat(),
+            "endTime": ended.isoformat(),
+            "actionStatus": {"@id": "http://schema.org/CompletedActionStatus"},
+        },
+    )
+    action["agent"] = agent
+    described.root_dataset["mentions"] = [action]
+    described.metadata.extra_contexts.append("https://w3id.org/ro/terms/workflow-run/context")  # sha256
+    described.metadata.write(crate)
+
+
+FORMATS = {
+    ".json": "application/json",
+    ".jsonl": "application/jsonl",
+    ".yaml": "application/yaml",
+    ".csv": "text/csv",
+    ".pdf": "application/pdf",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".html": "text/html",
+    ".parquet": "application/vnd.apache.parquet",
+}
+
+
+def _attempts(folder: ExperimentFolder) -> list[AttemptRecord]:
+    return [one for run in folder.run_folders() for one in read_lines(run.attempts, AttemptRecord)]
+
+
+def _first_start(folder: ExperimentFolder) -> datetime:
+    return min((one.start for one in _attempts(folder)), default=datetime(1970, 1, 1, tzinfo=UTC))
+
+
+def _last_end(folder: ExperimentFolder) -> datetime:
+    ends = [one.end for one in _attempts(folder) if one.end]
+    return max(ends, default=datetime(1970, 1, 1, tzinfo=UTC))
+
+
+def _zip(crate: Path, target: Path) -> None:
+    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as packed:
+        for path in sorted(path for path in crate.rglob("*") if path.is_file()):
+            member = zipfile.ZipInfo(path.relative_to(crate).as_posix(), EPOCH)
+            member.compress_type = zipfile.ZIP_DEFLATED
+            member.external_attr = 0o100644 << 16
+            packed.writestr(member, path.read_bytes())
+
+
+def _run(verb: str, root: Path, name: str, ablation: str | None) -> None:
+    """One verb in the unpacked archive, which knows of no other checkout."""
+    command = [sys.executable, "-m", "octavo", verb, f"results/{name}", *(["--ablation", ablation] if ablation else [])]
+    environment = {**os.environ, "OCTAVO_ROOT": str(root)}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OctavoError(
+            f"octavo {verb} failed in the unpacked archive: {done.stderr.strip()}", where=f"results/{name}"
+        )
+
+
+def _check(run: str, note: str, status: Any) -> VerificationCheck:
+    return VerificationCheck(gate="integrity", run=run, status=status, note=note)

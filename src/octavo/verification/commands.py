@@ -1,0 +1,130 @@
+"""`octavo verify`, `octavo trace`, `octavo bundle`: are results whole, made again the same, and where are they from?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from octavo.errors import OctavoError
+
+if TYPE_CHECKING:
+    from octavo.records import VerificationCheck
+
+Results = Annotated[Path, typer.Argument(metavar="results/EXPERIMENT", help="The experiment's results folder.")]
+
+GATES = ("repeatability", "restart", "baseline")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command()(verify)
+    app.command()(trace)
+    app.command()(bundle)
+
+
+def verify(
+    results: Annotated[
+        Path | None, typer.Argument(metavar="results/EXPERIMENT", help="The experiment's results folder.")
+    ] = None,
+    sample: Annotated[int, typer.Option(min=0, help="Runs to make again per gate; 0: look at the files alone.")] = 1,
+    gates: Annotated[str, typer.Option(help="Which: any of repeatability,restart,baseline.")] = ",".join(GATES),
+    seed: Annotated[int, typer.Option(help="Draws the sample.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Make runs again up to this step only.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Instead: make a bundle's report again, without training.")
+    ] = None,
+    against: Annotated[Path | None, typer.Option(help="Instead: compare with results/reference/EXPERIMENT.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Instead: print what verification.json holds.")] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Leave with status 0 also when something differs; --check tells it later.")
+    ] = False,
+) -> None:
+    """Check the files, then train a sample of the runs again beside them; status 1 when something differs.
+
+    Writes verification.json. A run made again up to a step is the same run, told to stop there: its schedule is not
+    shortened.
+    """
+    from octavo.layout import ExperimentFolder
+
+    if bundle is not None:
+        from octavo.verification.bundle import verify_bundle
+
+        _end(verify_bundle(bundle), str(bundle))
+    if results is None:
+        raise OctavoError(
+            "no results are named", where="octavo verify", expected="results/EXPERIMENT, or --bundle FILE"
+        )
+    folder = ExperimentFolder(results)
+    if against is not None:
+        from octavo.verification.reference import compare
+
+        _end(compare(folder, against), str(against))
+    if check:
+        from octavo.records import VerificationFile, read_record
+
+        found = read_record(folder.verification, VerificationFile, made_by=f"octavo verify {results}")
+        _end(found.checks, str(folder.verification))
+    from octavo.verification.verify import verify as verify_results
+
+    chosen = [gate for gate in gates.split(",") if gate]
+    if unknown := sorted(set(chosen) - set(GATES)):
+        raise OctavoError(f"there is no gate {unknown[0]!r}", where="--gates", expected=f"any of {', '.join(GATES)}")
+    found = verify_results(folder, sample=sample, gates=chosen, seed=seed, steps=steps)
+    _end(found.checks, str(folder.verification), record=record)
+
+
+def trace(
+    number: Annotated[str, typer.Argument(help="claims.2.effect, comparisons.0.loss_difference, runs.<run>.<column>")],
+    results: Annotated[Path, typer.Option(help="The experiment's results folder.")] = Path("results/laptop"),
+) -> None:
+    """Follow a number of the report to its runs, attempts, steps, configuration, data, image, lock and commit."""
+    from octavo.layout import ExperimentFolder
+    from octavo.verification.trace import trace as follow
+
+    for line in follow(ExperimentFolder(results), number):
+        typer.echo(line)
+
+
+def bundle(
+    results: Results,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Default: results/EXPERIMENT/bundle.zip")
+    ] = None,
+    reference: Annotated[
+        bool, typer.Option(help="Instead: write results/reference/EXPERIMENT, to be published.")
+    ] = False,
+) -> None:
+    """Pack the runs without checkpoints, and what was made of them, as an RO-Crate that makes the same again."""
+    from octavo.layout import ExperimentFolder
+
+    folder = ExperimentFolder(results)
+    if reference:
+        from octavo.verification.reference import write_reference
+
+        typer.echo(write_reference(folder, output or results.parent / "reference" / folder.name))
+        return
+    from octavo.verification.bundle import verify_bundle, write_bundle
+
+    archive = write_bundle(folder, output or folder.path / "bundle.zip")
+    different = [one.run for one in verify_bundle(archive) if one.status != "identical"]
+    if different:
+        archive.unlink()
+        raise OctavoError(
+            f"made again from the runs, {', '.join(different)} would be other bytes: it is old, or was changed",
+            where=folder.path,
+            expected="a report that was made of these results by this Octavo",
+            fix=f"snakemake --profile workflow/profiles/local --forcerun aggregate -- {folder.report_pdf}",
+        )
+    typer.echo(archive)
+
+
+def _end(checks: Sequence[VerificationCheck], what: str, *, record: bool = False) -> NoReturn:
+    """Print the checks and leave: status 1 when one of them failed, unless that is only to be recorded."""
+    for one in checks:
+        typer.echo(f"{one.gate:<14} {one.run:<34} {one.status:<24} {one.note}")
+    passed = not any(one.status in ("damaged", "different") for one in checks)
+    typer.echo(f"{'passed' if passed else 'FAILED'}: {what}")
+    raise typer.Exit(0 if passed or record else 1)

@@ -1,0 +1,86 @@
+"""A run made again in a folder of its own, undisturbed, stopped at a step, or killed on the way.
+
+It is `octavo train` in a process of its own, which reads its configuration from a file; nothing in the trainer knows
+that it is being watched. Stopping is SIGTERM, which the trainer answers by saving and leaving after the step at hand;
+killing is SIGKILL to all of its processes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from octavo.errors import OctavoError
+from octavo.experiment.run import RunConfig
+from octavo.files import write_text
+from octavo.layout import RunFolder
+
+STOPPED = 75
+"""Exit status of a run that was told to stop (`octavo.training.launch.RESTART`, which is not imported: no torch)."""
+
+POLL_SECONDS = 0.01
+
+
+def begin(folder: RunFolder, run: RunConfig) -> Path:
+    """Empty the folder and put the run's configuration beside it; its path."""
+    shutil.rmtree(folder.path, ignore_errors=True)
+    asked = folder.path.with_name(f"{folder.path.name}.yaml")
+    write_text(asked, run.to_yaml())
+    return asked
+
+
+def train(folder: RunFolder, config: Path, *, stop_at: int | None = None, kill_at: int | None = None) -> bool:
+    """Train the run, or go on with it, until it ends, is stopped once `stop_at` steps are logged, or is killed once
+    `kill_at` are; whether it was killed.
+
+    Raises OctavoError when it fails.
+    """
+    command = [sys.executable, "-m", "octavo", "train", str(folder.path), "--config", str(config)]
+    log = folder.path.with_name(f"{folder.path.name}.log")
+    signalled = False
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        try:
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                if stop_at is None and kill_at is None:
+                    process.wait()
+                    break
+                step = last_step(folder.metrics)
+                if kill_at is not None and step >= kill_at and not folder.result.exists():
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+                    return True
+                if stop_at is not None and step >= stop_at and not signalled:
+                    process.terminate()
+                    signalled = True
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    if process.returncode not in (0, STOPPED):
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        reason = next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "")
+        raise OctavoError(
+            f"a run made again failed with status {process.returncode}: {reason.removeprefix('error: ')}", where=log
+        )
+    return False
+
+
+def last_step(metrics: Path) -> int:
+    """The last step of a metrics file that may be growing; 0 if there is none yet."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 65_536))
+            tail = file.read()
+    except OSError:
+        return 0
+    whole = tail[: tail.rfind(b"\n") + 1]
+    at = whole.rfind(b'{"step":')
+    return int(whole[at + 8 :].split(b",", 1)[0]) if at >= 0 else 0

@@ -1,0 +1,308 @@
+"""The gates: files that are whole, and a sample of the runs made again beside the originals, never over them.
+
+- *Repeatability*: a run made again is the same to the last bit, in every logged number and in the final parameters.
+- *Restart replay*: so is a run that was killed at a random step and went on from its checkpoint.
+- *Baseline equivalence*: under another layout (data, expert and tensor parallelism, threads: each in turn) the order of
+  sums is another, and the bits may be. The loss may then differ by no more than it does between seeds: the tolerance is
+  the standard deviation over seeds, relative to the mean, pooled over the cells that have two seeds or more.
+
+The first two are the contract that Megatron-LM's determinism effort states for one environment. Where the environment
+is another than the original's (processor, GPU, versions), bits may differ for good reason: the note says what is
+different, and the third gate's tolerance applies.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cache, partial
+from itertools import islice
+from math import sqrt
+from statistics import fmean
+from typing import Any
+
+from octavo.errors import OctavoError
+from octavo.experiment.checks import check_experiment
+from octavo.experiment.config import Parallelism
+from octavo.experiment.run import Experiment, RunConfig, load_experiment
+from octavo.files import write_json
+from octavo.layout import ExperimentFolder, RunFolder
+from octavo.records import Gate, Result, VerificationCheck, VerificationFile, read_record
+from octavo.training.requirements import check_layout
+from octavo.verification import rerun
+from octavo.verification.compare import (
+    counted_metrics,
+    different_tensors,
+    environment_differences,
+    first_difference,
+)
+from octavo.verification.integrity import check_files
+
+LAYOUTS = ("data", "expert", "tensor", "threads")
+"""What the third gate changes, one at a time: from one to two, or from more to half as many."""
+
+
+def verify(
+    folder: ExperimentFolder, *, sample: int, gates: list[str], seed: int, steps: int | None = None
+) -> VerificationFile:
+    """Verify an experiment and write verification.json."""
+    experiment = load_experiment(folder.name)
+    checks = check_files(experiment, folder)
+    intact = [one for one in checks if one.gate == "integrity" and one.status == "damaged"]
+    broken = {one.run for one in intact}
+    runs = [
+        experiment.run(cell.cell, number)
+        for cell, number in experiment.runs()
+        if folder.run(cell.cell, number).result.exists() and f"{cell.cell}/seed-{number}" not in broken
+    ]
+    if sample and runs and "data" not in broken:
+        checks += _Gates(experiment, folder, runs, seed, steps).run(sample, gates)
+    failed = any(one.status in ("damaged", "different") for one in checks)
+    found = VerificationFile(
+        experiment=experiment.name, passed=not failed, sample=sample, seed=seed, steps=steps, checks=checks
+    )
+    write_json(folder.verification, found.model_dump(mode="json"))
+    return found
+
+
+class _Gates:
+    def __init__(
+        self, experiment: Experiment, folder: ExperimentFolder, runs: list[RunConfig], seed: int, steps: int | None
+    ) -> None:
+        self.experiment, self.folder, self.runs, self.seed = experiment, folder, runs, seed
+        self.steps = steps
+
+    def run(self, sample: int, gates: list[str]) -> Iterator[VerificationCheck]:
+        """Draw a sample for each gate and make it again, as many runs at a time as there are cores for."""
+        jobs: list[tuple[RunConfig, Callable[[], VerificationCheck]]] = []
+        for gate in gates:
+            draw = random.Random(f"{self.seed} {gate}")  # each gate its own: more of the runs are looked at
+            if gate == "baseline":
+                for layout in LAYOUTS:
+                    fitting = list(islice(self._relaid(layout, draw), sample))
+                    jobs += [(other, partial(self._relayout, run, other, layout)) for run, other in fitting]
+                    if not fitting:
+                        note = "no run's model and batch, and nothing of this cluster, allows another number"
+                        yield VerificationCheck(gate="baseline", run=layout, status="not testable here", note=note)
+            else:
+                remake = self._repeat if gate == "repeatability" else self._restart
+                jobs += [(run, partial(remake, run, draw)) for run in self._drawn(draw)[:sample]]
+        yield from self._all(jobs)
+
+    def _drawn(self, draw: random.Random) -> list[RunConfig]:
+        return draw.sample(self.runs, len(self.runs))
+
+    def _relaid(self, layout: str, draw: random.Random) -> Iterator[tuple[RunConfig, RunConfig]]:
+        """Runs in an order drawn at random, each with itself under another layout, of those that allow one."""
+        fits = cache(lambda cell: relaid(self.experiment, first[cell], layout) is not None)
+        first = {run.cell: run for run in self.runs}
+        for run in self._drawn(draw):
+            if fits(run.cell) and (other := relaid(self.experiment, run, layout)):
+                yield run, other
+
+    def _all(self, jobs: list[tuple[RunConfig, Callable[[], VerificationCheck]]]) -> Iterator[VerificationCheck]:
+        """Those that need as many cores side by side, the small ones first; on GPUs one after the other."""
+        by_cores: dict[int, list[Callable[[], VerificationCheck]]] = {}
+        for run, job in jobs:
+            by_cores.setdefault(run.parallelism.world_size * run.training.threads, []).append(job)
+        for cores, alike in sorted(by_cores.items()):
+            at_once = max(1, len(os.sched_getaffinity(0)) // cores) if self.experiment.device.kind == "cpu" else 1
+            with ThreadPoolExecutor(at_once) as pool:
+                yield from pool.map(lambda job: job(), alike)
+
+    # --- gates --------------------------------------------------------------------------------------------------------
+
+    def _repeat(self, run: RunConfig, _: random.Random) -> VerificationCheck:
+        again = self.folder.rerun("repeatability", run.cell, run.seed)
+        rerun.train(again, rerun.begin(again, run), stop_at=self._stop(run))
+        return self._bitwise("repeatability", run, again, "made again")
+
+    def _restart(self, run: RunConfig, draw: random.Random) -> VerificationCheck:
+        """Kill it after a checkpoint where there is one in time, at a step drawn at random; let it go on."""
+        again = self.folder.rerun("restart", run.cell, run.seed)
+        last = min(self._stop(run) or run.training.total_steps, run.training.total_steps)
+        first = min(run.training.checkpoints.interval + 1, max(1, last - 1))
+        kill_at = draw.randint(first, max(first, last - 1))
+        for _ in range(3):  # a fast run may be over before it is seen at a late step
+            config = rerun.begin(again, run)
+            if rerun.train(again, config, kill_at=kill_at, stop_at=self._stop(run)):
+                break
+            kill_at = max(1, kill_at // 2)
+        else:
+            note = "the run was over before it could be killed"
+            return _check("restart", run, "not testable here", note)
+        killed_at = rerun.last_step(again.metrics)
+        rerun.train(again, config, stop_at=self._stop(run))
+        from octavo.records import AttemptRecord, read_lines
+
+        resumed_from = read_lines(again.attempts, AttemptRecord)[-1].first_step
+        return self._bitwise("restart", run, again, f"killed after step {killed_at}, went on from step {resumed_from}")
+
+    def _relayout(self, run: RunConfig, other: RunConfig, layout: str) -> VerificationCheck:
+        again = self.folder.rerun(f"baseline/{layout}", run.cell, run.seed)
+        rerun.train(again, rerun.begin(again, other), stop_at=self._stop(run))
+        what = _changes(run, other)
+        difference = self._first_difference(run, again)
+        if difference is None and self._same_parameters(run, again) is not False:
+            shutil.rmtree(again.checkpoints, ignore_errors=True)  # they are the original's
+            return _check("baseline", run, "identical", f"{what}: every bit is the same{self._up_to()}")
+        return self._within_tolerance("baseline", run, again, what)
+
+    # --- comparing ----------------------------------------------------------------------------------------------------
+
+    def _stop(self, run: RunConfig) -> int | None:
+        return self.steps if self.steps is not None and self.steps < run.training.total_steps else None
+
+    def _up_to(self) -> str:
+        return f" up to step {self.steps}, where it was stopped" if self.steps else ""
+
+    def _original(self, run: RunConfig) -> RunFolder:
+        return self.folder.run(run.cell, run.seed)
+
+    def _first_difference(self, run: RunConfig, again: RunFolder) -> Any:
+        until = self._stop(run)
+        return first_difference(counted_metrics(self._original(run).metrics), counted_metrics(again.metrics), until)
+
+    def _same_parameters(self, run: RunConfig, again: RunFolder) -> bool | None:
+        """Whether the final parameters are the same bits; None where a run was stopped before its end."""
+        if self._stop(run) is not None:
+            return None
+        return _result(self._original(run)).parameters_sha256 == _result(again).parameters_sha256
+
+    def _bitwise(self, gate: Gate, run: RunConfig, again: RunFolder, what: str) -> VerificationCheck:
+        difference, parameters = self._first_difference(run, again), self._same_parameters(run, again)
+        original = self._original(run)
+        if difference is None and parameters is not False:
+            shutil.rmtree(again.checkpoints, ignore_errors=True)  # they are the original's
+            final = ", final parameters" if parameters else ""
+            return _check(
+                gate, run, "identical", f"{what}: losses, gradient norms{final} are the same bits{self._up_to()}"
+            )
+        other = environment_differences(original.provenance, again.provenance)
+        if other:
+            return self._within_tolerance(gate, run, again, f"{what} where {', '.join(other)} differ")
+        tensors = different_tensors(original, again)
+        step = difference.step if difference else run.training.total_steps
+        fields = difference.fields if difference else ["parameters_sha256"]
+        shown = ", ".join([*fields, *tensors][:6])
+        note = f"{what}: step {step} is the first that differs, in {shown}{_commits(original, again)}"
+        return _check(gate, run, "different", note, first_step=step, differs=[*fields, *tensors])
+
+    def _within_tolerance(self, gate: Gate, run: RunConfig, again: RunFolder, what: str) -> VerificationCheck:
+        """The loss against the original's, in standard deviations over seeds."""
+        at = self._stop(run)
+        original, found = self._loss(self._original(run), at), self._loss(again, at)
+        first = self._first_difference(run, again)
+        differs = {"first_step": first.step, "differs": first.fields} if first else {}
+        tolerance = self._seed_spread(at)
+        if original is None or found is None:
+            same = original is found
+            note = f"{what}: {'both diverged' if same else 'one of them diverged'}"
+            return _check(gate, run, "equal within tolerance" if same else "different", note, **differs)
+        difference = abs(found / original - 1)
+        said = f"{what}: the loss differs by {difference:.3%}"
+        if tolerance is None:
+            note = f"{said}; no cell has two seeds, so that there is no spread to hold it against"
+            return _check(gate, run, "not testable here", note, difference=difference, **differs)
+        status = "equal within tolerance" if difference <= tolerance else "different"
+        note = f"{said}, seeds by {tolerance:.3%} (standard deviation){self._up_to()}"
+        return _check(gate, run, status, note, difference=difference, tolerance=tolerance, **differs)
+
+    def _loss(self, folder: RunFolder, until: int | None) -> float | None:
+        """The final validation loss; of a run stopped at a step, the mean training loss of the tenth before it."""
+        if until is None:
+            return _result(folder).validation_loss
+        losses = [
+            value["loss"]
+            for step, value in counted_metrics(folder.metrics).items()
+            if until * 0.9 < step <= until and "loss" in value
+        ]
+        return fmean(losses) if losses else None
+
+    def _seed_spread(self, until: int | None) -> float | None:
+        """Standard deviation of the loss over seeds, relative, pooled over cells; None without two seeds of any."""
+        by_cell: dict[str, list[float]] = {}
+        for run in self.runs:
+            if (loss := self._loss(self._original(run), until)) is not None:
+                by_cell.setdefault(run.cell, []).append(loss)
+        return pooled_spread(list(by_cell.values()))
+
+
+def pooled_spread(groups: list[list[float]]) -> float | None:
+    """The relative standard deviation within groups, pooled: root of the sum of squares over the degrees of freedom."""
+    squares, freedom = 0.0, 0
+    for losses in groups:
+        mean = fmean(losses)
+        squares += sum((loss / mean - 1) ** 2 for loss in losses)
+        freedom += len(losses) - 1
+    return sqrt(squares / freedom) if freedom else None
+
+
+def relaid(experiment: Experiment, run: RunConfig, layout: str) -> RunConfig | None:
+    """The run with one of `LAYOUTS` changed; None where the model, the batch or the machine does not allow it.
+
+    Expert-parallel ranks are data-parallel ones too. The micro-batch is made smaller where more ranks need it; the
+    global batch, and so the gradient, stays. No more GPUs are taken than by the largest cell: those are what a job that
+    verifies holds.
+    """
+
+    def other(degree: int) -> int:
+        return degree // 2 or 2
+
+    ranks, training = run.parallelism, run.training
+    degree = other(training.threads if layout == "threads" else getattr(ranks, layout))
+    change: dict[str, Any] = {}
+    if layout == "threads":
+        training = training.model_copy(update={"threads": degree})
+    elif layout == "data":
+        change = {"data": degree, "expert": min(ranks.expert, degree)}
+    elif layout == "expert":
+        change = {"data": max(ranks.data, degree), "expert": degree}
+    else:
+        change = {"tensor": degree, "sequence": ranks.sequence and degree > 1}
+    try:
+        ranks = Parallelism.model_validate({**ranks.model_dump(), **change})
+        share = training.global_batch_size // ranks.data
+        if share and share % training.micro_batch_size:
+            training = training.model_copy(update={"micro_batch_size": share})
+        changed = run.model_copy(update={"parallelism": ranks, "training": training})
+        check_experiment(replace(experiment, cells={changed.cell: changed}))
+        check_layout(changed)
+    except (OctavoError, ValueError):
+        return None
+    held = max(cell.parallelism.world_size for cell in experiment.cells.values())  # workflow/rules/verify.smk
+    return changed if experiment.device.kind == "cpu" or ranks.world_size <= held else None
+
+
+def _changes(run: RunConfig, other: RunConfig) -> str:
+    """What is changed: `data 2 and expert 2 instead of 1 and 1`."""
+    before, after = (
+        {**one.parallelism.model_dump(), "threads": one.training.threads, "micro-batch": one.training.micro_batch_size}
+        for one in (run, other)
+    )
+    changed = [name for name in before if before[name] != after[name]]
+    said = " and ".join(f"{name} {after[name]}" for name in changed)
+    return f"{said} instead of {' and '.join(str(before[name]) for name in changed)}"
+
+
+def _result(folder: RunFolder) -> Result:
+    return read_record(folder.result, Result, made_by=f"octavo train {folder.path}")
+
+
+def _check(gate: Gate, run: RunConfig, status: Any, note: str, **more: Any) -> VerificationCheck:
+    return VerificationCheck(gate=gate, run=f"{run.cell}/seed-{run.seed}", status=status, note=note, **more)
+
+
+def _commits(original: RunFolder, again: RunFolder) -> str:
+    """Names the commits where they differ: other code may be why bits do."""
+    from octavo.records import Provenance
+
+    made_by = "octavo train"
+    commits = [read_record(one.provenance, Provenance, made_by=made_by).git_commit for one in (original, again)]
+    if commits[0] == commits[1]:
+        return ""
+    return f"; made by commit {(commits[0] or 'unknown')[:12]}, again by {(commits[1] or 'unknown')[:12]}"

@@ -1,0 +1,203 @@
+"""A tiny experiment, its undisturbed results, and a way to start verbs and to disturb them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from octavo.layout import ExperimentFolder, RunFolder
+from octavo.records import AttemptRecord, Result, read_lines, read_record
+from octavo.verification.compare import counted_metrics, first_difference
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SIZES: dict[str, Any] = {
+    "layers": 2,
+    "hidden_size": 32,
+    "attention": {"kind": "gqa", "heads": 2, "kv_heads": 2, "head_size": 16},
+    "vocabulary_size": 320,  # the tokenizer's 257, and even
+}
+EXPERIMENT: dict[str, Any] = {
+    "description": "Tiny models to be disturbed.",
+    "models": {
+        "dense": {**SIZES, "feed_forward_size": 64},
+        "moe": {
+            **SIZES,
+            "experts": {"count": 4, "top_k": 2, "size": 32, "router": {"balance": "aux_loss", "aux_loss_weight": 0.01}},
+        },
+    },
+    "precisions": ["bf16", "fp8_tensorwise"],
+    "seeds": [1],
+    "data": {"sources": [{"kind": "files", "path": "text", "held_out": ["*-0.txt"]}]},
+    "tokenizer": {"kind": "bytes"},
+    "training": {
+        "steps": 24,
+        "global_batch_size": 4,
+        "micro_batch_size": 2,
+        "sequence_length": 32,
+        "optimizer": {"learning_rate": 3e-3},
+        "evaluation": {"interval": 8, "sequences": 4, "final_sequences": 8},
+        "logging": {"expert_load_interval": 8, "precision_interval": 8},
+        "checkpoints": {"interval": 6, "grace_seconds": 5},
+    },
+    "cluster": "laptop",
+}
+NAME = "tiny"
+CELLS = ("dense-bf16", "dense-fp8_tensorwise", "moe-bf16", "moe-fp8_tensorwise")
+STAGES = {
+    "aggregate": ["runs.parquet", "steps.parquet", "attempts.parquet"],
+    "claims": ["claims.json", "comparisons.json"],
+    "figures": ["figures"],
+    "report": ["report.pdf", "report.html"],
+}
+
+
+def make_root(root: Path) -> Path:
+    """A checkout in small: configurations, the workflow and text."""
+    for part in ("clusters", "models", "claims", "published"):
+        shutil.copytree(REPOSITORY / "configs" / part, root / "configs" / part)
+    shutil.copytree(REPOSITORY / "workflow", root / "workflow")
+    shutil.copy(REPOSITORY / "Snakefile", root)
+    (root / "configs/experiments").mkdir()
+    (root / f"configs/experiments/{NAME}.yaml").write_text(yaml.safe_dump(EXPERIMENT, sort_keys=False))
+    generator = random.Random(1)
+    words = ["".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=generator.randint(2, 7))) for _ in range(60)]
+    (root / "text").mkdir()
+    for document in range(12):
+        text = " ".join(generator.choices(words, weights=range(60, 0, -1), k=400))
+        (root / f"text/document-{document}.txt").write_text(text)
+    return root
+
+
+class Forge:
+    """Starts verbs (see `forge.py`)."""
+
+    def __init__(self, root: Path, logs: Path) -> None:
+        self.root, self.log = root, logs / "verbs.log"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+        self.server = subprocess.Popen(
+            [sys.executable, "-W", "ignore", str(Path(__file__).with_name("forge.py"))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
+        )  # fmt: skip
+        assert self._answer() == "ready"
+
+    def start(self, *arguments: str, root: Path | None = None, inject: str | None = None) -> int:
+        """Start a verb; its process id."""
+        order = {"argv": arguments, "root": str(root or self.root), "log": str(self.log), "inject": inject}
+        return self._ask(order)
+
+    def wait(self, pid: int) -> int:
+        """Its exit status."""
+        return self._ask({"wait": pid})
+
+    def run(self, *arguments: str, root: Path | None = None, inject: str | None = None) -> int:
+        """Start a verb and wait."""
+        return self.wait(self.start(*arguments, root=root, inject=inject))
+
+    def kill_after(self, seconds: float, *arguments: str) -> bool:
+        """Start a verb and kill it and its children after a time; whether it was still there."""
+        pid = self.start(*arguments)
+        time.sleep(seconds)
+        with contextlib.suppress(ProcessLookupError):  # it may not have made its group yet
+            os.killpg(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return self.wait(pid) == -signal.SIGKILL
+
+    def said(self) -> str:
+        """The end of what verbs printed."""
+        return self.log.read_text()[-2000:]
+
+    def _ask(self, order: dict[str, Any]) -> int:
+        assert self.server.stdin is not None
+        self.server.stdin.write(json.dumps(order) + "\n")
+        self.server.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self.server.stdout is not None
+        return json.loads(self.server.stdout.readline())
+
+
+class Campaign:
+    """The undisturbed results, and the count of what was tried and survived."""
+
+    def __init__(self, root: Path, forge: Forge) -> None:
+        self.root, self.forge = root, forge
+        self.folder = ExperimentFolder(root / "results" / NAME)
+        self.undisturbed = root.parent / "undisturbed"
+        self.seconds: dict[str, float] = {}
+        self.table: dict[str, list[int]] = {}
+
+    def prepare(self) -> None:
+        """Make everything once, undisturbed, and time it."""
+        for verb in ("plan", "data"):
+            target = NAME if verb == "data" else f"results/{NAME}"
+            assert self.forge.run(verb, target) == 0, self.forge.said()
+        for cell in CELLS:
+            self._time(cell, *self.train(cell))
+        for stage in STAGES:
+            self._time(stage, stage, f"results/{NAME}")
+        shutil.copytree(self.folder.path, self.undisturbed)
+
+    def train(self, cell: str) -> tuple[str, str]:
+        """The command of a run."""
+        return "train", f"results/{NAME}/runs/{cell}/seed-1"
+
+    def run_folder(self, cell: str) -> RunFolder:
+        """A run's folder."""
+        return self.folder.run(cell, 1)
+
+    def attempts(self, cell: str) -> list[AttemptRecord]:
+        """The books of a run."""
+        return read_lines(self.run_folder(cell).attempts, AttemptRecord)
+
+    def restore(self) -> None:
+        """Put the undisturbed results back."""
+        shutil.rmtree(self.folder.path)
+        shutil.copytree(self.undisturbed, self.folder.path)
+
+    def assert_same_run(self, cell: str, folder: RunFolder | None = None) -> None:
+        """A run is, bit for bit, the undisturbed one."""
+        found, whole = folder or self.run_folder(cell), ExperimentFolder(self.undisturbed).run(cell, 1)
+        results = [read_record(one.result, Result, made_by="") for one in (found, whole)]
+        times = {"training_seconds", "metrics_sha256"}
+        assert results[0].model_dump(exclude=times) == results[1].model_dump(exclude=times)
+        assert first_difference(counted_metrics(whole.metrics), counted_metrics(found.metrics)) is None
+        if whole.routing.exists():
+            assert found.routing.read_bytes() == whole.routing.read_bytes()
+
+    def assert_same_files(self, stage: str, folder: Path | None = None) -> None:
+        """What a stage makes is, byte for byte, what it made undisturbed."""
+        for name in STAGES[stage]:
+            found, whole = (folder or self.folder.path) / name, self.undisturbed / name
+            pairs = [(found, whole)]
+            if whole.is_dir():
+                assert {one.name for one in found.iterdir()} == {one.name for one in whole.iterdir()}
+                pairs = [(found / one.name, one) for one in whole.iterdir()]
+            for left, right in pairs:
+                assert left.read_bytes() == right.read_bytes(), left.name
+
+    @contextlib.contextmanager
+    def count(self, fault: str) -> Iterator[None]:
+        """Count a fault as tried, and as survived when the block ends well."""
+        row = self.table.setdefault(fault, [0, 0])
+        row[0] += 1
+        yield
+        row[1] += 1
+
+    def _time(self, name: str, *command: str) -> None:
+        began = time.monotonic()
+        assert self.forge.run(*command) == 0, self.forge.said()
+        self.seconds[name] = time.monotonic() - began

@@ -1,0 +1,99 @@
+"""An experiment whose runs cost nothing: written by `synthetic`, with tables, verdicts and a data set of two files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from synthetic import ABLATIONS, write_experiment
+from verbs import octavo
+
+from octavo.experiment.run import data_identifier, load_experiment
+from octavo.files import sha256
+from octavo.layout import ExperimentFolder, RunFolder, data_folder
+from octavo.records import MetricsRecord, read_lines
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with a finished experiment `synthetic`: two seeds of four cells and an ablation, with reports."""
+    root = tmp_path_factory.mktemp("whole")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("OCTAVO_ROOT", str(root))
+    patch.chdir(root)
+    try:
+        folder = write_experiment(root, seeds=(1, 2), steps=40, ablations={"few_experts": ABLATIONS["few_experts"]})
+        for part in ("claims", "clusters", "models", "published"):
+            shutil.copytree(REPOSITORY / "configs" / part, root / "configs" / part, dirs_exist_ok=True)
+        shutil.copytree(REPOSITORY / "workflow", root / "workflow")
+        shutil.copy(REPOSITORY / "Snakefile", root)
+        shutil.copy(REPOSITORY / "requirements.lock", root)
+        experiment = load_experiment("synthetic")
+        data = root / data_folder(data_identifier(experiment.file.data, experiment.file.tokenizer))
+        write_data(data)
+        digest = sha256(data / "manifest.json")
+        for run in folder.run_folders():
+            for path in (run.result, run.provenance):
+                value = json.loads(path.read_text())
+                value["data_manifest_sha256"] = digest
+                if path == run.result:
+                    value |= sums(run)
+                path.write_text(json.dumps(value, indent=2))
+    finally:
+        patch.undo()
+    for ablation in ([], ["--ablation", "few_experts"]):
+        for verb in ("aggregate", "claims", "figures", "report"):
+            done = octavo(root, verb, "results/synthetic", *ablation)
+            assert done.returncode == 0, done.stderr
+    return root
+
+
+def sums(run: RunFolder) -> dict[str, float]:
+    """What a result adds up from its metrics, which `synthetic` takes from the truth instead."""
+    lines = [line for line in read_lines(run.metrics, MetricsRecord) if line.loss is not None]
+    last = [line.loss for line in lines[36:] if line.loss is not None]  # the last tenth of 40 steps
+    seconds = sum(line.step_seconds or 0.0 for line in lines)
+    return {"training_loss": sum(last) / len(last), "training_seconds": seconds}
+
+
+def write_data(folder: Path) -> None:
+    """A data set that has its manifest's hashes."""
+    folder.mkdir(parents=True)
+    (folder / "train.bin").write_bytes(bytes(range(200)))
+    (folder / "train.idx").write_bytes(b"index")
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+        for name in ("train.bin", "train.idx")
+    }
+    counts = {"text": {"documents": 1, "tokens": 100, "bytes": 200}}
+    manifest = {
+        "schema_version": 1,
+        "identifier": folder.name,
+        "sources": [{"name": "text", "kind": "files", "license": None, "sha256": {}, "documents": 1}],
+        "splits": {"train": counts, "validation": counts},
+        "vocabulary_size": 257,
+        "end_of_document": 256,
+        "token_type": "uint16",
+        "files": files,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def root(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the checkout, which is also the working directory."""
+    copy = tmp_path / "checkout"
+    shutil.copytree(whole, copy)
+    monkeypatch.setenv("OCTAVO_ROOT", str(copy))
+    monkeypatch.chdir(copy)
+    return copy
+
+
+@pytest.fixture
+def folder(root: Path) -> ExperimentFolder:
+    """The experiment's results, relative to the working directory as on the command line."""
+    return ExperimentFolder(Path("results/synthetic"))

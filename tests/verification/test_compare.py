@@ -1,0 +1,99 @@
+"""Bits are compared, not digits; tolerances are what seeds do."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from octavo.layout import ExperimentFolder
+from octavo.verification.compare import counted_metrics, first_difference
+from octavo.verification.reference import compare, write_reference
+from octavo.verification.verify import pooled_spread
+
+
+def test_one_bit_is_a_difference() -> None:
+    loss = 3.25
+    left = {1: {"loss": loss}, 2: {"loss": loss, "grad_norm": 1.0}}
+    right = {1: {"loss": loss}, 2: {"loss": math.nextafter(loss, 4), "grad_norm": 1.0}}
+    found = first_difference(left, right)
+    assert found is not None
+    assert (found.step, found.fields) == (2, ["loss"])
+    assert first_difference(left, right, until=1) is None
+    assert first_difference(left, {1: left[1]}) is not None  # a step that is missing
+
+
+def test_what_an_attempt_did_again_counts(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [
+        {"step": 1, "tokens": 8, "time": 0.0, "attempt": 1, "loss": 5.0},
+        {"step": 2, "tokens": 16, "time": 0.0, "attempt": 1, "loss": 9.0},
+        {"step": 2, "tokens": 16, "time": 9.0, "attempt": 2, "loss": 4.0, "step_seconds": 1.0},
+        {"step": 2, "tokens": 16, "time": 9.0, "attempt": 2, "validation_loss": 4.5},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3')
+    assert counted_metrics(path) == {1: {"loss": 5.0}, 2: {"loss": 4.0, "validation_loss": 4.5}}
+
+
+def test_the_spread_over_seeds() -> None:
+    """(0.99, 1.01) deviates by 0.01 twice, (2, 2, 2) by 0: sqrt(2 x 0.01^2 / (1 + 2))."""
+    assert pooled_spread([[0.99, 1.01], [2.0, 2.0, 2.0]]) == pytest.approx(math.sqrt(2e-4 / 3))
+    assert pooled_spread([[1.0], [2.0]]) is None
+
+
+def test_a_reference_tells_same_from_alike_from_different(folder: ExperimentFolder, tmp_path: Path) -> None:
+    published = tmp_path / "reference"
+    path = write_reference(folder, published)
+    cells = {one.run: one.status for one in compare(folder, published)}
+    assert set(cells.values()) == {"identical"}
+
+    value = json.loads(path.read_text())
+    losses = {(one["cell"], one["seed"]): one["validation_loss"] for one in value["runs"]}
+    spread = pooled_spread([[losses[cell, 1], losses[cell, 2]] for cell in dict.fromkeys(cell for cell, _ in losses)])
+    assert spread is not None
+    factors = {"dense-bf16": 1 + spread / 3, "moe-bf16": 1 + 4 * spread}
+    for one in value["runs"]:
+        one["validation_loss"] *= factors.get(one["cell"], 1.0)
+    value["environment"]["packages.torch"] = "2.12.0"
+    path.write_text(json.dumps(value))
+    found = {one.run: one for one in compare(folder, published)}
+    assert found["dense-bf16"].status == "equal within tolerance"
+    assert found["moe-bf16"].status == "different"
+    assert found["dense-fp8_blockwise"].status == "identical"
+    assert found["environment"].note == "packages.torch: 2.13.0, published 2.12.0"
+
+
+def test_names_from_files_reach_no_shell_and_no_markup(folder: ExperimentFolder) -> None:
+    """What a run's error says is text in every table: nothing is run, nothing becomes HTML."""
+    from verbs import octavo
+
+    name = '<script>alert(1)</script> #read("/etc/passwd") $(touch owned) `touch owned`'
+    path = folder.run("moe-bf16", 1).attempts
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps({**value, "error": name, "host": name, "nodes": [name]}) + "\n")
+    provenance = folder.run("moe-bf16", 1).provenance
+    made = json.loads(provenance.read_text())
+    made["hardware"]["cpu_model"] = name
+    provenance.write_text(json.dumps(made))
+    root = Path.cwd()
+    for verb in ("aggregate", "claims", "figures", "report"):
+        done = octavo(root, verb, "results/synthetic")
+        assert done.returncode == 0, done.stderr
+    assert not list(root.rglob("owned"))
+    page = folder.report_html.read_text()
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+@pytest.mark.parametrize("name", ["../outside", "a/b", "a;b", "$(b)", "-x", "a b", "a\nb", "<b>"])
+def test_names_of_models_and_ablations_cannot_leave_the_results(folder: ExperimentFolder, name: str) -> None:
+    from octavo.errors import OctavoError
+    from octavo.experiment.run import load_experiment
+
+    path = Path("configs/experiments/synthetic.yaml")
+    path.write_text(path.read_text().replace("models:\n  dense:", f"models:\n  {json.dumps(name)}:"))
+    assert json.dumps(name) in path.read_text()
+    with pytest.raises(OctavoError):
+        load_experiment("synthetic")
