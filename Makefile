@@ -1,0 +1,45 @@
+# Set-up, report, test, lint. `make` prints the targets.
+PYTHON ?= python3
+CORES ?= $(shell nproc)
+VENV := .venv
+BIN := $(VENV)/bin
+# torch's CPU build: 200 MB instead of several GB of CUDA. Where its index cannot be reached, pip's own settings decide.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements.lock)
+# compiling all of the packages takes longer than installing them; Python compiles what it imports
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
+
+.PHONY: help setup report test lint verify clean
+help: ## show this help
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+setup: $(VENV)/.complete ## make .venv from the pinned lock
+
+$(VENV)/.complete: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"error: Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make setup PYTHON=python3.11") if not (3, 11) <= v <= (3, 13) else None'
+	@echo "Setting up $(VENV) from requirements.lock ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c 'import torch' 2>/dev/null \
+	  || $(PIP) --retries 0 --timeout 10 --index-url $(TORCH_INDEX) '$(TORCH)' 2>/dev/null || $(PIP) '$(TORCH)'
+	@$(PIP) --no-deps --require-hashes -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation --editable .
+	@# once for all runs, also where the environment forbids Python to keep what it compiled
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -W ignore -c 'from octavo.training.cpu_backend import install; install(); import octavo.training.trainer, torch._dynamo'
+	@touch $@
+
+report: setup ## train what is missing of the laptop experiment and typeset results/laptop/report.pdf
+	$(BIN)/snakemake --profile workflow/profiles/local --cores $(CORES) results/laptop/report.pdf
+
+test: setup ## run all tests that this machine can run
+	$(BIN)/python -m pytest
+
+lint: setup ## ruff and pyright
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+verify: setup ## train a sample of the laptop experiment again and compare it bit by bit
+	$(BIN)/snakemake --profile workflow/profiles/local --cores $(CORES) --forcerun verify -- results/laptop/verification.json
+	@$(BIN)/octavo verify results/laptop --check
+
+clean: ## remove what the pipeline made and the set-up (not results/reference)
+	rm -rf $(VENV) .snakemake .pytest_cache .ruff_cache .hypothesis
+	find results -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +

@@ -1,0 +1,31 @@
+# Runs -> tables -> verdicts, of an experiment or of one ablation.
+
+
+rule aggregate:
+    input:
+        scope_results,
+    output:
+        "results/{scope}/runs.parquet",
+        "results/{scope}/steps.parquet",
+        "results/{scope}/attempts.parquet",
+    log:
+        "results/{scope}/logs/aggregate.log",
+    params:
+        arguments=scope_arguments,
+        fingerprints=scope_fingerprints,
+    shell:
+        "octavo aggregate {params.arguments} > {log} 2>&1"
+
+
+rule claims:
+    input:
+        rules.aggregate.output,
+    output:
+        "results/{scope}/claims.json",
+        "results/{scope}/comparisons.json",
+    log:
+        "results/{scope}/logs/claims.log",
+    params:
+        arguments=scope_arguments,
+    shell:
+        "octavo claims {params.arguments} > {log} 2>&1"

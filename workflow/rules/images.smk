@@ -1,0 +1,17 @@
+# container.def and a lock -> the image that runs happen in. It is built again when one of them changed, not when one was
+# touched, nor for anything else: Octavo's own code comes from the checkout.
+
+
+rule image:
+    input:
+        ancient("container.def"),
+        ancient(lambda wildcards: str(images.LOCKS[wildcards.variant])),
+    output:
+        "results/images/{variant}.sif",
+        "results/images/{variant}.json",
+    log:
+        "results/images/{variant}.log",
+    params:
+        digest=lambda wildcards: images.inputs_digest(Path.cwd(), wildcards.variant),
+    shell:
+        "octavo image {wildcards.variant} > {log} 2>&1"

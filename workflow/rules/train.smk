@@ -1,0 +1,58 @@
+# One job per run. Checkpoints are no output: Snakemake deletes the outputs of failed jobs, and a run goes on from them.
+
+
+def run_config(wildcards):
+    of = experiment(wildcards.experiment)
+    if wildcards.cell not in of.cells or int(wildcards.seed) not in of.file.seeds:
+        raise WorkflowError(f"{of.path} has no run {wildcards.cell}/seed-{wildcards.seed}")
+    return of.cells[wildcards.cell]
+
+
+# The most devices that all runs together may hold on a cluster: a resource of each cluster file that has a cap.
+for name, cap in jobs.caps().items():
+    workflow.register_resource(name, cap)
+
+
+@cache
+def job_resources(name, cell):
+    """What a run asks of Slurm (octavo.cluster.job); other executors take no notice."""
+    of = experiment(name)
+    if of.cluster.slurm is None:
+        return {"mem_mb": 0, "runtime": 0}  # not asked for; of these two Snakemake wants numbers
+    return jobs.resources(of, of.cells[cell])
+
+
+def prerequisites(wildcards):
+    """The forecast, the data and the image, which must be there first but train nothing again when they are made again.
+
+    Only of a run that is done are they ancient: Snakemake overlooks that a job has reasons of its own to run when all
+    of its inputs that are made again are ancient.
+    """
+    cell, seed = run_config(wildcards), int(wildcards.seed)
+    result = experiment(wildcards.experiment).folder.run(cell.cell, seed).result
+    done = result.exists() and experiments.run_fingerprint(cell.fingerprint, seed) in result.read_text()
+    files = [f"results/{wildcards.experiment}/plan.csv", manifest_of(wildcards), *image_of(wildcards)]
+    return [ancient(file) for file in files] if done else files
+
+
+def job_resource(key):
+    return lambda wildcards: job_resources(wildcards.experiment, run_config(wildcards).cell).get(key)
+
+
+rule train:
+    input:
+        prerequisites,
+    output:
+        "results/{experiment}/runs/{cell}/seed-{seed}/result.json",
+    log:
+        "results/{experiment}/logs/{cell}-seed-{seed}.log",
+    params:
+        fingerprint=lambda wildcards: experiments.run_fingerprint(
+            run_config(wildcards).fingerprint, int(wildcards.seed)
+        ),
+    threads: lambda wildcards: run_config(wildcards).training.threads * run_config(wildcards).parallelism.world_size
+    resources:
+        attempt=lambda wildcards, attempt: attempt,
+        **{key: job_resource(key) for key in [*jobs.RESOURCES, *jobs.caps()]},
+    shell:
+        "OCTAVO_TRY={resources.attempt} octavo train results/{wildcards.experiment}/runs/{wildcards.cell}/seed-{wildcards.seed} > {log} 2>&1"
