@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from octavo.forecast.calibration import Constants
+from octavo.forecast.calibration import Constants, gpu_calibration
 from octavo.forecast.fitting import plain_layout, plain_training, read_device
 from octavo.forecast.gpu import Setting, attention_products, step_parts
 from octavo.models.architecture import Architecture
-from octavo.models.catalogue import read_architecture
+from octavo.models.catalogue import model_names, read_architecture, with_vocabulary
 from octavo.models.flops import flops_per_token
 from octavo.models.parameters import attention_parameters
 
@@ -53,8 +54,9 @@ def seconds(one: Setting, **constants: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "ep"), [("llama-3.1-8b", 1), ("mixtral-8x7b", 8), ("deepseek-v2-lite", 8), ("qwen3-30b-a3b", 8)]
-)
+    ("name", "ep"), [("llama-3.1-8b", 1), ("mixtral-8x7b", 8), ("deepseek-v2-lite", 8), ("qwen3-30b-a3b", 8),
+     ("gpt-oss-120b", 8)],
+)  # fmt: skip
 def test_an_ideal_device_needs_the_model_flops_and_no_more(name: str, ep: int) -> None:
     """Tokens per device x FLOPs per token / peak: every product of the model is in the forecast once. Routers, which
     are left out, are under 1 % of them; the optimizer's pass is measured apart."""
@@ -62,6 +64,26 @@ def test_an_ideal_device_needs_the_model_flops_and_no_more(name: str, ep: int) -
     parts = step_parts(one, IDEAL)
     expected = 64 * 4096 / 8 * flops_per_token(one.model, 4096) / 989e12
     assert sum(parts.values()) - parts["optimizer"] == pytest.approx(expected, rel=0.01)
+
+
+def test_layers_with_and_without_a_window() -> None:
+    """gpt-oss-120b at sequences of 32,768: 18 layers see 128 - 128^2 / 65,536 tokens, 18 see 16,384 on average; per
+    token seen, scores and values of 64 heads of 64 take 4 x 64 x 64 FLOPs, three passes, 8 sequences a device."""
+    parts = step_parts(setting("gpt-oss-120b", seq=32768, ep=8), IDEAL)
+    seen = 18 * (128 - 128**2 / 65536) + 18 * 16384
+    assert parts["attention"] == pytest.approx(8 * 32768 * 3 * seen * 4 * 64 * 64 / 989e12)
+
+
+@pytest.mark.parametrize("seq", [2048, 131072])
+@pytest.mark.parametrize(("gpu", "recipe"), [("h100", "bf16"), ("h100", "fp8_tensorwise"), ("gb300", "nvfp4")])
+@pytest.mark.parametrize("name", model_names())
+def test_no_forecast_is_faster_than_the_device(name: str, gpu: str, recipe: str, seq: int) -> None:
+    """Model TFLOP/s stay below the peak of the data sheet in the recipe's own precision."""
+    one = setting(name, gpu=gpu, recipe=recipe, seq=seq, n=1, gbs=4)
+    model = with_vocabulary(one.model)
+    seconds = sum(step_parts(replace(one, model=model), gpu_calibration().constants).values())
+    kind = {"bf16": "bf16", "nvfp4": "fp4"}.get(recipe, "fp8")
+    assert 4 * seq * flops_per_token(model, seq) / seconds < one.device.peak_tflops[kind] * 1e12  # type: ignore[index]
 
 
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "deepseek-v3", "deepseek-v2-lite"])
@@ -136,8 +158,6 @@ def test_an_all_to_all_across_nodes_takes_the_network() -> None:
     ],
 )
 def test_what_must_be_faster(slower: dict[str, Any], faster: dict[str, Any]) -> None:
-    from octavo.forecast.calibration import gpu_calibration
-
     def tokens_per_second(changed: dict[str, Any]) -> float:
         one = setting(**changed)
         return one.training.tokens_per_step / sum(step_parts(one, gpu_calibration().constants).values())

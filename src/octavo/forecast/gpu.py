@@ -12,6 +12,7 @@ Seconds, bytes and FLOPs throughout; "three passes" are forward, gradient of the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from octavo.experiment.cluster import Device
@@ -115,22 +116,35 @@ def _fullest_stage(setting: Setting, rates: Rates, constants: Constants) -> dict
     split over the stages has a layout made by hand: its stages are taken to be even.
     """
     model, layout = setting.model, setting.layout
+    layer = _layers(setting, rates, constants)
     heads = 1 + model.multi_token_prediction_layers
-    ends = {"output head": heads * _head(setting, rates, constants)}
-    dense = _whole_layer(setting, rates, constants, mixed=False) if model.dense_layers else {}
-    mixed = _whole_layer(setting, rates, constants, mixed=True) if model.experts else {}
-    last = mixed if model.experts else dense
+    last = model.layers - 1  # a multi-token-prediction layer is like it
+    ends = _sum(
+        (model.multi_token_prediction_layers, layer(last)), (heads, {"output head": _head(setting, rates, constants)})
+    )
     if not splits(model.layers, layout.pipeline, layout.virtual_pipeline):
-        all_layers = _sum((model.dense_layers, dense), (model.moe_layers, mixed))
-        all_layers = _sum((1, all_layers), (model.multi_token_prediction_layers, last), (1, ends))
-        return {part: seconds / layout.pipeline for part, seconds in all_layers.items()}
+        everything = _sum(*((1, layer(one)) for one in range(model.layers)), (1, ends))
+        return {part: seconds / layout.pipeline for part, seconds in everything.items()}
     stages = []
     for stage in range(layout.pipeline):
         held = stage_layers(model.layers, layout.pipeline, layout.virtual_pipeline, stage)
-        leading = sum(layer < model.dense_layers for layer in held)
-        stages.append(_sum((leading, dense), (len(held) - leading, mixed)))
-    stages[-1] = _sum((1, stages[-1]), (model.multi_token_prediction_layers, last), (1, ends))
+        stages.append(_sum(*((1, layer(one)) for one in held)))
+    stages[-1] = _sum((1, stages[-1]), (1, ends))
     return max(stages, key=lambda parts: sum(parts.values()))
+
+
+def _layers(setting: Setting, rates: Rates, constants: Constants) -> Callable[[int], dict[str, float]]:
+    """The parts of a layer (from 0), worked out once for layers that are alike."""
+    alike: dict[tuple[bool, float], dict[str, float]] = {}
+
+    def layer(index: int) -> dict[str, float]:
+        mixed = index >= setting.model.dense_layers
+        scores = attention_flops(setting.model.attention, setting.training.sequence_length, index)
+        if (mixed, scores) not in alike:
+            alike[mixed, scores] = _whole_layer(setting, rates, constants, mixed=mixed, scores=scores)
+        return alike[mixed, scores]
+
+    return layer
 
 
 def _sum(*terms: tuple[float, dict[str, float]]) -> dict[str, float]:
@@ -142,19 +156,24 @@ def _sum(*terms: tuple[float, dict[str, float]]) -> dict[str, float]:
     return total
 
 
-def _whole_layer(setting: Setting, rates: Rates, constants: Constants, *, mixed: bool) -> dict[str, float]:
-    """One layer's parts, one micro-batch, and what waiting for the host adds to them."""
+def _whole_layer(
+    setting: Setting, rates: Rates, constants: Constants, *, mixed: bool, scores: float
+) -> dict[str, float]:
+    """One layer's parts, one micro-batch, and what waiting for the host adds to them. `scores`: FLOPs per token."""
     if mixed:
         feed_forward, host = _mixed_layer(setting, rates, constants), constants.host_mixed_layer
     else:
         feed_forward, host = _dense_layer(setting, rates, constants), constants.host_dense_layer
-    parts = {**_attention(setting, rates, constants), **feed_forward}
+    parts = {**_attention(setting, rates, constants, scores), **feed_forward}
     busy = sum(parts.values())
     return {**parts, "host": (busy**2 + host**2) ** 0.5 - busy}
 
 
-def _attention(setting: Setting, rates: Rates, constants: Constants) -> dict[str, float]:
-    """Norms, projections, scores and values, residual; tensor- and context-parallel messages of the whole layer."""
+def _attention(setting: Setting, rates: Rates, constants: Constants, scores: float) -> dict[str, float]:
+    """Norms, projections, scores and values, residual; tensor- and context-parallel messages of the whole layer.
+
+    `scores`: forward FLOPs per token of scores and weighted values, which a layer's window decides.
+    """
     model, layout, tokens = setting.model, setting.layout, setting.tokens
     hidden, tensor = model.hidden_size, layout.tensor
     widths = _attention_widths(model)
@@ -165,7 +184,6 @@ def _attention(setting: Setting, rates: Rates, constants: Constants) -> dict[str
             columns / (tensor if split == "out" else 1),
         )
         projections += rates.product(tokens, local_inner, local_columns, rates.low)
-    scores = PASSES * attention_flops(model.attention, setting.training.sequence_length) * tokens / tensor
     # norms and residuals are read and written about twenty times over forward and backward; queries, keys, values and
     # output six times (rotation, attention itself); quantising reads BF16 and writes FP8 as it is and transposed
     bytes_moved = 40 * hidden / setting.sequence_split + 12 * widths / tensor
@@ -176,7 +194,7 @@ def _attention(setting: Setting, rates: Rates, constants: Constants) -> dict[str
     keys = context_parallel_bytes(model, layout.context) / layers / tensor * tokens
     return {
         "linear layers": projections,
-        "attention": scores / rates.attention,
+        "attention": PASSES * scores * tokens / tensor / rates.attention,
         "memory": constants.memory_passes * bytes_moved * tokens / rates.memory,
         "tensor parallel": constants.exposed_sums * sums / _group_rate(setting, rates, tensor),
         "context parallel": constants.exposed_sums * keys / _group_rate(setting, rates, tensor * layout.context),

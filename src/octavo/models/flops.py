@@ -25,9 +25,7 @@ def flops_per_token(architecture: Architecture, sequence_length: int) -> float:
     return TRAINING * (products + attention + prediction)
 
 
-def attention_flops(
-    attention: GroupedQueryAttention | MultiLatentAttention, sequence_length: int, layer: int = 0
-) -> float:
+def attention_flops(attention: GroupedQueryAttention | MultiLatentAttention, sequence_length: int, layer: int) -> float:
     """Forward FLOPs per token of scores and weighted values in one layer (from 0), projections not counted."""
     seen = mean_context(attention, sequence_length, layer)
     if isinstance(attention, MultiLatentAttention):
@@ -37,9 +35,7 @@ def attention_flops(
     return 2 * attention.heads * width * seen
 
 
-def mean_context(
-    attention: GroupedQueryAttention | MultiLatentAttention, sequence_length: int, layer: int = 0
-) -> float:
+def mean_context(attention: GroupedQueryAttention | MultiLatentAttention, sequence_length: int, layer: int) -> float:
     """Tokens that a token attends to, on average over a sequence: half of it, or what the window leaves."""
     window = sequence_length
     if isinstance(attention, GroupedQueryAttention) and attention.sliding_window is not None:
@@ -67,5 +63,6 @@ def _prediction_flops(architecture: Architecture, sequence_length: int) -> float
             "experts": architecture.experts and architecture.experts.model_copy(update={"leading_dense_layers": 0}),
         }
     )
-    layer = 2 * _parameters_in_products(one) + attention_flops(one.attention, sequence_length)
+    last = architecture.layers - 1
+    layer = 2 * _parameters_in_products(one) + attention_flops(one.attention, sequence_length, last)
     return layer + 2 * 2 * architecture.hidden_size**2
