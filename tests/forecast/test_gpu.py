@@ -128,6 +128,17 @@ def test_the_bubble_of_a_pipeline() -> None:
     assert parts["pipeline bubble"] / rest == pytest.approx(7 / (5 * 16))
 
 
+def test_stages_pass_hidden_states_on() -> None:
+    """16 micro-batches; on 8 stages of 5 chunks 39 boundaries: 2 x 39 / 8 sends of 4,096 tokens x 8,192 x 2 bytes at
+    450 GB/s; on two nodes at 50 GB/s."""
+    near, far = ({"pp": 8, "vp": 5, "gbs": 16 * n // 8, "n": n} for n in (8, 16))
+    constants = IDEAL.model_copy(update={"exposed_sums": 1.0})
+    sent = 16 * 2 * 39 / 8 * 4096 * 8192 * 2
+    for sizes, rate in ((near, 450e9), (far, 50e9)):
+        assert step_parts(setting("llama-3.1-70b", **sizes), constants)["point-to-point"] == pytest.approx(sent / rate)
+    assert step_parts(setting("llama-3.1-70b"), constants)["point-to-point"] == 0
+
+
 def test_a_layer_waits_for_the_host() -> None:
     """32 layers x 8 micro-batches x 0.1 s, far above what the device needs."""
     assert seconds(setting(), host_dense_layer=0.1) == pytest.approx(32 * 8 * 0.1, rel=0.02)

@@ -83,3 +83,9 @@ def test_context_parallelism_moves_keys_and_values() -> None:
     """Keys and values of 2 heads of 16 in 2 layers, to the one other device and their gradients back; half of a
     replica's tokens are each device's."""
     assert traffic(cell(DENSE, context=2)).all_gather_bytes_per_token == 2 * 2 * (2 * 2 * 16) * 2 / 2
+
+
+def test_a_pipeline_passes_hidden_states_on_and_gradients_back() -> None:
+    """Two stages of one layer have one boundary; 64 x 2 bytes once each way, an average over the two devices."""
+    assert traffic(cell(DENSE, pipeline=2)).point_to_point_bytes_per_token == 2 * 64 * 2 / 2
+    assert traffic(cell(DENSE, pipeline=2, context=2)).point_to_point_bytes_per_token == 2 * 64 * 2 / 2 / 2

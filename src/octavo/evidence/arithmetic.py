@@ -64,6 +64,7 @@ def traffic_between_devices(grid: Grid, parameters: NoChoice, said: Said) -> Ans
         "all_to_all_bytes_per_token": [one.all_to_all_bytes_per_token for one in computed.values()],
         "all_reduce_bytes_per_token": [one.all_reduce_bytes_per_token for one in computed.values()],
         "all_gather_bytes_per_token": [one.all_gather_bytes_per_token for one in computed.values()],
+        "point_to_point_bytes_per_token": [one.point_to_point_bytes_per_token for one in computed.values()],
         "share_of_step_time": list(shares.values()),
     }
     told = [f"{share:.0%} in {grid.cells[name].label}" for name, share in shares.items() if share is not None]

@@ -51,7 +51,7 @@ class Constants(Section):
     exposed_all_to_all: PositiveFloat
     """Share of the all-to-all that no work hides."""
     exposed_sums: PositiveFloat
-    """The same for tensor and context parallelism."""
+    """The same for tensor, context and pipeline parallelism."""
     exposed_gradients: PositiveFloat
     """The same for data parallelism."""
     host_dense_layer: PositiveFloat

@@ -23,6 +23,7 @@ from octavo.models.communication import (
     all_to_all_bytes,
     context_parallel_bytes,
     expert_parameters,
+    point_to_point_bytes,
     shared_parameters,
     tensor_parallel_bytes,
 )
@@ -102,7 +103,7 @@ def step_parts(setting: Setting, constants: Constants) -> dict[str, float]:
     """Part of a step -> seconds; their sum is the step."""
     rates = Rates(setting, constants)
     layout = setting.layout
-    parts = _fullest_stage(setting, rates, constants)
+    parts = {**_fullest_stage(setting, rates, constants), "point-to-point": _neighbours(setting, rates, constants)}
     parts = {part: seconds * setting.micro_batches for part, seconds in parts.items()}
     bubble = (layout.pipeline - 1) / (layout.virtual_pipeline * setting.micro_batches)
     parts["pipeline bubble"] = sum(parts.values()) * bubble
@@ -131,6 +132,13 @@ def _fullest_stage(setting: Setting, rates: Rates, constants: Constants) -> dict
         stages.append(_sum(*((1, layer(one)) for one in held)))
     stages[-1] = _sum((1, stages[-1]), (1, ends))
     return max(stages, key=lambda parts: sum(parts.values()))
+
+
+def _neighbours(setting: Setting, rates: Rates, constants: Constants) -> float:
+    """Hidden states and gradients to and from the neighbouring stages, one micro-batch. Stages are the outermost groups
+    of ranks, so that beyond one link domain some stage's neighbour is over the network."""
+    sent = point_to_point_bytes(setting.model, setting.layout) * setting.tokens
+    return constants.exposed_sums * sent / _group_rate(setting, rates, setting.layout.world_size)
 
 
 def _layers(setting: Setting, rates: Rates, constants: Constants) -> Callable[[int], dict[str, float]]:

@@ -54,7 +54,7 @@ STEP_GROUPS = {
     "attention": ("attention",),
     "memory-bound work": ("memory", "activation", "optimizer"),
     "sorting tokens for experts": ("expert dispatch",),
-    "messages": ("all-to-all", "tensor parallel", "context parallel", "data parallel"),
+    "messages": ("all-to-all", "tensor parallel", "context parallel", "point-to-point", "data parallel"),
     "waiting": ("host", "pipeline bubble"),
     "FP8 emulation": ("FP8 emulation",),
 }

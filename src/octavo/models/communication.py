@@ -11,14 +11,18 @@ device sends in a step is divided by the tokens that its replica trains on in th
 - *All-reduce*: tensor parallelism sums after attention and after the feed-forward, forward and backward (with sequence
   parallelism a reduce-scatter and an all-gather of the same volume); and data parallelism sums FP32 gradients once per
   step (a reduce-scatter alone with the distributed optimizer).
+- *Point to point*: with pipeline parallelism every stage boundary passes the hidden states on and their gradients back
+  (arXiv 2104.04473, section 3.2); p stages of v chunks have p v - 1 boundaries. With sequence parallelism each
+  tensor-parallel rank sends its share, without it all of them.
 - *All-gather*: context parallelism gathers keys and values, and reduces their gradients; the distributed optimizer
   gathers BF16 parameters once per step.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
+from octavo.experiment.config import Parallelism
 from octavo.experiment.run import CellConfig
 from octavo.models.architecture import Architecture, GroupedQueryAttention
 from octavo.models.parameters import attention_parameters, swiglu
@@ -36,11 +40,13 @@ class Traffic:
     """Tensor parallelism's activations and data parallelism's gradients."""
     all_gather_bytes_per_token: float
     """Context parallelism's keys and values, the distributed optimizer's parameters."""
+    point_to_point_bytes_per_token: float
+    """Hidden states and their gradients between pipeline stages."""
 
     @property
     def total_bytes_per_token(self) -> float:
-        """All three."""
-        return self.all_to_all_bytes_per_token + self.all_reduce_bytes_per_token + self.all_gather_bytes_per_token
+        """All of them."""
+        return sum(astuple(self))
 
 
 def traffic(cell: CellConfig) -> Traffic:
@@ -64,6 +70,7 @@ def traffic(cell: CellConfig) -> Traffic:
         / (layout.pipeline * layout.context * layout.tensor),
         all_reduce_bytes_per_token=activations + (1 if sharded else 2) * summed,
         all_gather_bytes_per_token=keys + (gathered if sharded else 0.0),
+        point_to_point_bytes_per_token=point_to_point_bytes(model, layout) / layout.context,
     )
 
 
@@ -90,6 +97,13 @@ def context_parallel_bytes(model: Architecture, ranks: int) -> float:
         width = attention.heads * (attention.qk_head_size + attention.qk_rope_head_size + attention.v_head_size)
     layers = model.layers + model.multi_token_prediction_layers
     return layers * 2 * width * BF16 * (ranks - 1)
+
+
+def point_to_point_bytes(model: Architecture, layout: Parallelism) -> float:
+    """Bytes per token of a micro-batch that a device sends to other stages, both passes, on average over the stages."""
+    boundaries = layout.pipeline * layout.virtual_pipeline - 1
+    split = layout.tensor if layout.sequence else 1
+    return 2 * boundaries / layout.pipeline * model.hidden_size * BF16 / split if layout.pipeline > 1 else 0.0
 
 
 def shared_parameters(model: Architecture, tensor: int) -> float:
