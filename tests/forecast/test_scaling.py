@@ -49,27 +49,45 @@ def test_another_model_is_said_to_be_another(nowhere: ExperimentFolder) -> None:
     assert any("equal tokens, not equal models" in one for one in record["assumptions"])
 
 
-def test_measured_runs_take_the_forecasts_place(nowhere: ExperimentFolder) -> None:
-    """Three runs of 1e9 tokens on 8 GPUs in 4,000, 5,000 and 6,250 s: 31,250, 25,000 and 20,000 tokens/s/GPU."""
+def write_runs(folder: ExperimentFolder, *seconds: float) -> None:
+    """One run of 1e9 tokens on 8 GPUs for each time."""
     rows = [
         {
             "experiment": "h100-node", "cell": "moe-bf16", "seed": seed, "architecture": "moe", "precision": "bf16",
             "status": "completed", "steps": 954, "tokens": 10**9, "training_seconds": taken, "device_kind": "H100",
             "device_count": 8, "emulated": False, "attempts": 1,
         }
-        for seed, taken in ((1, 4000.0), (2, 5000.0), (3, 6250.0))
+        for seed, taken in enumerate(seconds, 1)
     ]  # fmt: skip
-    write_table(nowhere.runs_table, pd.DataFrame(rows), "runs")
+    write_table(folder.runs_table, pd.DataFrame(rows), "runs")
+
+
+def test_measured_runs_take_the_forecasts_place(nowhere: ExperimentFolder) -> None:
+    """4,000, 5,000 and 6,250 s: 31,250, 25,000 and 20,000 tokens/s/GPU, each 0.8 times the one before. In logarithms
+    the standard error is ln(1.25) / sqrt(3), and Student's t of two degrees of freedom at 90 % is 1.8856."""
+    write_runs(nowhere, 4000.0, 5000.0, 6250.0)
     record = carry(load_experiment("h100-node"), nowhere, "moe-bf16", tokens=1e12)
     assert record["basis"] == "measured"
-    mean = (31_250 + 25_000 + 20_000) / 3
-    assert record["gpu_hours"]["value"] == pytest.approx(1e12 / mean / 3600)
-    assert record["gpu_hours"]["low"] == pytest.approx(1e12 / 31_250 / 3600)
-    assert record["gpu_hours"]["high"] == pytest.approx(1e12 / 20_000 / 3600)
+    assert record["interval"] == 0.8
+    half = 1.25 ** (1.8856 / 3**0.5)
+    assert record["gpu_hours"]["value"] == pytest.approx(1e12 / 25_000 / 3600)
+    assert record["gpu_hours"]["low"] == pytest.approx(1e12 / 25_000 / half / 3600, rel=1e-4)
+    assert record["gpu_hours"]["high"] == pytest.approx(1e12 / 25_000 * half / 3600, rel=1e-4)
     larger = carry(load_experiment("h100-node"), nowhere, "moe-bf16", tokens=1e12, gpus=64)
-    spread = larger["gpu_hours"]["high"] / larger["gpu_hours"]["low"]
-    assert spread > 31_250 / 20_000  # the way there is forecast
+    forecast = carry(load_experiment("h100-node"), ExperimentFolder(nowhere.path / "none"), "moe-bf16", tokens=1e12)
+    spread = [one["gpu_hours"]["high"] / one["gpu_hours"]["low"] for one in (larger, forecast)]
+    assert spread[0] == pytest.approx(spread[1])  # the way there is forecast
     assert any("from 8 to 64 GPUs" in one for one in larger["assumptions"])
+
+
+def test_one_run_has_no_interval(nowhere: ExperimentFolder) -> None:
+    write_runs(nowhere, 5000.0)
+    record = carry(load_experiment("h100-node"), nowhere, "moe-bf16", tokens=1e12)
+    assert record["gpu_hours"] == {"value": pytest.approx(1e12 / 25_000 / 3600), "low": None, "high": None}
+    assert record["cost"]["low"] is record["days"]["high"] is None
+    assert any("one run: no interval" in one for one in record["assumptions"])
+    arguments = ["scale", str(nowhere.path), "--cell", "moe-bf16", "--tokens", "1e12"]
+    assert "GPU-hours (one run: no interval)" in CliRunner().invoke(app, arguments).stdout
 
 
 def test_runs_on_cpus_are_no_measure(nowhere: ExperimentFolder) -> None:
@@ -91,6 +109,7 @@ def test_runs_on_cpus_are_no_measure(nowhere: ExperimentFolder) -> None:
         (["results/h100-node", "--cell", "moe-bf16", "--to", "gpt-oss-120b"], "tokens to carry it to"),
         (["results/h100-node", "--cell", "moe-bf16", "--to", "gpt-6"], "no published run 'gpt-6'"),
         (["results/h100-node", "--cell", "moe-bf16", "--tokens", "1e9", "--gpus", "12"], "cannot hold the layout"),
+        (["foo/h100-node", "--cell", "moe-bf16", "--tokens", "1e9"], "not a results folder: foo/h100-node"),
     ],
 )
 def test_what_is_refused(arguments: list[str], words: str) -> None:

@@ -14,6 +14,7 @@ from octavo.errors import OctavoError
 if TYPE_CHECKING:
     from octavo.forecast.matching import Axis
     from octavo.forecast.published import Derived
+    from octavo.layout import ExperimentFolder
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -38,17 +39,23 @@ def plan(
     from octavo.experiment.run import load_experiment
     from octavo.forecast.document import write_plan
     from octavo.forecast.plan import check_budget, plan_frame, plan_record
-    from octavo.layout import ExperimentFolder
 
-    folder = ExperimentFolder(results)
-    if results.absolute().parent.name != "results":
-        raise OctavoError(f"not a results folder: {results}", expected="results/<experiment>")
+    folder = _results_folder(results)
     experiment = load_experiment(folder.name)
     frame = plan_frame(experiment)
     check_budget(experiment, frame)
     record = plan_record(experiment, frame)
     write_plan(folder, frame, record)
     typer.echo(json.dumps(record, indent=2) if as_json else folder.plan_pdf)
+
+
+def _results_folder(path: Path) -> ExperimentFolder:
+    """An OctavoError where the path is not results/<experiment>: its last part would name another experiment."""
+    from octavo.layout import ExperimentFolder
+
+    if path.absolute().parent.name != "results":
+        raise OctavoError(f"not a results folder: {path}", expected="results/<experiment>")
+    return ExperimentFolder(path)
 
 
 def forecast(
@@ -202,21 +209,26 @@ def scale(
     """Carry a measured or forecast cell to a published scale: GPU-hours, days and cost, with an interval."""
     from octavo.experiment.run import load_experiment
     from octavo.forecast.scaling import carry
-    from octavo.layout import ExperimentFolder
 
-    folder = ExperimentFolder(results)
+    folder = _results_folder(results)
     record = carry(load_experiment(folder.name), folder, cell, published=to, tokens=tokens, gpus=gpus)
     typer.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else _scale_text(record))
 
 
 def _scale_text(record: dict[str, Any]) -> str:
     hours, days, cost = record["gpu_hours"], record["days"], record["cost"]
+
+    def span(ends: dict[str, float | None], name: str = "", places: int = 0) -> str:
+        if ends["low"] is None or ends["high"] is None:
+            return "(one run: no interval)"
+        return f"({name}{ends['low']:,.{places}f} to {ends['high']:,.{places}f})"
+
+    level = f"{record['interval']:.0%} interval "
     lines = [
         f"{record['cell']} ({record['basis']}), {record['tokens']:,.4g} tokens on {record['gpus']:,} {record['gpu']}:",
-        f"  {hours['value']:,.0f} GPU-hours ({record['interval']:.0%} interval "
-        f"{hours['low']:,.0f} to {hours['high']:,.0f})",
-        f"  {days['value']:,.1f} days ({days['low']:,.1f} to {days['high']:,.1f})",
-        f"  {cost['value']:,.0f} {record['currency']} ({cost['low']:,.0f} to {cost['high']:,.0f})",
+        f"  {hours['value']:,.0f} GPU-hours {span(hours, level)}",
+        f"  {days['value']:,.1f} days {span(days, places=1)}",
+        f"  {cost['value']:,.0f} {record['currency']} {span(cost)}",
     ]
     if published := record["published"]:
         lines.append(f"  published: {published['gpu_hours']:,.0f} GPU-hours ({published['source']})")

@@ -3,18 +3,25 @@
 The rate of the cell (tokens per second and GPU) is that of its runs where there are any on GPUs, else the forecast's.
 To another number of GPUs it is carried by the ratio of two forecasts: the cell with as many more data-parallel ranks
 and as much more batch, over the cell as it is. What that leaves out is listed with the result.
+
+The interval of a measured rate is Student's t of the seeds, in the rate's logarithm (a rate has no other side of zero);
+of one run there is none.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from octavo.accounting.money import hour_price
 from octavo.errors import OctavoError
 from octavo.experiment.run import CellConfig, Experiment
+from octavo.forecast.calibration import INTERVAL
 from octavo.forecast.published import PublishedRun, published_runs
-from octavo.forecast.steps import forecast_step
+from octavo.forecast.steps import StepForecast, forecast_step
 from octavo.layout import ExperimentFolder, configs
 
 SCHEMA_VERSION = 1
@@ -22,12 +29,13 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class _Rate:
-    """Tokens per second and GPU, and between what."""
+    """Tokens per second and GPU, and between what; no ends where one run alone says nothing of the spread."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     basis: str
+    runs: int = 0
 
 
 def carry(
@@ -59,10 +67,11 @@ def carry(
     larger = _with_gpus(cell, gpus)
     own, there = (forecast_step(one, experiment.cluster, experiment.device) for one in (cell, larger))
     ratio = there.tokens_per_second_per_device / own.tokens_per_second_per_device
-    forecast = _Rate(own.tokens_per_second_per_device, own.low, own.high, "forecast")
-    rate = _measured(folder, cell, own_gpus=gpus == own.devices, forecast=forecast) or forecast
+    rate = _measured(folder, cell, own_gpus=gpus == own.devices, forecast=own)
+    rate = rate or _Rate(own.tokens_per_second_per_device, own.low, own.high, "forecast")
     price = hour_price(experiment.cluster, experiment.device).total
-    hours = {key: tokens / (getattr(rate, end) * ratio) / 3600 for key, end in _ENDS}
+    ends = {"value": rate.value, "low": rate.high, "high": rate.low}  # a high rate makes few hours
+    hours = {key: tokens / (end * ratio) / 3600 if end else None for key, end in ends.items()}
     return {
         "schema_version": SCHEMA_VERSION,
         "cell": cell.cell,
@@ -74,17 +83,13 @@ def carry(
         "rate_ratio": ratio,
         "interval": own.interval,
         "gpu_hours": hours,
-        "days": {key: value / gpus / 24 for key, value in hours.items()},
-        "cost": {key: value * price for key, value in hours.items()},
+        "days": {key: value and value / gpus / 24 for key, value in hours.items()},
+        "cost": {key: value and value * price for key, value in hours.items()},
         "currency": experiment.cluster.currency,
         "price_per_gpu_hour": price,
         "published": _comparison(run, tokens),
         "assumptions": _assumptions(cell, larger, rate, ratio, run),
     }
-
-
-_ENDS = (("value", "value"), ("low", "high"), ("high", "low"))
-"""A high rate makes few hours."""
 
 
 def _cell(experiment: Experiment, name: str) -> CellConfig:
@@ -128,7 +133,7 @@ def _with_gpus(cell: CellConfig, gpus: int) -> CellConfig:
     )
 
 
-def _measured(folder: ExperimentFolder, cell: CellConfig, *, own_gpus: bool, forecast: _Rate) -> _Rate | None:
+def _measured(folder: ExperimentFolder, cell: CellConfig, *, own_gpus: bool, forecast: StepForecast) -> _Rate | None:
     """The rate of the cell's runs; None where there are none on GPUs."""
     if not folder.runs_table.exists():
         return None
@@ -137,19 +142,19 @@ def _measured(folder: ExperimentFolder, cell: CellConfig, *, own_gpus: bool, for
     columns = ["cell", "tokens", "training_seconds", "device_count", "device_kind", "emulated", "status"]
     frame = read_table(folder.runs_table, "runs", made_by=f"octavo aggregate {folder.path}", columns=columns)
     done = frame[(frame["cell"] == cell.cell) & (frame["status"] == "completed") & ~frame["emulated"]]
-    done = done[done["device_kind"].notna() & (done["device_kind"] != "cpu")].dropna(subset=["training_seconds"])
+    done = done[done["device_kind"].notna() & (done["device_kind"] != "cpu")].query("training_seconds > 0")
     if done.empty:
         return None
-    rates = [
-        row["tokens"] / row["training_seconds"] / row["device_count"]
-        for row in done.to_dict("records")
-        if row["training_seconds"] > 0
-    ]
-    middle = sum(rates) / len(rates)
+    from octavo.evidence.statistics import t_interval
+
+    of_runs = done["tokens"] / done["training_seconds"] / done["device_count"]
+    own = t_interval(np.log(of_runs.to_numpy(dtype=float)), INTERVAL)
+    middle = math.exp(own.estimate)
     if own_gpus:
-        return _Rate(middle, min(rates), max(rates), "measured")
-    # the way to other GPU counts is forecast: its interval is the forecast's
-    return _Rate(middle, middle * forecast.low / forecast.value, middle * forecast.high / forecast.value, "measured")
+        low, high = (None if end is None else math.exp(end) for end in (own.low, own.high))
+    else:  # the way to other GPU counts is forecast: its interval is the forecast's
+        low, high = middle * forecast.low_factor, middle * forecast.high_factor
+    return _Rate(middle, low, high, "measured", len(of_runs))
 
 
 def _comparison(run: PublishedRun | None, tokens: float) -> dict[str, Any] | None:
@@ -162,13 +167,23 @@ def _comparison(run: PublishedRun | None, tokens: float) -> dict[str, Any] | Non
     }
 
 
+def _of_rate(rate: _Rate, own: int, there: int) -> str:
+    """Where the rate comes from, and its interval."""
+    if rate.basis == "forecast":
+        return "the rate is forecast"
+    runs = f"{rate.runs} run{'s' if rate.runs > 1 else ''}"
+    if own != there:
+        return f"the rate is measured in {runs} on {own:,} GPUs; the interval is the forecast's, which the way there is"
+    interval = "one run: no interval" if rate.low is None else "the interval is Student's t of the runs"
+    return f"the rate is measured in {runs} on {own:,} GPUs; {interval}"
+
+
 def _assumptions(
     cell: CellConfig, larger: CellConfig, rate: _Rate, ratio: float, run: PublishedRun | None
 ) -> list[str]:
     own, there = cell.parallelism.world_size, larger.parallelism.world_size
     found = [
-        f"the rate is {rate.basis}"
-        + (f" on {own:,} GPUs; the interval is that of the runs" if rate.basis == "measured" and own == there else ""),
+        _of_rate(rate, own, there),
         "all GPUs work all the time: no failures, restarts, validation or checkpoints",
         "sequences stay as long as in the experiment; stages such as long context come on top",
     ]
