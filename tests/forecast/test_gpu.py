@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from octavo.experiment.config import Precision
 from octavo.forecast.calibration import Constants, gpu_calibration
 from octavo.forecast.fitting import plain_layout, plain_training, read_device
 from octavo.forecast.gpu import Setting, attention_products, step_parts
@@ -29,6 +30,7 @@ IDEAL = Constants(
     exposed_gradients=1e-12,
     host_dense_layer=1e-12,
     host_mixed_layer=1e-12,
+    host_expert=1e-12,
 )
 """A device that computes at its peak and moves bytes for nothing."""
 
@@ -43,7 +45,7 @@ def setting(name: str = "llama-3.1-8b", **changed: Any) -> Setting:
         read_architecture(name),
         plain_training(sizes["gbs"], sizes["mbs"], sizes["seq"]),
         plain_layout(sizes["n"], sizes["tp"], sizes["pp"], sizes["cp"], sizes["vp"], sizes["ep"]),
-        sizes["recipe"],
+        Precision(recipe=sizes["recipe"]),
         device,
         device.link_domain,
     )
@@ -115,7 +117,7 @@ def test_small_products_are_slow() -> None:
         }
     )
     one = setting(n=1, gbs=1, seq=256)
-    cube = Setting(model, one.training, one.layout, "bf16", one.device, 8)
+    cube = Setting(model, one.training, one.layout, Precision(), one.device, 8)
     slow = step_parts(cube, IDEAL.model_copy(update={"half_dimension": 128.0}))["output head"]
     fast = step_parts(cube, IDEAL)["output head"]
     assert slow / fast == pytest.approx((3 / 2) ** 3, rel=1e-3)
@@ -142,6 +144,28 @@ def test_stages_pass_hidden_states_on() -> None:
 def test_a_layer_waits_for_the_host() -> None:
     """32 layers x 8 micro-batches x 0.1 s, far above what the device needs."""
     assert seconds(setting(), host_dense_layer=0.1) == pytest.approx(32 * 8 * 0.1, rel=0.02)
+
+
+def test_experts_are_launched_one_by_one() -> None:
+    """48 layers x 8 micro-batches x 128 / 8 experts x 0.01 s, far above what the device needs."""
+    assert seconds(setting("qwen3-30b-a3b", ep=8), host_expert=0.01) == pytest.approx(48 * 8 * 16 * 0.01, rel=0.02)
+
+
+def test_first_and_last_layers_in_bf16_take_bf16s_time() -> None:
+    """2 of 32 layers at half of the rate: 34 thirty-seconds of FP8's time."""
+    one = setting(recipe="fp8_tensorwise")
+    ends = replace(one, precision=Precision(recipe="fp8_tensorwise", first_last_layers_bf16=True))
+    for part in ("linear layers", "feed-forward"):
+        assert step_parts(ends, IDEAL)[part] / step_parts(one, IDEAL)[part] == pytest.approx(34 / 32, rel=1e-3)
+
+
+def test_a_weight_gradient_in_bf16_takes_bf16s_time() -> None:
+    """One of three passes at half of the rate: 4 / 3 of the time."""
+    one = setting(recipe="fp8_delayed")
+    some = replace(one, precision=Precision(recipe="fp8_delayed", products=["forward", "input_gradient"]))
+    assert step_parts(some, IDEAL)["feed-forward"] / step_parts(one, IDEAL)["feed-forward"] == pytest.approx(
+        4 / 3, rel=1e-3
+    )
 
 
 def test_an_all_to_all_within_a_node_takes_the_link() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,8 @@ from typer.testing import CliRunner
 
 from octavo.cli import app
 from octavo.errors import OctavoError
+from octavo.experiment.config import RecipeName
+from octavo.forecast.calibration import Kind, gpu_calibration
 from octavo.forecast.layouts import Layout, forecast_layout
 from octavo.forecast.published import published_runs
 
@@ -66,7 +69,7 @@ def test_an_unknown_precision_is_refused_with_those_there() -> None:
 
 def test_deepseek_v3_as_deepseek_trained_it() -> None:
     """2,048 H800, 16 pipeline stages, 64 expert-parallel ranks (arXiv 2412.19437, section 3.2): 180 K hours per
-    trillion tokens as published, by another framework on GPUs that no row of the fit is of."""
+    trillion tokens as published, by another framework on GPUs that no row of the fit is of (rows of the model are)."""
     record = forecast_layout(Layout("deepseek-v3", "H800", 2048, "fp8_blockwise", 4096, gbs=15360, mbs=1, pp=16, ep=64))
     published = published_runs()["deepseek-v3"].hours_per_trillion_tokens
     assert published is not None
@@ -75,8 +78,40 @@ def test_deepseek_v3_as_deepseek_trained_it() -> None:
     assert record["device_hours_per_trillion_tokens"] == pytest.approx(published, rel=0.15)
 
 
-def test_a_gpu_without_rows_has_a_wider_interval() -> None:
-    layout = replace(QWEN, precision="bf16")
-    seen, unseen = forecast_layout(layout), forecast_layout(replace(layout, gpu="A100"))
-    assert unseen["high"] / unseen["low"] > seen["high"] / seen["low"]
-    assert "no row is of A100" in unseen["basis"]
+@pytest.mark.parametrize(
+    ("gpu", "precision", "words"),
+    [
+        ("H200", "fp8_tensorwise", "no row is of H200 in FP8"),
+        ("H100", "bf16", "no row is of H100 in BF16"),
+        ("A100", "bf16", "no row is of A100 in BF16"),
+        ("GB200", "nvfp4", "NVFP4's rows are of one model"),
+    ],
+)
+def test_what_no_row_is_of_has_a_wider_interval(gpu: str, precision: RecipeName, words: str) -> None:
+    """1.5 times as wide in its logarithm."""
+    seen, unseen = forecast_layout(QWEN), forecast_layout(replace(QWEN, gpu=gpu, precision=precision))
+    spread = [math.log(one["high"] / one["low"]) for one in (seen, unseen)]
+    assert spread[1] == pytest.approx(1.5 * spread[0])
+    assert words in unseen["basis"]
+    assert unseen["median_absolute_error"] is None
+
+
+@pytest.mark.parametrize(
+    ("model", "ep", "kind", "words"),
+    [("qwen3-30b-a3b", 16, "experts", "mixtures of experts"), ("llama-3.1-8b", 1, "dense", "dense models")],
+)
+def test_the_error_is_that_of_the_models_kind(model: str, ep: int, kind: Kind, words: str) -> None:
+    error = gpu_calibration().kinds[kind].median_absolute_error
+    record = forecast_layout(replace(QWEN, model=model, ep=ep))
+    assert record["median_absolute_error"] == error
+    assert f"on {words} left out of the fit the median absolute error is {error:.0%}" in record["basis"]
+
+
+def test_what_no_row_tells_apart_is_said() -> None:
+    """On H100 all rows are in FP8, and recipes of one width differ in nothing."""
+    basis = forecast_layout(QWEN)["basis"]
+    assert "BF16 against FP8 on H100 rests on no row" in basis
+    assert "recipes of FP8 are forecast to be equally fast" in basis
+    rates = {forecast_layout(replace(QWEN, precision=one))["low"] for one in ("fp8_tensorwise", "fp8_delayed")}
+    assert len(rates) == 1
+    assert "BF16 against FP8" not in forecast_layout(replace(QWEN, gpu="GB200"))["basis"]

@@ -12,6 +12,12 @@ from octavo.layout import configs
 
 INTERVAL = 0.8
 """Coverage of every interval of the forecast."""
+AIM = 0.15
+"""Median absolute error on models left out of the fit that is aimed at, for each kind."""
+
+Kind = Literal["dense", "experts"]
+Width = Literal["bf16", "fp8", "fp4"]
+"""Of a product's operands, as in a device's `peak_tflops`."""
 
 
 class CpuCalibration(Section):
@@ -57,7 +63,9 @@ class Constants(Section):
     host_dense_layer: PositiveFloat
     """Seconds that the host takes to launch a dense layer, both passes, one micro-batch."""
     host_mixed_layer: PositiveFloat
-    """The same for a layer with experts."""
+    """The same for a layer with experts, whatever their number."""
+    host_expert: PositiveFloat
+    """And for each expert on the device: its products and their quantising are launched one by one."""
 
     def sustained_of(self, compute_capability: str | None) -> float:
         """The share for a GPU; of compute capability 9.0 where no row was published for one of its kind."""
@@ -65,9 +73,11 @@ class Constants(Section):
 
 
 class LeftOut(Section):
-    """How far a fit without one model's rows is off on them."""
+    """How far a fit without one model's rows is off on them; NVFP4's are not counted (see `fitting`)."""
 
     rows: int
+    settings: int
+    """Distinct ones: releases repeat most of them."""
     median_absolute_error: NonNegativeFloat
     """Of tokens/s, as a share."""
     error_quantile: NonNegativeFloat
@@ -76,19 +86,44 @@ class LeftOut(Section):
     """Share of its rows within an interval that is made without them."""
 
 
+class KindError(Section):
+    """The same over all models of a kind, each left out in its turn, and the interval that follows."""
+
+    rows: int
+    settings: int
+    median_absolute_error: NonNegativeFloat
+    coverage: Annotated[float, Field(ge=0, le=1)]
+    half_width: PositiveFloat
+    """Half of the interval's width in ln(tokens/s)."""
+
+
+class Sensitivity(Section):
+    """Left-out errors with one prior moved: how far the errors depend on what was chosen with the rows in view."""
+
+    prior: str
+    factor: PositiveFloat
+    dense: NonNegativeFloat
+    """Median absolute error of dense models."""
+    experts: NonNegativeFloat
+    """Of mixtures of experts."""
+    nvfp4: NonNegativeFloat
+    """Of the NVFP4 rows."""
+
+
 class GpuCalibration(Section):
     """`configs/clusters/calibration/gpu.yaml`, written by `octavo.forecast.fitting`."""
 
     source: str
+    rows: int
+    settings: int
+    """Distinct ones among the rows."""
     constants: Constants
     interval: Annotated[float, Field(gt=0, lt=1)]
-    half_width: dict[Literal["dense", "experts"], PositiveFloat]
-    """Half of the interval's width in ln(tokens/s), for dense models and mixtures of experts."""
-    median_absolute_error: NonNegativeFloat
-    """Over all rows, each forecast without its model."""
-    coverage: Annotated[float, Field(ge=0, le=1)]
-    """Share of all rows within intervals that are made without their model."""
+    kinds: dict[Kind, KindError]
     left_out: dict[str, LeftOut]
+    seen: dict[str, list[Width]]
+    """Name of a device -> widths of products that rows are of."""
+    sensitivity: list[Sensitivity]
 
 
 @cache

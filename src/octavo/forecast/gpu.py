@@ -13,11 +13,11 @@ Seconds, bytes and FLOPs throughout; "three passes" are forward, gradient of the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from octavo.experiment.cluster import Device
-from octavo.experiment.config import Parallelism, Training
-from octavo.forecast.calibration import Constants
+from octavo.experiment.config import Parallelism, Precision, RecipeName, Training
+from octavo.forecast.calibration import Constants, Kind, Width
 from octavo.models.architecture import Architecture, Experts, GroupedQueryAttention
 from octavo.models.communication import (
     all_to_all_bytes,
@@ -44,11 +44,15 @@ class Setting:
     model: Architecture
     training: Training
     layout: Parallelism
-    recipe: str
-    """Of the products: bf16, an FP8 recipe or nvfp4."""
+    precision: Precision
     device: Device
     link_domain: int
     """Devices that reach one another over the fast link."""
+
+    @property
+    def kind(self) -> Kind:
+        """Which of the left-out errors is its own."""
+        return "experts" if self.model.experts else "dense"
 
     @property
     def tokens(self) -> float:
@@ -70,17 +74,14 @@ class Rates:
     """What the device reaches, by the constants."""
 
     def __init__(self, setting: Setting, constants: Constants) -> None:
-        device, low_bits = setting.device, setting.recipe
+        device, low = setting.device, width(setting.precision.recipe)
         sustained = constants.sustained_of(device.compute_capability)
         bf16 = device.peak_tflops["bf16"] * TERA
-        if low_bits == "bf16":
-            share, peak = 1.0, bf16
-        elif low_bits == "nvfp4":
-            share, peak = constants.fp4_products, device.peak_tflops.get("fp4", 0.0) * TERA
-        else:
-            share, peak = constants.fp8_products, device.peak_tflops.get("fp8", 0.0) * TERA
-        self.low = peak * share * sustained
-        """FLOP/s of large products in the recipe's precision."""
+        share = {"bf16": 1.0, "fp8": constants.fp8_products, "fp4": constants.fp4_products}[low]
+        quantised = len(setting.precision.products) if low != "bf16" else PASSES
+        seconds = quantised / (device.peak_tflops[low] * TERA * share) + (PASSES - quantised) / bf16
+        self.low = PASSES / seconds * sustained
+        """FLOP/s of large products in the recipe's precision, over the three passes."""
         self.bf16 = bf16 * sustained
         """FLOP/s of large products in BF16."""
         faster = constants.attention_blackwell_ultra if device.compute_capability == "10.3" else 1.0
@@ -88,7 +89,7 @@ class Rates:
         self.memory = device.memory_gb_per_second * GIGA * REACHED_BANDWIDTH
         self.link = device.link_gb_per_second * GIGA
         self.network = device.network_gb_per_second * GIGA
-        self.quantised = low_bits != "bf16"
+        self.quantised = low != "bf16"
         self._half = constants.half_dimension
 
     def product(self, rows: float, inner: float, columns: float, rate: float) -> float:
@@ -97,6 +98,11 @@ class Rates:
         for dimension in (rows, inner, columns):
             filled *= dimension / (dimension + self._half)
         return PASSES * 2 * rows * inner * columns / (rate * filled)
+
+
+def width(recipe: RecipeName) -> Width:
+    """Of the recipe's operands: recipes of one width are taken to be equally fast."""
+    return "bf16" if recipe == "bf16" else "fp4" if recipe == "nvfp4" else "fp8"
 
 
 def step_parts(setting: Setting, constants: Constants) -> dict[str, float]:
@@ -143,14 +149,18 @@ def _neighbours(setting: Setting, rates: Rates, constants: Constants) -> float:
 
 def _layers(setting: Setting, rates: Rates, constants: Constants) -> Callable[[int], dict[str, float]]:
     """The parts of a layer (from 0), worked out once for layers that are alike."""
-    alike: dict[tuple[bool, float], dict[str, float]] = {}
+    ends = {0, setting.model.layers - 1} if setting.precision.first_last_layers_bf16 else set()
+    in_bf16 = Rates(replace(setting, precision=Precision()), constants)
+    alike: dict[tuple[bool, float, bool], dict[str, float]] = {}
 
     def layer(index: int) -> dict[str, float]:
         mixed = index >= setting.model.dense_layers
         scores = attention_flops(setting.model.attention, setting.training.sequence_length, index)
-        if (mixed, scores) not in alike:
-            alike[mixed, scores] = _whole_layer(setting, rates, constants, mixed=mixed, scores=scores)
-        return alike[mixed, scores]
+        key = mixed, scores, index in ends
+        if key not in alike:
+            own = in_bf16 if index in ends else rates
+            alike[key] = _whole_layer(setting, own, constants, mixed=mixed, scores=scores)
+        return alike[key]
 
     return layer
 
@@ -169,7 +179,10 @@ def _whole_layer(
 ) -> dict[str, float]:
     """One layer's parts, one micro-batch, and what waiting for the host adds to them. `scores`: FLOPs per token."""
     if mixed:
-        feed_forward, host = _mixed_layer(setting, rates, constants), constants.host_mixed_layer
+        assert setting.model.experts is not None, "asked of layers with experts"
+        local = setting.model.experts.count / setting.layout.expert
+        feed_forward = _mixed_layer(setting, rates, constants)
+        host = constants.host_mixed_layer + constants.host_expert * local
     else:
         feed_forward, host = _dense_layer(setting, rates, constants), constants.host_dense_layer
     parts = {**_attention(setting, rates, constants, scores), **feed_forward}

@@ -65,7 +65,7 @@ def forecast_layout(asked: Layout) -> dict[str, Any]:
             expected=f"at most {model.layers} in all",
         )
     training = plain_training(asked.gbs, asked.mbs, asked.seq_length)
-    step = gpu_step(Setting(model, training, layout, asked.precision, device, device.link_domain))
+    step = gpu_step(Setting(model, training, layout, precision, device, device.link_domain))
     held = memory(model, training, layout, precision, device)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -77,6 +77,7 @@ def forecast_layout(asked: Layout) -> dict[str, Any]:
         "low": step.low,
         "high": step.high,
         "interval": step.interval,
+        "median_absolute_error": step.median_absolute_error,
         "model_tflops_per_gpu": step.model_tflops_per_device,
         "flops_per_token": step.flops_per_token,
         "memory_bytes_per_gpu": held.total,

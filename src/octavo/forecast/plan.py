@@ -38,11 +38,13 @@ COLUMNS = {
     "tokens_per_second_low": "float64",
     "tokens_per_second_high": "float64",
     "interval": "float64",  # coverage of low to high
+    "median_absolute_error": "float64",  # of the speed, on models left out of the fit; null where not measured
     "hours_per_run": "float64",
     "device_hours": "float64",  # of all seeds
     "cost": "float64",
     "currency": "string",
     "energy_kwh": "float64",
+    "basis": "string",  # what the forecast rests on
 }
 """Columns of plan.csv and their types."""
 
@@ -95,11 +97,13 @@ def _row(experiment: Experiment, cell: CellConfig) -> dict[str, Any]:
         "tokens_per_second_low": step.low,
         "tokens_per_second_high": step.high,
         "interval": step.interval,
+        "median_absolute_error": step.median_absolute_error,
         "hours_per_run": hours,
         "device_hours": device_hours,
         "cost": cost(cluster, device, device_hours),
         "currency": cluster.currency,
         "energy_kwh": device_energy_kwh(cluster, device, device_hours),
+        "basis": step.basis,
     }
 
 
@@ -146,7 +150,9 @@ def plan_record(experiment: Experiment, frame: pd.DataFrame) -> dict[str, Any]:
     """The plan as one JSON value: cells, totals, prices, and what the forecast rests on."""
     import json
 
-    grid = next(iter(experiment.cells.values()))
+    steps = {
+        cell.cell: forecast_step(cell, experiment.cluster, experiment.device) for cell in experiment.cells.values()
+    }
     totals = {name: _sum(frame, name) for name in ("device_hours", "cost", "energy_kwh")}
     share = _sum(frame.dropna(subset=["ablation"]), "device_hours") / totals["device_hours"]
     price = hour_price(experiment.cluster, experiment.device)
@@ -167,10 +173,10 @@ def plan_record(experiment: Experiment, frame: pd.DataFrame) -> dict[str, Any]:
         "price_basis": price.basis,
         "price_source": _price_source(experiment),
         "other_price": _other_price(experiment),
-        "basis": forecast_step(grid, experiment.cluster, experiment.device).basis,
+        "basis": "; ".join(dict.fromkeys(note for step in steps.values() for note in step.notes)),
         "runs": len(experiment.cells) * len(experiment.file.seeds),
         "cells": json.loads(frame.to_json(orient="records", double_precision=15) or "[]"),
-        "steps": {cell.cell: _step(experiment, cell) for cell in experiment.cells.values()},
+        "steps": {name: _grouped(step) for name, step in steps.items()},
         "totals": totals,
         "ablations_share": share,
         "budget": experiment.file.budget.model_dump(mode="json"),
@@ -186,10 +192,9 @@ def _other_price(experiment: Experiment) -> dict[str, Any] | None:
     return {"basis": other, "per_device_hour": hour_price(cluster, experiment.device, other).total}
 
 
-def _step(experiment: Experiment, cell: CellConfig) -> dict[str, float]:
+def _grouped(step: StepForecast) -> dict[str, float]:
     """Seconds of a step by group of parts."""
-    parts = forecast_step(cell, experiment.cluster, experiment.device).breakdown
-    return {group: sum(parts.get(part, 0.0) for part in members) for group, members in STEP_GROUPS.items()}
+    return {group: sum(step.breakdown.get(part, 0.0) for part in members) for group, members in STEP_GROUPS.items()}
 
 
 def _hours_at(frame: pd.DataFrame, rate: str) -> float:

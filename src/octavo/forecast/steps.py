@@ -6,16 +6,20 @@ import math
 from dataclasses import dataclass
 
 from octavo.experiment.cluster import Cluster, Device
+from octavo.experiment.config import Precision
 from octavo.experiment.run import CellConfig
-from octavo.forecast.calibration import INTERVAL, cpu_calibration, gpu_calibration
-from octavo.forecast.gpu import Setting, step_parts
+from octavo.forecast.calibration import AIM, INTERVAL, GpuCalibration, Kind, cpu_calibration, gpu_calibration
+from octavo.forecast.gpu import Setting, step_parts, width
 from octavo.models.flops import flops_per_token
 from octavo.precision.recipes import RECIPES
 
-UNSEEN_GPU = 1.5
-"""Factor on the interval's half-width for GPUs of a kind that no published row is of: a judgement."""
+UNSEEN = 1.5
+"""Factor on the interval's half-width where no published row is of the GPU in that width of products: a judgement."""
 EMULATED_AT_WORST = 0.1
 """Share of BF16's speed that emulated FP8 is taken to reach at worst on a GPU: a judgement."""
+
+
+KINDS: dict[Kind, str] = {"dense": "dense models", "experts": "mixtures of experts"}
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,16 @@ class StepForecast:
     high_factor: float
     breakdown: dict[str, float]
     """Part -> seconds; the parts add up to `seconds`."""
-    basis: str
+    notes: tuple[str, ...]
     """What the forecast rests on, for the reader of the plan."""
+    median_absolute_error: float | None
+    """On models of its kind that were left out of the fit; None where that was not measured."""
     interval: float = INTERVAL
+
+    @property
+    def basis(self) -> str:
+        """The notes as one text."""
+        return "; ".join(self.notes)
 
     @property
     def tokens_per_second_per_device(self) -> float:
@@ -64,7 +75,7 @@ def forecast_step(cell: CellConfig, cluster: Cluster, device: Device) -> StepFor
         model=cell.model,
         training=cell.training,
         layout=cell.parallelism,
-        recipe="bf16" if cell.precision.emulate else cell.precision.recipe,
+        precision=Precision() if cell.precision.emulate else cell.precision,
         device=device,
         link_domain=cluster.link_domain or device.link_domain,
     )
@@ -75,20 +86,14 @@ def gpu_step(setting: Setting, *, emulated: bool = False) -> StepForecast:
     """The forecast of one step on GPUs."""
     calibration = gpu_calibration()
     parts = step_parts(setting, calibration.constants)
-    kind = "experts" if setting.model.experts else "dense"
-    half = calibration.half_width[kind]
-    basis = (
-        f"fitted to published throughput of {len(calibration.left_out)} models; on models left out of the fit the "
-        f"median absolute error is {calibration.median_absolute_error:.0%}, and "
-        f"{calibration.interval:.0%} intervals made without them hold {calibration.coverage:.0%} of their rows"
-    )
-    if setting.device.compute_capability not in calibration.constants.sustained:
-        half *= UNSEEN_GPU
-        basis += f"; no row is of {setting.device.name}, so that the interval is {UNSEEN_GPU:g} times as wide"
+    of_kind = calibration.kinds[setting.kind]
+    measured = _is_seen(setting, calibration) and width(setting.precision.recipe) != "fp4"
+    half = of_kind.half_width * (1 if measured else UNSEEN)
+    notes = [*_fit_notes(setting.kind, calibration), *_setting_notes(setting, calibration)]
     low = math.exp(-half)
     if emulated:
         low *= EMULATED_AT_WORST
-        basis += "; FP8 emulated on a GPU was never measured: BF16's time, and down to a tenth of its speed"
+        notes.append("FP8 emulated on a GPU was never measured: BF16's time, and down to a tenth of its speed")
     return StepForecast(
         seconds=sum(parts.values()),
         tokens=setting.training.tokens_per_step,
@@ -97,9 +102,48 @@ def gpu_step(setting: Setting, *, emulated: bool = False) -> StepForecast:
         low_factor=low,
         high_factor=math.exp(half),
         breakdown=parts,
-        basis=basis,
+        notes=tuple(notes),
+        median_absolute_error=of_kind.median_absolute_error if measured and not emulated else None,
         interval=calibration.interval,
     )
+
+
+def _is_seen(setting: Setting, calibration: GpuCalibration) -> bool:
+    """Whether a published row is of the GPU in that width of products."""
+    return width(setting.precision.recipe) in calibration.seen.get(setting.device.name, ())
+
+
+def _fit_notes(kind: Kind, calibration: GpuCalibration) -> list[str]:
+    """What was fitted, and how far off it is on models that it has not seen."""
+    one = calibration.kinds[kind]
+    aim = "within the aim of" if one.median_absolute_error <= AIM else "which misses the aim of"
+    return [
+        f"fitted to {calibration.rows} published rows ({calibration.settings} distinct settings) of "
+        f"{len(calibration.left_out)} models, form and priors chosen with the rows in view",
+        f"on {KINDS[kind]} left out of the fit the median absolute error is {one.median_absolute_error:.0%}, {aim} "
+        f"{AIM:.0%}, and {calibration.interval:.0%} intervals made without them hold {one.coverage:.0%} of their rows",
+    ]
+
+
+def _setting_notes(setting: Setting, calibration: GpuCalibration) -> list[str]:
+    """What the setting's own device and precision add to that."""
+    device, low = setting.device.name, width(setting.precision.recipe)
+    notes = []
+    if not _is_seen(setting, calibration):
+        notes.append(f"no row is of {device} in {low.upper()}, so that the interval is {UNSEEN:g} times as wide")
+    if {"bf16", "fp8"} - set(calibration.seen.get(device, ())) and "fp8" in setting.device.peak_tflops:
+        notes.append(
+            f"BF16 against FP8 on {device} rests on no row: on peaks of data sheets and an assumed factor of "
+            f"{calibration.constants.fp8_products:g} on FP8 products"
+        )
+    if low == "fp8":
+        notes.append("recipes of FP8 are forecast to be equally fast")
+    if low == "fp4":
+        notes.append(
+            "NVFP4's rows are of one model, so that its error on another is not known and the interval is "
+            f"{UNSEEN:g} times as wide"
+        )
+    return notes
 
 
 def _cpu_step(cell: CellConfig, device: Device) -> StepForecast:
@@ -120,6 +164,9 @@ def _cpu_step(cell: CellConfig, device: Device) -> StepForecast:
         low_factor=calibration.low,
         high_factor=calibration.high,
         breakdown={"dense work": dense, "experts on CPUs": experts, "FP8 emulation": emulation},
-        basis=f"{device.name}: {calibration.achieved_gflops:g} GFLOP/s achieved per core, measured on one machine; "
-        "the interval is a judgement of how far other machines differ",
+        notes=(
+            f"{device.name}: {calibration.achieved_gflops:g} GFLOP/s achieved per core, measured on one machine",
+            "the interval is a judgement of how far other machines differ",
+        ),
+        median_absolute_error=None,
     )
