@@ -10,11 +10,10 @@ import pytest
 from octavo.experiment.config import Precision
 from octavo.forecast.calibration import Constants, gpu_calibration
 from octavo.forecast.fitting import plain_layout, plain_training, read_device
-from octavo.forecast.gpu import Setting, attention_products, step_parts
+from octavo.forecast.gpu import Setting, step_parts
 from octavo.models.architecture import Architecture
 from octavo.models.catalogue import model_names, read_architecture, with_vocabulary
 from octavo.models.flops import flops_per_token
-from octavo.models.parameters import attention_parameters
 
 IDEAL = Constants(
     sustained={"9.0": 1.0},
@@ -86,14 +85,6 @@ def test_no_forecast_is_faster_than_the_device(name: str, gpu: str, recipe: str,
     seconds = sum(step_parts(replace(one, model=model), gpu_calibration().constants).values())
     kind = {"bf16": "bf16", "nvfp4": "fp4"}.get(recipe, "fp8")
     assert 4 * seq * flops_per_token(model, seq) / seconds < one.device.peak_tflops[kind] * 1e12  # type: ignore[index]
-
-
-@pytest.mark.parametrize("name", ["llama-3.1-8b", "deepseek-v3", "deepseek-v2-lite"])
-def test_the_projections_are_the_attentions_parameters(name: str) -> None:
-    """Inner x columns over the products, without norms."""
-    model = read_architecture(name)
-    products = sum(inner * columns for inner, columns, _ in attention_products(model))
-    assert products == pytest.approx(attention_parameters(model.attention, model.hidden_size), rel=1e-3)
 
 
 def test_tensor_parallelism_halves_the_products() -> None:

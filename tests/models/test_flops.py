@@ -89,3 +89,23 @@ def test_routed_experts_count_by_top_k() -> None:
     base = flops_per_token(architecture, 4096)
     assert flops_per_token(more, 4096) - base == 6 * 32 * 8 * 4096  # the router alone
     assert flops_per_token(wider, 4096) - base == 6 * 32 * 3 * 4096 * 14336
+
+
+def test_norms_biases_and_sinks_are_no_products() -> None:
+    """Attention of gpt-oss-120b: queries and output of 64 heads of 64, keys and values of 8; 128 routers, 4 experts of
+    2,880 per token; the logits. Its qkv and expert biases, sinks and norms are parameters and no FLOPs."""
+    products = 36 * (2880 * 64 * 64 * 2 + 2880 * 8 * 64 * 2 + 2880 * 128 + 4 * 3 * 2880 * 2880) + 201088 * 2880
+    model = read_architecture("gpt-oss-120b")
+    scores = sum(attention_flops(model.attention, 4096, layer) for layer in range(36))
+    assert flops_per_token(model, 4096) == 6 * products + 3 * scores
+
+
+def test_a_multi_token_prediction_layer() -> None:
+    """DeepSeek-V3's: a layer like the last one (attention, router, 8 of 256 experts and a shared one), a projection of
+    two hidden states, and the logits again."""
+    model = read_architecture("deepseek-v3")
+    without = model.model_copy(update={"multi_token_prediction_layers": 0})
+    attention = 7168 * 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 * 128 * 256 + 128 * 128 * 7168
+    products = attention + 7168 * 256 + 9 * 3 * 7168 * 2048 + 2 * 7168 * 7168 + 129280 * 7168
+    scores = 2 * 128 * (192 + 128) * 2048
+    assert flops_per_token(model, 4096) - flops_per_token(without, 4096) == 6 * products + 3 * scores

@@ -28,6 +28,7 @@ from octavo.models.communication import (
     tensor_parallel_bytes,
 )
 from octavo.models.flops import attention_flops
+from octavo.models.parameters import attention_products
 from octavo.models.stages import splits, stage_layers
 
 BF16, FP32 = 2, 4
@@ -199,7 +200,7 @@ def _attention(setting: Setting, rates: Rates, constants: Constants, scores: flo
     hidden, tensor = model.hidden_size, layout.tensor
     widths = _attention_widths(model)
     projections = 0.0
-    for inner, columns, split in attention_products(model):
+    for inner, columns, split in attention_products(model.attention, hidden):
         local_inner, local_columns = (
             inner / (tensor if split == "in" else 1),
             columns / (tensor if split == "out" else 1),
@@ -293,27 +294,6 @@ def _swiglu(setting: Setting, rates: Rates, tokens: float, width: float) -> floa
     """Gate and up projection in one product, and down."""
     hidden = setting.model.hidden_size
     return rates.product(tokens, hidden, 2 * width, rates.low) + rates.product(tokens, width, hidden, rates.low)
-
-
-def attention_products(model: Architecture) -> list[tuple[int, int, str]]:
-    """(inner, columns, which of them tensor parallelism splits: in, out or none) of the projections of one layer."""
-    attention, hidden = model.attention, model.hidden_size
-    if isinstance(attention, GroupedQueryAttention):
-        queries = attention.heads * attention.head_size
-        return [
-            (hidden, queries + 2 * attention.kv_heads * attention.head_size, "out"),
-            (queries, hidden, "in"),
-        ]
-    queries = attention.heads * (attention.qk_head_size + attention.qk_rope_head_size)
-    expanded = attention.heads * (attention.qk_head_size + attention.v_head_size)
-    rank = attention.q_lora_rank
-    ask = [(hidden, queries, "out")] if rank is None else [(hidden, rank, "none"), (rank, queries, "out")]
-    return [
-        *ask,
-        (hidden, attention.kv_lora_rank + attention.qk_rope_head_size, "none"),
-        (attention.kv_lora_rank, expanded, "out"),
-        (attention.heads * attention.v_head_size, hidden, "in"),
-    ]
 
 
 def _attention_widths(model: Architecture) -> int:

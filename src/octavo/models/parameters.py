@@ -110,28 +110,40 @@ def unused_expert_parameters(architecture: Architecture) -> int:
 
 def attention_parameters(attention: GroupedQueryAttention | MultiLatentAttention, hidden: int) -> int:
     """Projections, their biases, and norms and sinks within attention."""
+    products = sum(inner * columns for inner, columns, _ in attention_products(attention, hidden))
     if isinstance(attention, MultiLatentAttention):
-        return _latent_attention_parameters(attention, hidden)
+        return products + (attention.q_lora_rank or 0) + attention.kv_lora_rank
     queries, keys = attention.heads * attention.head_size, attention.kv_heads * attention.head_size
-    projections = hidden * queries * 2 + hidden * keys * 2
     biases = (queries + 2 * keys if attention.qkv_bias else 0) + (hidden if attention.output_bias else 0)
     norms = {"none": 0, "head": 2 * attention.head_size, "full": queries + keys}[attention.qk_norm]
-    return projections + biases + norms + (attention.heads if attention.sinks else 0)
+    return products + biases + norms + (attention.heads if attention.sinks else 0)
+
+
+def attention_products(
+    attention: GroupedQueryAttention | MultiLatentAttention, hidden: int
+) -> list[tuple[int, int, str]]:
+    """(inner, columns, which of them tensor parallelism splits: in, out or none) of the projections of one layer."""
+    if isinstance(attention, GroupedQueryAttention):
+        queries = attention.heads * attention.head_size
+        return [
+            (hidden, queries + 2 * attention.kv_heads * attention.head_size, "out"),
+            (queries, hidden, "in"),
+        ]
+    queries = attention.heads * (attention.qk_head_size + attention.qk_rope_head_size)
+    expanded = attention.heads * (attention.qk_head_size + attention.v_head_size)
+    rank = attention.q_lora_rank
+    ask = [(hidden, queries, "out")] if rank is None else [(hidden, rank, "none"), (rank, queries, "out")]
+    return [
+        *ask,
+        (hidden, attention.kv_lora_rank + attention.qk_rope_head_size, "none"),
+        (attention.kv_lora_rank, expanded, "out"),
+        (attention.heads * attention.v_head_size, hidden, "in"),
+    ]
 
 
 def swiglu(hidden: int, width: int, *, bias: bool = False) -> int:
     """Gate, up and down projection (arXiv 2002.05202)."""
     return 3 * hidden * width + (2 * width + hidden if bias else 0)
-
-
-def _latent_attention_parameters(attention: MultiLatentAttention, hidden: int) -> int:
-    query_size = attention.heads * (attention.qk_head_size + attention.qk_rope_head_size)
-    rank = attention.q_lora_rank
-    queries = hidden * query_size if rank is None else hidden * rank + rank + rank * query_size
-    latent = attention.kv_lora_rank
-    compress = hidden * (latent + attention.qk_rope_head_size) + latent
-    expand = latent * attention.heads * (attention.qk_head_size + attention.v_head_size)
-    return queries + compress + expand + attention.heads * attention.v_head_size * hidden
 
 
 def _attention_and_norms(architecture: Architecture) -> int:
