@@ -14,6 +14,7 @@ from octavo.cli import app
 from octavo.errors import OctavoError
 from octavo.experiment.config import RecipeName
 from octavo.forecast.calibration import Kind, gpu_calibration
+from octavo.forecast.fitting import rows
 from octavo.forecast.layouts import Layout, forecast_layout
 from octavo.forecast.published import published_runs
 
@@ -43,14 +44,18 @@ def test_the_shape() -> None:
     [
         ({"n_gpus": 12, "tp": 8}, ["12 devices", "tensor 8"]),
         ({"ep": 32}, ["expert parallelism 32", "16"]),
-        ({"ep": 1, "gbs": 1000}, ["does not divide gbs", "1000"]),
+        ({"ep": 1, "gbs": 1000}, ["16 does not divide gbs", "1000"]),
         ({"n_gpus": 96, "ep": 96, "gbs": 960}, ["96 does not divide the experts: 128"]),
         ({"precision": "fp8_mxfp8"}, ["H100", "fp8_mxfp8", "B200"]),
         ({"model": "qwen"}, ["no model 'qwen'", "qwen3-30b-a3b"]),
         ({"gpu": "H1000"}, ["no device 'h1000'", "h100"]),
         ({"gpu": "cpu"}, ["is no GPU"]),
-        ({"pp": 16, "vp": 4, "ep": 1}, ["16 x 4 pipeline stages", "48 layers"]),
-        ({"tp": 3, "n_gpus": 48, "ep": 16}, ["3 does not divide the attention heads"]),
+        ({"pp": 16, "vp": 4, "ep": 1}, ["--pp", "pipeline parallelism 16 (x 4 virtual stages)", "the layers: 48"]),
+        ({"tp": 3, "n_gpus": 48, "ep": 16}, ["--tp", "3 does not divide the attention heads"]),
+        ({"tp": 8}, ["8 does not divide the key and value heads: 4"]),
+        ({"cp": 4, "seq_length": 4100}, ["--cp", "8", "does not divide the sequence: 4100"]),
+        ({"vp": 2}, ["--vp", "2 virtual stages without pipeline parallelism"]),
+        ({"model": "llama-3.1-8b", "ep": 2}, ["--ep", "a model without experts"]),
     ],
 )
 def test_what_is_refused(changed: dict[str, Any], words: list[str]) -> None:
@@ -58,6 +63,18 @@ def test_what_is_refused(changed: dict[str, Any], words: list[str]) -> None:
         forecast_layout(replace(QWEN, **changed))
     for word in words:
         assert word in str(caught.value)
+
+
+def test_every_published_layout_can_be_asked_for() -> None:
+    """Stages made by hand included: DeepSeek-V3's 61 layers on 2 stages of 8 chunks."""
+    for row in {row.key: row for row in rows()}.values():
+        one, layout, training = row.setting, row.setting.layout, row.setting.training
+        asked = Layout(
+            row.model, one.device.name, layout.world_size, one.precision.recipe, training.sequence_length,
+            training.global_batch_size, training.micro_batch_size, layout.tensor, layout.pipeline, layout.context,
+            layout.virtual_pipeline, layout.expert,
+        )  # fmt: skip
+        assert forecast_layout(asked)["tokens_per_second_per_gpu"] > 0
 
 
 def test_an_unknown_precision_is_refused_with_those_there() -> None:

@@ -5,9 +5,13 @@ Each check raises an OctavoError that names the file, the key, both numbers and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from octavo.configuration import place
 from octavo.errors import OctavoError
+from octavo.experiment.config import Parallelism
 from octavo.experiment.run import CellConfig, Experiment
+from octavo.models.architecture import Architecture
 from octavo.models.stages import splits
 
 
@@ -57,6 +61,34 @@ def _check_batch(experiment: Experiment, cell: CellConfig) -> None:
 
 def _check_layout(experiment: Experiment, cell: CellConfig) -> None:
     model, layout = cell.model, cell.parallelism
+
+    def where(axis: str) -> str:
+        return place(experiment.path, ("parallelism", axis))
+
+    check_layout(model, layout, cell.training.sequence_length, where, subject=f"{cell.cell}: ")
+    if not splits(model.layers, layout.pipeline, layout.virtual_pipeline):
+        raise OctavoError(
+            f"{cell.cell}: pipeline parallelism {layout.pipeline} (x {layout.virtual_pipeline} virtual stages) does "
+            f"not split the layers: {model.layers}",
+            where=where("pipeline"),
+            expected="a divisor of them; without virtual stages, stages of which only the last holds fewer layers",
+        )
+    if layout.world_size > experiment.cluster.devices:
+        raise OctavoError(
+            f"{cell.cell} asks for {layout.world_size} devices (tensor x pipeline x context x data)",
+            where=place(experiment.path, ("parallelism",)),
+            expected=f"at most the {experiment.cluster.devices} of cluster {experiment.file.cluster}",
+        )
+
+
+def check_layout(
+    model: Architecture, layout: Parallelism, sequence_length: int, where: Callable[[str], str], subject: str = ""
+) -> None:
+    """Raise an OctavoError where a layout does not divide the model, whoever asks for it.
+
+    `where` names the place of an axis of Parallelism for the message. How layers are split over stages is left to the
+    caller: Megatron-Core splits them evenly, but others' published layouts are made by hand.
+    """
     experts = model.experts.count if model.experts else layout.expert
     kv_heads = model.attention.kv_heads if model.attention.kind == "gqa" else model.attention.heads
     for name, size, what, total in (
@@ -64,32 +96,33 @@ def _check_layout(experiment: Experiment, cell: CellConfig) -> None:
         ("tensor", layout.tensor, "the key and value heads", kv_heads),
         ("tensor", layout.tensor, "the vocabulary", model.vocabulary_size or layout.tensor),
         ("expert", layout.expert, "the experts", experts),
-        ("context", layout.context * 2 if layout.context > 1 else 1, "the sequence", cell.training.sequence_length),
+        ("context", layout.context * 2 if layout.context > 1 else 1, "the sequence", sequence_length),
     ):
         if total % size:
+            twice = " (two chunks of the sequence a rank)" if name == "context" else ""
             raise OctavoError(
-                f"{cell.cell}: {name} parallelism {size} does not divide {what}: {total}",
-                where=place(experiment.path, ("parallelism", name)),
+                f"{subject}{name} parallelism {size}{twice} does not divide {what}: {total}",
+                where=where(name),
                 expected=f"a divisor of {total}",
             )
-    if not splits(model.layers, layout.pipeline, layout.virtual_pipeline):
+    if layout.virtual_pipeline > 1 and layout.pipeline == 1:
         raise OctavoError(
-            f"{cell.cell}: pipeline parallelism {layout.pipeline} (x {layout.virtual_pipeline} virtual stages) does "
-            f"not split the layers: {model.layers}",
-            where=place(experiment.path, ("parallelism", "pipeline")),
-            expected="a divisor of them; without virtual stages, stages of which only the last holds fewer layers",
+            f"{subject}{layout.virtual_pipeline} virtual stages without pipeline parallelism",
+            where=where("virtual_pipeline"),
+            expected="more than one pipeline stage, or no virtual ones",
+        )
+    if layout.pipeline * layout.virtual_pipeline > model.layers:
+        raise OctavoError(
+            f"{subject}pipeline parallelism {layout.pipeline} (x {layout.virtual_pipeline} virtual stages) is more than "
+            f"the layers: {model.layers}",
+            where=where("pipeline"),
+            expected=f"at most {model.layers} in all",
         )
     if model.experts is None and layout.expert > 1:
         raise OctavoError(
-            f"{cell.cell}: expert parallelism {layout.expert} for a model without experts",
-            where=place(experiment.path, ("parallelism", "expert")),
-            fix=f"set it for the mixture of experts alone, under overrides ({cell.architecture} has none)",
-        )
-    if layout.world_size > experiment.cluster.devices:
-        raise OctavoError(
-            f"{cell.cell} asks for {layout.world_size} devices (tensor x pipeline x context x data)",
-            where=place(experiment.path, ("parallelism",)),
-            expected=f"at most the {experiment.cluster.devices} of cluster {experiment.file.cluster}",
+            f"{subject}expert parallelism {layout.expert} for a model without experts",
+            where=where("expert"),
+            fix="ask for it for a mixture of experts alone (in an experiment: under overrides)",
         )
 
 

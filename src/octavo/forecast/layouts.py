@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from octavo.errors import OctavoError
+from octavo.experiment.checks import check_layout
 from octavo.experiment.config import Precision, RecipeName
 from octavo.forecast.fitting import plain_layout, plain_training, read_device
 from octavo.forecast.gpu import Setting
@@ -17,6 +18,9 @@ from octavo.precision.recipes import check_recipe
 SCHEMA_VERSION = 1
 NEWEST_CUDA = "13.0"
 """Assumed of a cluster that is not named."""
+
+OPTIONS = {"tensor": "--tp", "pipeline": "--pp", "virtual_pipeline": "--vp", "context": "--cp", "expert": "--ep"}
+"""Axis of Parallelism -> option."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +54,12 @@ def forecast_layout(asked: Layout) -> dict[str, Any]:
     precision = Precision(recipe=asked.precision)
     check_recipe(precision, device=device, cuda=NEWEST_CUDA, where="--precision")
     layout = plain_layout(asked.n_gpus, asked.tp, asked.pp, asked.cp, asked.vp, asked.ep)
-    for name, size, what, total in (
-        ("--gbs", asked.mbs * layout.data, f"gbs (mbs {asked.mbs} x data {layout.data})", asked.gbs),
-        ("--tp", asked.tp, "the attention heads", model.attention.heads),
-        ("--ep", asked.ep, "the experts", model.experts.count if model.experts else 1),
-        ("--cp", asked.cp, "the sequence", asked.seq_length),
-    ):
-        if total % size:
-            raise OctavoError(f"{size} does not divide {what}: {total}", where=name, expected=f"a divisor of {total}")
-    if asked.pp * asked.vp > model.layers:
+    check_layout(model, layout, asked.seq_length, lambda axis: OPTIONS[axis])
+    if asked.gbs % (asked.mbs * layout.data):
         raise OctavoError(
-            f"{asked.pp} x {asked.vp} pipeline stages for {model.layers} layers",
-            where="--pp",
-            expected=f"at most {model.layers} in all",
+            f"{asked.mbs * layout.data} does not divide gbs (mbs {asked.mbs} x data {layout.data}): {asked.gbs}",
+            where="--gbs",
+            expected=f"a multiple of {asked.mbs * layout.data}",
         )
     training = plain_training(asked.gbs, asked.mbs, asked.seq_length)
     step = gpu_step(Setting(model, training, layout, precision, device, device.link_domain))
