@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from octavo.cli import app
-from octavo.forecast.published import Derived, derived, published_runs
+from octavo.forecast.published import Derived, Statement, derived, published_runs
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +29,37 @@ def test_one_tenth(numbers: dict[str, Derived]) -> None:
     one = numbers["one_tenth"]
     assert one.value == pytest.approx(2.788 / 30.84) == pytest.approx(0.0904, abs=1e-4)
     assert one.holds
+
+
+@pytest.mark.parametrize(
+    ("allowed", "value", "holds"),
+    [
+        ({"last_digit": 0.001}, 0.4254, True),  # rounds to 0.425
+        ({"last_digit": 0.001}, 0.4256, False),
+        ({"about": True}, 0.4675, True),  # 10 % more
+        ({"about": True}, 0.3820, False),
+        ({"at_most": True}, 0.1, True),
+        ({"at_most": True}, 0.426, False),
+    ],
+)
+def test_how_far_off_a_number_may_be(allowed: dict[str, Any], value: float, holds: bool) -> None:
+    common = {"text": "saves 42.5 %", "value": 0.425, "unit": "ratio", "assumption": "none", "source": "this test"}
+    assert Statement.model_validate({**common, **allowed}).holds(value) is holds
+
+
+def test_what_is_allowed_is_said(numbers: dict[str, Derived]) -> None:
+    assert "within 10 %, for “about”" in numbers["one_tenth"].assumption
+    assert "within half of the last printed digit, 0.05" in numbers["days_per_trillion_tokens"].assumption
+    with pytest.raises(ValueError, match="one of last_digit, about, at_most"):
+        Statement(text="t", value=1.0, unit="u", assumption="a", source="s")
+
+
+def test_deepseekmoes_compute(numbers: dict[str, Derived]) -> None:
+    """74.4 over 183.5 TFLOPs is the printed 40.5 %; counted with causal attention once it is 40.8 %."""
+    assert numbers["deepseekmoe_compute"].value == pytest.approx(74.4 / 183.5)
+    assert numbers["deepseekmoe_compute"].holds
+    assert numbers["deepseekmoe_compute_counted"].value == pytest.approx(0.408, abs=5e-4)
+    assert numbers["deepseekmoe_compute_counted"].holds is False
 
 
 def test_two_thousand_against_sixteen_thousand(numbers: dict[str, Derived]) -> None:
@@ -70,6 +102,12 @@ def test_a_figure_that_does_not_hold_is_said_so(numbers: dict[str, Derived]) -> 
     assert one.value == pytest.approx(0.359, abs=2e-3)
     assert one.published_value == 0.41
     assert one.holds is False
+    # 15.6 T x 2.52 TFLOPs is 3.94e25, which does not round to the printed 3.8e25; 6 x 405e9 x 15.6e12 would
+    assert numbers["llama_405b_flops"].value == pytest.approx(3.937e25, rel=1e-3)
+    assert numbers["llama_405b_flops"].holds is False
+    assert {name for name, one in numbers.items() if one.holds is False} == {
+        "llama_405b_mfu", "llama_405b_flops", "deepseekmoe_compute_counted",
+    }  # fmt: skip
 
 
 def test_what_nobody_printed_is_neither_right_nor_wrong(numbers: dict[str, Derived]) -> None:

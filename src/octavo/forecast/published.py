@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from octavo.configuration import Section, read_section
 from octavo.experiment.cluster import Device
@@ -22,6 +22,8 @@ from octavo.models.flops import flops_per_token
 
 SCHEMA_VERSION = 1
 TRILLION = 1e12
+ABOUT = 0.1
+"""How far off, as a share, a number may be of which somebody said "about" or "roughly": a judgement."""
 REFERENCE_PRICE = 2.0
 """USD per GPU-hour at which all runs are compared: the price that DeepSeek-V3's report assumes (its table 1)."""
 
@@ -31,8 +33,8 @@ class PublishedRun(Section):
 
     model: str
     """A file in configs/models."""
-    device: str
-    """A file in configs/clusters/devices."""
+    device: str | None = None
+    """A file in configs/clusters/devices; None where the hours on it were not published."""
     devices: PositiveInt | None = None
     precision: RecipeName | None = None
     sequence_length: PositiveInt | None = None
@@ -41,6 +43,8 @@ class PublishedRun(Section):
     """By stage; `all` where stages are not told apart."""
     device_hours_per_trillion_tokens: PositiveFloat | None = None
     price_per_device_hour: PositiveFloat | None = None
+    tflops_per_4k_tokens: PositiveFloat | None = None
+    """Forward and backward, as the authors count them."""
     sources: Annotated[dict[str, str], Field(min_length=1)]
 
     @property
@@ -67,12 +71,40 @@ class Statement(Section):
     text: str
     value: PositiveFloat
     unit: str
-    tolerance: NonNegativeFloat
-    """Share by which a recomputed figure may be off and still be what was printed."""
+    last_digit: PositiveFloat | None = None
+    """What one unit of the last printed digit is; a recomputed number may be half of it off and is still the same."""
+    about: bool = False
+    """The sentence says "about" or "roughly": the number may be ABOUT off."""
     at_most: bool = False
     """The sentence says "less than"."""
     assumption: str
     source: str
+
+    @model_validator(mode="after")
+    def _one_of_three(self) -> Self:
+        if [self.last_digit is not None, self.about, self.at_most].count(True) != 1:
+            raise ValueError("how far the number may be off is not clear: one of last_digit, about, at_most")
+        return self
+
+    def holds(self, value: float) -> bool:
+        """Whether a recomputed number is what was printed."""
+        if self.at_most:
+            return value <= self.value
+        return abs(value - self.value) <= self.margin * (1 + 1e-9)
+
+    @property
+    def margin(self) -> float:
+        """How far a recomputed number may be off."""
+        return ABOUT * self.value if self.about else (self.last_digit or 0.0) / 2
+
+    @property
+    def allowance(self) -> str:
+        """The same in words."""
+        if self.at_most:
+            return "at most what is printed"
+        if self.about:
+            return f"within {100 * ABOUT:g} %, for “about”"
+        return f"within half of the last printed digit, {self.margin:,.4g}"
 
 
 class Statements(Section):
@@ -94,6 +126,7 @@ class Derived:
     holds: bool | None
     """Whether the recomputed number is the printed one within what rounding and words allow; None: none was printed."""
     assumption: str
+    """With what was allowed, where a number was printed."""
     source: str
 
 
@@ -112,10 +145,15 @@ def derived() -> list[Derived]:
 
 
 def _stated(name: str, statement: Statement, value: float) -> Derived:
-    close = abs(value / statement.value - 1) <= statement.tolerance
-    holds = value <= statement.value if statement.at_most else close
     return Derived(
-        name, statement.text, value, statement.unit, statement.value, holds, statement.assumption, statement.source
+        name,
+        statement.text,
+        value,
+        statement.unit,
+        statement.value,
+        statement.holds(value),
+        f"{statement.assumption}; {statement.allowance}",
+        statement.source,
     )
 
 
@@ -135,6 +173,11 @@ def _per_trillion(run: PublishedRun) -> float:
 def _days(hours: float, run: PublishedRun) -> float:
     assert run.devices is not None, "asked of runs that published it"
     return hours / run.devices / 24
+
+
+def _tflops(run: PublishedRun) -> float:
+    assert run.tflops_per_4k_tokens is not None, "asked of runs that published it"
+    return run.tflops_per_4k_tokens
 
 
 def _flops(model: str, sequence_length: int) -> float:
@@ -165,7 +208,8 @@ FORMULAS: dict[str, Callable[[Runs], float]] = {
     "days_per_trillion_tokens": lambda runs: _days(_per_trillion(runs["deepseek-v3"]), runs["deepseek-v3"]),
     "two_months": lambda runs: _days(runs["deepseek-v3"].pre_training_hours, runs["deepseek-v3"]),
     "mixture_saves": lambda runs: 1 - _per_trillion(runs["deepseek-v2"]) / _per_trillion(runs["deepseek-67b"]),
-    "deepseekmoe_compute": lambda _: _flops("deepseekmoe-16b", 4096) / _flops("deepseek-7b", 4096),
+    "deepseekmoe_compute": lambda runs: _tflops(runs["deepseekmoe-16b"]) / _tflops(runs["deepseek-7b"]),
+    "deepseekmoe_compute_counted": lambda _: _flops("deepseekmoe-16b", 4096) / _flops("deepseek-7b", 4096),
     "llama_405b_flops": lambda runs: _total_flops(runs["llama-3.1-405b"]),
     "llama_405b_mfu": lambda runs: utilisation(runs["llama-3.1-405b"]),
 }
@@ -175,7 +219,8 @@ FORMULAS: dict[str, Callable[[Runs], float]] = {
 def _of_run(name: str, run: PublishedRun) -> list[Derived]:
     """What was not printed, for each run that has what it takes."""
     price = run.price_per_device_hour or REFERENCE_PRICE
-    at = f"{price:g} USD per {run.device.upper()} GPU-hour, rented" + (
+    gpu = (run.device or "").upper()
+    at = f"{price:g} USD per {gpu} GPU-hour, rented" + (
         "" if run.price_per_device_hour else "; DeepSeek-V3's assumption, applied to this run"
     )
     source = "; ".join(run.sources.values())
@@ -193,7 +238,7 @@ def _of_run(name: str, run: PublishedRun) -> list[Derived]:
         days, all_the_time = _days(run.pre_training_hours, run), f"all {run.devices:,} GPUs all the time"
         found.append(number("days", f"Days of {name}", days, "days", all_the_time))
     if run.tokens and run.sequence_length and hours is not None:
-        peak = f"of the dense BF16 peak of {run.device.upper()}"
+        peak = f"of the dense BF16 peak of {gpu}"
         if run.precision not in (None, "bf16"):
             peak += ", although most products were in FP8"
         found.append(number("mfu", f"Model FLOPs utilisation of {name}", utilisation(run), "ratio", peak))
