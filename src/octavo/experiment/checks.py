@@ -113,8 +113,8 @@ def check_layout(
         )
     if layout.pipeline * layout.virtual_pipeline > model.layers:
         raise OctavoError(
-            f"{subject}pipeline parallelism {layout.pipeline} (x {layout.virtual_pipeline} virtual stages) is more than "
-            f"the layers: {model.layers}",
+            f"{subject}pipeline parallelism {layout.pipeline} (x {layout.virtual_pipeline} virtual stages) is more "
+            f"than the layers: {model.layers}",
             where=where("pipeline"),
             expected=f"at most {model.layers} in all",
         )

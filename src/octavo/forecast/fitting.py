@@ -18,7 +18,7 @@ import csv
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -28,7 +28,16 @@ from octavo.errors import OctavoError
 from octavo.experiment.cluster import Device
 from octavo.experiment.config import Checkpoints, Evaluation, Optimizer, Parallelism, Precision, Training
 from octavo.files import write_text
-from octavo.forecast.calibration import INTERVAL, Constants, GpuCalibration, KindError, LeftOut, Sensitivity, Width
+from octavo.forecast.calibration import (
+    INTERVAL,
+    Constants,
+    GpuCalibration,
+    Kind,
+    KindError,
+    LeftOut,
+    Sensitivity,
+    Width,
+)
 from octavo.forecast.gpu import Setting, step_parts, width
 from octavo.layout import configs
 from octavo.models.catalogue import read_architecture
@@ -227,7 +236,7 @@ def calibrate() -> GpuCalibration:
         others = [other for other in kinds if other != name and kinds[other] == kind]
         unseen = _half_width([_errors(other, without={name, other}) for other in others])
         inside[name] = np.abs(errors[name]) <= unseen
-    of_kind = {kind: [name for name in errors if kinds[name] == kind] for kind in sorted(set(kinds.values()))}
+    of_kind: dict[Kind, list[str]] = {kind: [name for name in errors if kinds[name] == kind] for kind in get_args(Kind)}
     seen: dict[str, list[Width]] = {}
     for row in sorted(every, key=lambda row: (row.setting.device.name, row.setting.precision.recipe)):
         widths = seen.setdefault(row.setting.device.name, [])
