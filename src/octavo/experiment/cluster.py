@@ -23,6 +23,7 @@ class Device(Section):
     """NVIDIA's; None on CPUs."""
     peak_tflops: dict[Literal["fp32", "bf16", "fp8", "fp4"], PositiveFloat]
     memory_gib: PositiveFloat
+    """GiB of 2^30 bytes, as the device reports it; data sheets speak of GB."""
     memory_gb_per_second: PositiveFloat
     link_gb_per_second: NonNegativeFloat
     """NVLink (or PCIe) per device and direction, within a node or NVLink domain."""

@@ -6,7 +6,8 @@ mixed precision; arXiv 1710.03740), sharded over data-parallel ranks with the di
 section 4, for RMSNorm, SwiGLU, grouped queries and experts, with flash attention (arXiv 2205.14135: the scores are not
 kept) and no recomputation. The device counted is the one with most to hold: the first or the last pipeline stage.
 
-Not counted: the runtime itself (CUDA context, communication buffers, fragmentation; on CPUs the Python process).
+Not counted: the runtime itself (CUDA context, communication buffers, fragmentation; on CPUs the Python process). `fits`
+keeps RESERVE of the device free for it. First and last layers in BF16 are counted as those of the recipe.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ BF16, FP8, FP32 = 2, 1, 4
 OPTIMIZER = 3 * FP32
 """Main parameter, first and second moment."""
 GIB = 2**30
+RESERVE = {"gpu": 2 * GIB, "cpu": GIB // 2}
+"""For what is not counted, a judgement: CUDA context and library workspaces about 1 GiB, NCCL's buffers and
+fragmentation as much; a Python process with torch on a CPU half of one."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ def memory(
 
 
 def fits(memory_bytes: float, device: Device) -> bool:
-    """Whether it is no more than the device has."""
-    return memory_bytes <= device.memory_gib * GIB
+    """Whether it is no more than the device has, less what the runtime takes."""
+    return memory_bytes <= device.memory_gib * GIB - RESERVE[device.kind]
 
 
 def _stage(

@@ -11,7 +11,7 @@ from octavo.accounting.money import Basis, cost, device_energy_kwh, hour_price
 from octavo.configuration import place
 from octavo.errors import OctavoError
 from octavo.experiment.run import CellConfig, Experiment
-from octavo.forecast.memory import fits, memory
+from octavo.forecast.memory import RESERVE, fits, memory
 from octavo.forecast.steps import StepForecast, forecast_step
 from octavo.models.flops import flops_per_token
 from octavo.models.parameters import count_parameters
@@ -167,6 +167,7 @@ def plan_record(experiment: Experiment, frame: pd.DataFrame) -> dict[str, Any]:
         "device": experiment.device.name,
         "device_kind": experiment.device.kind,
         "device_memory_bytes": int(experiment.device.memory_gib * 2**30),
+        "device_memory_reserve_bytes": RESERVE[experiment.device.kind],
         "hours_are": hours_name(experiment),
         "currency": experiment.cluster.currency,
         "price_per_device_hour": price.total,
