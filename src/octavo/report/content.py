@@ -607,11 +607,12 @@ def forecast(inputs: Inputs) -> Section:
              percent(100 * (actual / planned["tokens_per_second_per_device"] - 1), 0), number(planned["device_hours"]),
              number(hours)]
         )  # fmt: skip
-    header = ["cell", "forecast tokens/s", "80 % interval", "measured", "difference", f"{inputs.hours}, forecast",
+    level = f"{100 * plan['interval'].iloc[0]:.0f} % interval"  # one for all cells
+    header = ["cell", "forecast tokens/s", level, "measured", "difference", f"{inputs.hours}, forecast",
               f"{inputs.hours}, all-in"]  # fmt: skip
     table = Table(header, rows, "l" + "r" * 6, "Throughput per device and hours: forecast and measured.",
                   [2.4, *[1.2] * 6], small=True)  # fmt: skip
-    said = f"Of {compared} cells, {inside} ran within the forecast's 80 % interval."
+    said = f"Of {compared} cells, {inside} ran within the forecast's {level}."
     return Section("Was the forecast right?", [Text(said), table] if rows else [])
 
 
