@@ -144,30 +144,35 @@ def match(
         str, typer.Option(help="active_parameters, flops_per_token, total_parameters or memory_per_device.")
     ] = "active_parameters",
     multiple: Annotated[int, typer.Option(min=1, help="Widths are multiples of it.")] = 64,
-    experts: Annotated[int, typer.Option(min=1, help="Routed experts of a mixture.")] = 64,
-    top_k: Annotated[int, typer.Option(min=1, help="Of them, per token.")] = 6,
+    experts: Annotated[
+        int | None, typer.Option(min=1, help="Routed experts of a mixture; searched if not given.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Of them, per token; searched if not given.")] = None,
     shared: Annotated[int, typer.Option(min=0, help="Shared experts, each as wide as a routed one.")] = 2,
-    layers: Annotated[int | None, typer.Option(min=1, help="Depth of the partner, where it is another.")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="Depth of the partner; searched if not given.")] = None,
+    leading_dense_layers: Annotated[
+        int | None, typer.Option(min=0, help="First layers of a mixture that are dense; searched if not given.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0.0, help="Mismatch, as a share, that is no refusal.")] = 0.02,
     seq_length: Annotated[int, typer.Option(min=1, help="Tokens in a sequence.")] = 4096,
     write: Annotated[str | None, typer.Option(help="Write the partner to configs/models/NAME.yaml.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the dense or mixture-of-experts partner of a model that is equal on one axis, and what is left unequal."""
-    from octavo.errors import OctavoError
-    from octavo.forecast.matching import AXES, Rules, quantity, write_partner
+    from octavo.forecast.matching import AXES, Rules, describe, quantity, write_partner
     from octavo.forecast.matching import match as find
-    from octavo.layout import configs
     from octavo.models.catalogue import read_architecture, with_vocabulary
 
     if by not in AXES:
         raise OctavoError(f"there is no axis {by!r}", where="--by", expected=f"one of {', '.join(AXES)}")
     axis = cast("Axis", by)
     own = read_architecture(model)
-    pair = find(with_vocabulary(own), axis, Rules(multiple, experts, top_k, shared, layers=layers), seq_length)
+    rules = Rules(multiple, experts, top_k, shared, leading_dense_layers, layers, tolerance)
+    pair = find(with_vocabulary(own), axis, rules, seq_length)
     # what both take from their experiment's tokenizer stays open in the file
     partner = pair.partner.model_copy(update={"vocabulary_size": own.vocabulary_size})
     if write is not None:
-        write_partner(replace(pair, partner=partner), configs().models / f"{write}.yaml")
+        write_partner(replace(pair, partner=partner), write)
     sides = {
         one: [quantity(architecture, one, seq_length) for architecture in (pair.model, pair.partner)] for one in AXES
     }
@@ -179,19 +184,11 @@ def match(
         "partner": partner.model_dump(mode="json", exclude={"name", "published"}),
         "quantities": {one: {"model": a, "partner": b} for one, (a, b) in sides.items()},
     }
-    typer.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else _match_text(record))
+    typer.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else _match_text(record, describe(partner)))
 
 
-def _match_text(record: dict[str, Any]) -> str:
-    partner = record["partner"]
-    experts = partner["experts"]
-    if experts is None:
-        what = f"dense, feed_forward_size {partner['feed_forward_size']:,}"
-    else:
-        what = f"{experts['count']} experts of {experts['size']:,}, top_k {experts['top_k']}, "
-        what += f"shared {experts['shared_size']:,}"
-    what += f", {partner['layers']} layers"
-    lines = [f"{record['model']}: {what}", f"residual mismatch in {record['by']}: {record['mismatch']:+.3%}"]
+def _match_text(record: dict[str, Any], shape: str) -> str:
+    lines = [f"{record['model']}: {shape}", f"residual mismatch in {record['by']}: {record['mismatch']:+.3%}"]
     for name, sides in record["quantities"].items():
         ratio = sides["partner"] / sides["model"]
         lines.append(f"  {name:<18} {sides['model']:>20,.0f} {sides['partner']:>20,.0f}  {ratio:7.3f} x")

@@ -1,23 +1,28 @@
 """`octavo match`: the dense or mixture-of-experts partner of a model, equal on one axis.
 
-The partner keeps what both kinds have: hidden size, attention, vocabulary, and layers unless another depth is asked
-for. A dense partner differs in its feed-forward width; a mixture in the width of its experts, with the number of
-experts, those per token and the shared width (a multiple of an expert's) as asked. Widths are multiples of a stated
-number, so that a mismatch is left; it is printed, and the nearest width is found by halving since every axis grows with
-it.
+The partner keeps what both kinds have: hidden size, attention, vocabulary. What is asked for is kept too; the rest is
+searched: depth within an eighth of the model's; for a mixture 8 to 256 routed experts (powers of two, so that 8
+devices can share them), 1 to 16 of them per token, at most one leading dense layer. Widths are multiples of a stated
+number, a shared expert of so many routed ones' widths. For each such shape the nearest width is found by halving, since
+every axis grows with it.
+
+Shapes are tried from the usual one on: the model's depth, and DeepSeekMoE's 64 experts, 6 per token, none of the layers
+dense (arXiv 2401.06066). The first that comes within the tolerance is the partner; where none does, the nearest is in
+the error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import yaml
 
 from octavo.errors import OctavoError
 from octavo.files import write_text
+from octavo.layout import configs
 from octavo.models.architecture import Architecture, Experts
 from octavo.models.parameters import matched_quantity
 
@@ -25,21 +30,40 @@ Axis = Literal["active_parameters", "flops_per_token", "total_parameters", "memo
 AXES: tuple[Axis, ...] = get_args(Axis)
 
 
+TOLERANCE = 0.02
+EXPERTS = (64, 32, 128, 16, 256, 8)
+"""Numbers of routed experts, the most usual first."""
+TOP_K = (6, 8, 4, 2, 1, 12, 16)
+
+
 @dataclass(frozen=True)
 class Rules:
-    """What the partner must be."""
+    """What the partner must be; None: searched."""
 
     multiple: int
     """Widths are multiples of it."""
-    experts: int = 64
+    experts: int | None = None
     """Routed experts of a mixture."""
-    top_k: int = 6
+    top_k: int | None = None
     """Of them, per token."""
     shared: int = 2
     """Width of the shared expert, in widths of a routed one."""
-    leading_dense_layers: int = 0
+    leading_dense_layers: int | None = None
     layers: int | None = None
-    """Depth of the partner; None: the model's."""
+    """Depth of the partner."""
+    tolerance: float = TOLERANCE
+    """Mismatch, as a share, that a partner may have."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A partner but for its width."""
+
+    layers: int
+    experts: int = 0
+    """0: a dense partner."""
+    top_k: int = 0
+    leading_dense_layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,15 +95,60 @@ def quantity(architecture: Architecture, axis: Axis, sequence_length: int) -> fl
 
 
 def match(model: Architecture, axis: Axis, rules: Rules, sequence_length: int) -> Pair:
-    """The partner nearest to the model on the axis: a mixture for a dense model, a dense model for a mixture.
+    """The partner equal to the model on the axis: a mixture for a dense model, a dense model for a mixture.
 
-    Raises OctavoError where even the narrowest partner is more than the model.
+    Raises OctavoError where no shape comes within the tolerance, with the nearest that was found.
     """
-    partner_of = _mixture(model, rules) if model.experts is None else _dense(model, rules)
+    best: Pair | None = None
+    for shape in shapes(model, rules):
+        pair = _nearest(model, axis, shape, rules, sequence_length)
+        if abs(pair.mismatch) <= rules.tolerance:
+            return pair
+        if best is None or abs(pair.mismatch) < abs(best.mismatch):
+            best = pair
+    assert best is not None, "there is always a shape"
+    raise OctavoError(
+        f"no partner of {model.name} is within {rules.tolerance:.1%} in {axis}; the nearest is {best.mismatch:+.1%} "
+        f"off: {describe(best.partner)}",
+        where=f"--by {axis}",
+        fix="leave more to the search (--experts, --top-k, --layers, --leading-dense-layers), or a smaller --multiple "
+        "or --shared, or a wider --tolerance",
+    )
+
+
+def shapes(model: Architecture, rules: Rules) -> list[Shape]:
+    """All shapes that the rules allow, the usual ones first: those that change the depth come last."""
+    reach = model.layers // 8
+    near = sorted(range(model.layers - reach, model.layers + reach + 1), key=lambda depth: abs(depth - model.layers))
+    depths = [rules.layers] if rules.layers else near
+    if model.experts is not None:
+        return [Shape(layers) for layers in depths]
+    if rules.experts and rules.top_k and rules.top_k > rules.experts:
+        raise OctavoError(f"{rules.top_k} of {rules.experts} experts per token", where="--top-k", expected="fewer")
+    leading = [0, 1] if rules.leading_dense_layers is None else [rules.leading_dense_layers]
+    counts = [rules.experts] if rules.experts else EXPERTS
+    chosen = [rules.top_k] if rules.top_k else TOP_K
+    found = [
+        Shape(layers, count, top_k, dense)
+        for layers in depths
+        for dense in leading
+        for count in counts
+        for top_k in chosen
+        if top_k <= count and dense < layers
+    ]
+    if not found:
+        raise OctavoError(
+            "no shape is left by what was asked for", where="--leading-dense-layers", expected="fewer than the layers"
+        )
+    return found
+
+
+def _nearest(model: Architecture, axis: Axis, shape: Shape, rules: Rules, sequence_length: int) -> Pair:
+    """The width of a shape that comes nearest."""
     wanted = quantity(model, axis, sequence_length)
 
     def of_width(steps: int) -> float:
-        return quantity(partner_of(steps * rules.multiple), axis, sequence_length)
+        return quantity(_partner(model, shape, steps * rules.multiple, rules.shared), axis, sequence_length)
 
     high = 1
     while of_width(high) < wanted:
@@ -89,18 +158,27 @@ def match(model: Architecture, axis: Axis, rules: Rules, sequence_length: int) -
         middle = (low + high) // 2
         low, high = (middle, high) if of_width(middle) < wanted else (low, middle)
     steps = min((one for one in (low, high) if one), key=lambda one: abs(of_width(one) - wanted))
-    pair = Pair(model, partner_of(steps * rules.multiple), axis, wanted, of_width(steps))
-    if low == 0 and pair.mismatch > 1:
+    return Pair(model, _partner(model, shape, steps * rules.multiple, rules.shared), axis, wanted, of_width(steps))
+
+
+def describe(partner: Architecture) -> str:
+    """Its shape in a line."""
+    experts = partner.experts
+    if experts is None:
+        return f"dense, feed_forward_size {partner.feed_forward_size:,}, {partner.layers} layers"
+    return (
+        f"{experts.count} experts of {experts.size:,}, top_k {experts.top_k}, shared {experts.shared_size:,}, "
+        f"{partner.layers} layers, {experts.leading_dense_layers} of them dense"
+    )
+
+
+def write_partner(pair: Pair, name: str) -> Path:
+    """Write the partner as configs/models/<name>.yaml; an existing file and a name that is a path are refused."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise OctavoError(
-            f"no partner of {model.name} is equal in {axis}: the narrowest has {pair.found:,.0f}, it has {wanted:,.0f}",
-            where=f"--by {axis}",
-            fix="ask for fewer experts, fewer of them per token, fewer --layers, or a smaller --multiple",
+            f"{name!r} is no name of a model", where="--write", expected="letters, digits, dots and dashes, no path"
         )
-    return pair
-
-
-def write_partner(pair: Pair, path: Path) -> None:
-    """Write the partner as a file of configs/models; an existing file is refused."""
+    path = configs().models / f"{name}.yaml"
     if path.exists():
         raise OctavoError("the file is there already", where=path, fix="choose another name, or remove it")
     value = pair.partner.model_dump(mode="json", exclude_defaults=True, exclude={"name", "published"})
@@ -108,39 +186,26 @@ def write_partner(pair: Pair, path: Path) -> None:
     value["attention"] = {"kind": pair.partner.attention.kind, **value["attention"]}
     text = yaml.safe_dump(value, sort_keys=False, width=118, allow_unicode=True)
     write_text(path, text)
+    return path
 
 
-def _dense(model: Architecture, rules: Rules) -> Callable[[int], Architecture]:
-    def of_width(width: int) -> Architecture:
-        return _partner(model, rules, {"experts": None, "feed_forward_size": width})
-
-    return of_width
-
-
-def _mixture(model: Architecture, rules: Rules) -> Callable[[int], Architecture]:
-    if rules.top_k > rules.experts:
-        raise OctavoError(f"{rules.top_k} of {rules.experts} experts per token", where="--top-k", expected="fewer")
-
-    def of_width(width: int) -> Architecture:
+def _partner(model: Architecture, shape: Shape, width: int, shared: int) -> Architecture:
+    experts = None
+    if shape.experts:
         experts = Experts(
-            count=rules.experts,
-            top_k=rules.top_k,
+            count=shape.experts,
+            top_k=shape.top_k,
             size=width,
-            shared_size=rules.shared * width,
-            leading_dense_layers=rules.leading_dense_layers,
+            shared_size=shared * width,
+            leading_dense_layers=shape.leading_dense_layers,
         )
-        dense = model.feed_forward_size if rules.leading_dense_layers else None
-        return _partner(model, rules, {"experts": experts, "feed_forward_size": dense})
-
-    return of_width
-
-
-def _partner(model: Architecture, rules: Rules, changed: dict[str, Any]) -> Architecture:
-    kind = "dense" if changed["experts"] is None else "mixture-of-experts"
+    kind = "mixture-of-experts" if experts else "dense"
+    own_width = model.feed_forward_size if shape.leading_dense_layers else None  # of a mixture's dense layers
     return model.model_copy(
         update={
-            **changed,
-            "layers": rules.layers or model.layers,
+            "experts": experts,
+            "feed_forward_size": own_width if experts else width,
+            "layers": shape.layers,
             "name": f"{model.name}-partner",
             "source": f"Octavo: the {kind} partner of {model.name}, found by octavo match",
             "published": None,
