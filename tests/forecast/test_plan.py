@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from octavo.cli import app
 from octavo.errors import OctavoError
 from octavo.experiment.run import Experiment, load_experiment
+from octavo.forecast.calibration import gpu_calibration
 from octavo.forecast.document import typeset, write_plan
 from octavo.forecast.plan import COLUMNS, check_budget, plan_frame, plan_record
 from octavo.layout import ExperimentFolder
@@ -148,9 +149,24 @@ def test_the_verb_writes_its_files_and_says_so(laptop: Callable[..., Experiment]
     results = tmp_path / "results" / "small"
     done = CliRunner().invoke(app, ["plan", str(results)])
     assert done.exit_code == 0
-    assert done.stdout.strip() == str(results / "plan.pdf")
+    lines = done.stdout.splitlines()
+    assert lines[-1] == str(results / "plan.pdf")
+    # 33 GFLOP/s over 3,557,376 FLOPs per token, and 0.4 to 1.6 times that
+    assert " ".join(lines[0].split()).startswith("dense-bf16 9,277 tokens/s/core (80 % interval 3,711 to 14,842); ")
     record = json.loads(CliRunner().invoke(app, ["plan", str(results), "--json"]).stdout)
     assert [cell["cell"] for cell in record["cells"]] == list(pd.read_csv(results / "plan.csv").cell)
+
+
+def test_the_verb_says_of_each_cell_how_far_to_trust_it(tmp_path: Path) -> None:
+    """The error of a dense model on H100 in FP8 is measured, in BF16 it is not: no row is of it."""
+    results = tmp_path / "results" / "h100-node"
+    lines = {line.split()[0]: line for line in CliRunner().invoke(app, ["plan", str(results)]).stdout.splitlines()}
+    error = gpu_calibration().kinds["dense"].median_absolute_error
+    assert f"median error {100 * error:.0f} % on models left out of the fit" in lines["dense-fp8_tensorwise"]
+    assert "tokens/s/GPU (80 % interval" in lines["dense-bf16"]
+    assert "median error" not in lines["dense-bf16"]
+    assert "no row is of H100 in BF16" in lines["Speed:"]
+    assert "recipes of FP8 are forecast to be equally fast" in lines["Speed:"]
 
 
 def test_a_plan_over_budget_leaves_no_files(laptop: Callable[..., Experiment], tmp_path: Path) -> None:

@@ -46,7 +46,30 @@ def plan(
     check_budget(experiment, frame)
     record = plan_record(experiment, frame)
     write_plan(folder, frame, record)
-    typer.echo(json.dumps(record, indent=2) if as_json else folder.plan_pdf)
+    typer.echo(json.dumps(record, indent=2) if as_json else f"{_plan_text(record)}\n{folder.plan_pdf}")
+
+
+def _plan_text(record: dict[str, Any]) -> str:
+    """A line per cell, and what the speeds rest on."""
+    device = "GPU" if record["device_kind"] == "gpu" else "core"
+    width = max(len(cell["cell"]) for cell in record["cells"])
+    lines = []
+    for cell in record["cells"]:
+        rate, low, high = (f"{cell[f'tokens_per_second_{end}']:,.0f}" for end in ("per_device", "low", "high"))
+        fits = "fits" if cell["memory_fits"] else "does not fit"
+        error = cell["median_absolute_error"]
+        off = "" if error is None else f", median error {100 * error:.0f} % on models left out of the fit"
+        lines.append(
+            f"{cell['cell']:<{width}}  {rate} tokens/s/{device} ({100 * cell['interval']:.0f} % interval {low} to "
+            f"{high}){off}; {cell['device_hours']:,.4g} {record['hours_are']}, {cell['cost']:,.4g} "
+            f"{record['currency']}; {cell['memory_bytes_per_device'] / 2**30:,.3g} GiB: {fits}"
+        )
+    totals = record["totals"]
+    lines.append(
+        f"{'all':<{width}}  {totals['device_hours']:,.4g} {record['hours_are']} ({totals['device_hours_low']:,.4g} to "
+        f"{totals['device_hours_high']:,.4g}), {totals['cost']:,.4g} {record['currency']}"
+    )
+    return "\n".join([*lines, f"Speed: {record['basis']}"])
 
 
 def _results_folder(path: Path) -> ExperimentFolder:
