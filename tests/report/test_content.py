@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from typer.testing import CliRunner
 
 from octavo.cli import app
 from octavo.layout import ExperimentFolder
-from octavo.report.content import document
-from octavo.report.document import Text
+from octavo.report.content import document, forecast
+from octavo.report.document import Table, Text
 from octavo.report.figures import charts
 from octavo.report.inputs import load_inputs
 from tests.conftest import REPOSITORY
@@ -144,6 +145,19 @@ def test_an_ablation_has_two_pages_and_its_own_cells_alone(report: Path, root: P
     part = load_inputs(ExperimentFolder(Path("results/synthetic")), "no_shared_expert").styles
     for cell, style in part.items():
         assert style == whole[cell], "a cell looks the same in every report"
+
+
+def test_the_plans_own_interval_is_named(report: Path) -> None:
+    """Plan against actual says 90 % where the plan's column does."""
+    inputs = load_inputs(ExperimentFolder(Path("results/synthetic")))
+    cell = inputs.complete["cell"].iloc[0]
+    planned = {"cell": cell, "tokens_per_second_per_device": 10.0, "tokens_per_second_low": 1.0,
+               "tokens_per_second_high": 1e12, "interval": 0.9, "device_hours": 1.0}  # fmt: skip
+    text, table = forecast(replace(inputs, plan=pd.DataFrame([planned]))).blocks
+    assert isinstance(text, Text)
+    assert isinstance(table, Table)
+    assert text.text == "Of 1 cells, 1 ran within the forecast's 90 % interval."
+    assert "90 % interval" in table.header
 
 
 def test_one_seed_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
