@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from octavo.data.indexed import IndexedWriter, read_documents
-from octavo.data.manifest import Manifest, check_files
+from octavo.data.manifest import Manifest, check_files, check_newer_sources
 from octavo.data.prepare import prepare
 from octavo.data.tokenizers import build_tokenizer
 from octavo.errors import OctavoError
@@ -263,6 +264,60 @@ def test_a_data_set_that_differs_from_its_manifest_is_refused(text: Path, spoil:
     spoil(text / "set" / "train.bin")
     with pytest.raises(OctavoError, match=r"does not match its manifest: train\.bin"):
         make(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda text: (text / "document 3.txt").write_text("other words"), "document 3.txt has SHA-256"),
+        (lambda text: (text / "document 3.txt").unlink(), "document 3.txt is gone"),
+        (lambda text: (text / "one more.txt").write_text("words"), "one more.txt is new"),
+    ],
+    ids=["changed", "gone", "new"],
+)
+def test_text_that_is_not_what_the_data_set_was_made_of(
+    text: Path, change: Callable[[Path], object], named: str
+) -> None:
+    make(text)
+    make(text)  # there already, and of this text
+    change(text / "text")
+    with pytest.raises(OctavoError) as caught:
+        make(text)
+    assert named in str(caught.value)
+    assert f"remove {text / 'set'} and make it again" in str(caught.value)
+
+
+def test_files_of_one_name_in_two_folders_both_count(text: Path) -> None:
+    for folder in ("a", "b"):
+        (text / "text" / folder).mkdir()
+        (text / "text" / folder / "same.txt").write_text(folder)
+    make(text)
+    (text / "text" / "a" / "same.txt").write_text("changed")
+    with pytest.raises(OctavoError, match=r"a/same\.txt has SHA-256"):
+        make(text)
+
+
+def test_a_tokenizer_that_is_not_the_one_the_data_set_was_made_with(text: Path) -> None:
+    make(text, tokenizer=BpeTokenizer(vocabulary_size=300))
+    (text / "set").rename(text / "first")
+    path = text / "first" / "tokenizer.json"
+    by_path = FileTokenizer(path=str(path), end_of_document="<|end_of_document|>")
+    make(text, tokenizer=by_path)
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(OctavoError, match=r"the tokenizer tokenizer\.json has SHA-256"):
+        make(text, tokenizer=by_path)
+
+
+def test_a_look_reads_only_text_that_is_newer_than_the_data_set(text: Path) -> None:
+    make(text)
+    data = Data.model_validate({"sources": [{"kind": "files", "path": str(text / "text")}]})
+    later, changed = (text / "set" / "manifest.json").stat().st_mtime + 1, text / "text" / "document 3.txt"
+    changed.write_text("other words")
+    os.utime(changed, (1, 1))
+    check_newer_sources(data, BytesTokenizer(), text / "set")
+    os.utime(changed, (later, later))
+    with pytest.raises(OctavoError, match=r"document 3\.txt has SHA-256"):
+        check_newer_sources(data, BytesTokenizer(), text / "set")
 
 
 def test_progress_is_shown(text: Path) -> None:

@@ -9,10 +9,12 @@ from snakemake.exceptions import WorkflowError
 
 from octavo.cluster import image as images
 from octavo.cluster import job as jobs
+from octavo.data import manifest as data_sets
 from octavo.errors import OctavoError
 from octavo.experiment import run as experiments
 from octavo.files import sha256
 from octavo.layout import ExperimentFolder, data_folder, image_file
+from octavo.training.journal import finished
 
 # rules call `octavo`, which is installed beside the Python that runs this, whether or not its folder is on the path
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -66,6 +68,17 @@ def scope_fingerprints(wildcards):
     name, ablation = split_scope(wildcards.scope)
     cells = experiment(name).ablation_cells(ablation) if ablation else experiment(name).cells.values()
     return experiments.fingerprint([*(cell.fingerprint for cell in cells), experiment(name).file.seeds])
+
+
+@cache
+def data_set(name):
+    """The data set that there is now (octavo.data.manifest.current_manifest); one of text that changed is an error."""
+    asked = experiment(name).file.data, experiment(name).file.tokenizer
+    try:
+        data_sets.check_newer_sources(*asked, data_sets.data_set_folder(*asked))
+    except OctavoError as error:
+        raise WorkflowError(str(error)) from None
+    return data_sets.current_manifest(*asked)
 
 
 def manifest_of(wildcards):

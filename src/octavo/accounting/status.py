@@ -7,13 +7,15 @@ from statistics import median
 from typing import Any, Literal
 
 from octavo.accounting.books import running
+from octavo.data.manifest import current_manifest
 from octavo.errors import OctavoError
 from octavo.experiment.run import Experiment, run_fingerprint
 from octavo.layout import RunFolder
 from octavo.records import AttemptRecord, MetricsRecord, Result, read_lines, read_record
 
 State = Literal["done", "diverged", "running", "stopped", "failed", "waiting", "changed"]
-"""stopped: told to, or killed; goes on from its checkpoint. changed: trained under another configuration."""
+"""stopped: told to, or killed; goes on from its checkpoint. changed: trained under another configuration or on other
+text."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,12 @@ class RunStatus:
 
 def run_statuses(experiment: Experiment) -> list[RunStatus]:
     """Every run of the experiment, in its order."""
+    data = current_manifest(experiment.file.data, experiment.file.tokenizer)
     return [
         _status(
             experiment.folder.run(cell.cell, seed),
             run_fingerprint(cell.fingerprint, seed),
+            data,
             cell.training.total_steps,
         )
         for cell, seed in experiment.runs()
@@ -55,7 +59,7 @@ def as_json(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _status(folder: RunFolder, fingerprint: str, steps: int) -> RunStatus:
+def _status(folder: RunFolder, fingerprint: str, data: str | None, steps: int) -> RunStatus:
     attempts = read_lines(folder.attempts, AttemptRecord)
     last = attempts[-1] if attempts else None
     lines = [line for line in read_lines(folder.metrics, MetricsRecord) if line.loss is not None]
@@ -65,7 +69,7 @@ def _status(folder: RunFolder, fingerprint: str, steps: int) -> RunStatus:
     if result := _result(folder):
         done, loss = result.steps, result.validation_loss
         state = "diverged" if result.status == "diverged" else "done"
-        if result.run_fingerprint != fingerprint:
+        if result.run_fingerprint != fingerprint or data not in (None, result.data_manifest_sha256):
             state = "changed"
     elif last is None:
         state = "waiting"

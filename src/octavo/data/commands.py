@@ -18,7 +18,8 @@ def data(
     """Prepare an experiment's text as Megatron's indexed data sets; check it where it is there already."""
     from rich.console import Console
 
-    from octavo.data.prepare import data_set_folder, prepare
+    from octavo.data.manifest import data_set_folder
+    from octavo.data.prepare import prepare
     from octavo.experiment.run import load_experiment
 
     file = load_experiment(experiment).file

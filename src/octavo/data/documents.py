@@ -52,7 +52,13 @@ def source_files(source: Source) -> list[Path]:
     if isinstance(source, PackageSource):
         return [fetch(source)]
     if isinstance(source, IndexedSource):
-        return [Path(f"{repository() / source.prefix}{suffix}") for suffix in (".idx", ".bin")]
+        pair = [Path(f"{repository() / source.prefix}{suffix}") for suffix in (".idx", ".bin")]
+        for path in pair:
+            if not path.is_file():
+                raise OctavoError(
+                    "a tokenised source is missing", where=path, fix="check `prefix` under data.sources: no suffix"
+                )
+        return pair
     path = repository() / source.path
     if not path.exists():
         raise OctavoError("a source of text is missing", where=path, fix="check `path` under data.sources")
@@ -62,6 +68,12 @@ def source_files(source: Source) -> list[Path]:
             "a source holds no text", where=path, expected=f"{', '.join(SUFFIXES)} files, or .gz or .zst of them"
         )
     return files
+
+
+def file_name(source: Source, path: Path) -> str:
+    """How manifests and documents call a file of a source: by its place in the source's folder, wherever that is."""
+    root = repository() / source.path if isinstance(source, FileSource) else path
+    return path.name if path == root else path.relative_to(root).as_posix()
 
 
 def read_source(number: int, source: Source) -> Iterator[Document]:
@@ -88,10 +100,7 @@ def is_held_out(document: Document, data: Data) -> bool:
 
 
 def _read_file(number: int, source: FileSource, path: Path) -> Iterator[Document]:
-    # names do not depend on where the checkout is
-    root = repository() / source.path
-    name = path.name if path == root else path.relative_to(root).as_posix()
-    kind = _format(path)
+    name, kind = file_name(source, path), _format(path)
     if kind == ".txt":
         with _open_text(path) as file:
             yield Document(number, name, source.domain, _guarded(_cut(file), path))

@@ -21,13 +21,22 @@ import tokenizers
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from octavo.data.documents import Document, is_held_out, read_source, source_files, source_name
+from octavo.data.documents import Document, file_name, is_held_out, read_source, source_files, source_name
 from octavo.data.indexed import IndexedWriter, token_type
-from octavo.data.manifest import Counts, FileRecord, Manifest, SourceRecord, Split, check_files, read_manifest
+from octavo.data.manifest import (
+    Counts,
+    FileRecord,
+    Manifest,
+    SourceRecord,
+    Split,
+    check_files,
+    check_sources,
+    read_manifest,
+)
 from octavo.data.tokenizers import build_tokenizer, end_of_document
 from octavo.errors import OctavoError
-from octavo.experiment.config import BpeTokenizer, Data, IndexedSource, PackageSource, Source, Tokenizer
-from octavo.experiment.run import data_identifier, vocabulary_size
+from octavo.experiment.config import BpeTokenizer, Data, FileTokenizer, IndexedSource, PackageSource, Source, Tokenizer
+from octavo.experiment.run import vocabulary_size
 from octavo.files import sha256, unwritable, write_json, write_text
 from octavo.layout import repository
 
@@ -49,11 +58,12 @@ def prepare(data: Data, tokenizer: Tokenizer, folder: Path, console: Console) ->
     """Make the data set in `folder` unless it is there; its manifest.
 
     Raises OctavoError for missing or unreadable text, a domain without held-out or training documents, a tokenizer that
-    does not fit, a full disk, and a data set that is there but differs from its manifest.
+    does not fit, a full disk, and a data set that is there but differs from its manifest, or whose text does.
     """
     if (folder / "manifest.json").exists():
         manifest = read_manifest(folder)
         check_files(folder, manifest)
+        check_sources(data, tokenizer, folder)
         console.print(f"{folder}: there already, {_summary(manifest)}")
         return manifest
     try:
@@ -205,6 +215,9 @@ class _Preparation:
         return Manifest(
             identifier=identifier,
             sources=[self._source(number, source) for number, source in enumerate(self.data.sources)],
+            tokenizer_sha256=(
+                sha256(repository() / self.config.path) if isinstance(self.config, FileTokenizer) else None
+            ),
             splits=splits,
             vocabulary_size=self.vocabulary_size,
             end_of_document=end,
@@ -217,16 +230,9 @@ class _Preparation:
             name=source_name(source),
             kind=source.kind,
             license=source.license if isinstance(source, PackageSource) else None,
-            sha256={path.name: sha256(path) for path in self.files[number]},
+            sha256={file_name(source, path): sha256(path) for path in self.files[number]},
             documents=self.documents[number],
         )
-
-
-def data_set_folder(data: Data, tokenizer: Tokenizer) -> Path:
-    """Where an experiment's data set is."""
-    from octavo.layout import data_folder
-
-    return repository() / data_folder(data_identifier(data, tokenizer))
 
 
 def _move(made: Path, folder: Path) -> None:

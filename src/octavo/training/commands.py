@@ -35,6 +35,7 @@ def train(
     """
     from octavo.cluster.launch import in_allocation
     from octavo.cluster.launch import launch as launch_in_job
+    from octavo.data.manifest import current_manifest
     from octavo.experiment.run import load_experiment
     from octavo.training import launch
     from octavo.training.journal import finished
@@ -42,7 +43,7 @@ def train(
 
     folder = RunFolder(run_folder)
     run = _resolve(folder, config)
-    if finished(folder, run.run_fingerprint):
+    if finished(folder, run.run_fingerprint, current_manifest(run.data, run.tokenizer)):
         typer.echo(f"complete: {folder.result}")
         return
     check_layout(run)

@@ -22,11 +22,12 @@ from typing import Any, Literal
 import torch
 import torch.distributed
 
+from octavo.data.manifest import data_set_folder, read_manifest
 from octavo.data.sampling import PreparedData, open_dataset
 from octavo.errors import OctavoError
-from octavo.experiment.run import RunConfig, data_identifier, vocabulary_size
+from octavo.experiment.run import RunConfig, vocabulary_size
 from octavo.files import sha256, write_text
-from octavo.layout import RunFolder, data_folder, repository
+from octavo.layout import RunFolder
 from octavo.models.parameters import matched_quantity
 from octavo.precision.diagnostics import diagnose
 from octavo.records import AttemptRecord, ExitReason, MetricsRecord, Result, read_lines, write_table
@@ -101,11 +102,14 @@ class _Trainer:
 
     def _open_folder(self) -> None:
         run, folder = self.run, self.folder
-        if moved := journal.supersede(folder, run.run_fingerprint):
-            self.progress.say(f"what an earlier configuration left was moved to {moved}")
+        data = data_set_folder(run.data, run.tokenizer)
+        read_manifest(data)  # nothing is moved or discarded for a data set that is missing
+        manifest = sha256(data / "manifest.json")
+        if moved := journal.supersede(folder, run.run_fingerprint, manifest):
+            self.progress.say(f"what an earlier configuration, or earlier text, left was moved to {moved}")
         write_text(folder.config, run.to_yaml())
         attempts = journal.close_dangling(folder)
-        for wrong in seal.discard_unsound(folder.checkpoints, run.run_fingerprint):
+        for wrong in seal.discard_unsound(folder.checkpoints, run.run_fingerprint, manifest):
             self.progress.say(f"not going on from a checkpoint: {wrong}")
         attempt = AttemptRecord(
             attempt=len(attempts) + 1,
@@ -138,6 +142,7 @@ class _Trainer:
             scheduler,
             leads=self.place.leads,
             run_fingerprint=run.run_fingerprint,
+            data_manifest_sha256=self.data.manifest_sha256,
         )
         if self.place.leads:
             self.checkpoints.remove_partial()
@@ -156,7 +161,7 @@ class _Trainer:
         self.sequences = self.data.training_sequences(run)
 
     def _open_data(self) -> PreparedData:
-        data = open_dataset(repository() / data_folder(data_identifier(self.run.data, self.run.tokenizer)))
+        data = open_dataset(data_set_folder(self.run.data, self.run.tokenizer))
         tokens, vocabulary = vocabulary_size(self.run.tokenizer), self.run.model.vocabulary_size or 0
         if tokens > vocabulary:
             raise OctavoError(
