@@ -8,13 +8,32 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from octavo.configuration import Section
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=64)]
 """Names become folders and parts of a cell's name: no slash, no hyphen, no plus sign."""
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ValueError(f"each one once: {value!r} is there twice")
+    return values
+
+
+EachOnce = AfterValidator(_each_once)
+"""Of a list of which a second mention would count a thing twice."""
 
 RecipeName = Literal["bf16", "fp8_delayed", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8", "nvfp4"]
 
@@ -60,6 +79,9 @@ class IndexedSource(Section):
     prefix: str
     domain: Name = "text"
 
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy, which shuffles the training sequences, takes for a seed."""
 
 Source = Annotated[PackageSource | FileSource | IndexedSource, Field(discriminator="kind")]
 
@@ -269,7 +291,7 @@ class Ablation(Section):
     """One change to one or more cells, held against the unchanged cell."""
 
     description: str
-    cells: Annotated[list[str], Field(min_length=1)]
+    cells: Annotated[list[str], Field(min_length=1), EachOnce]
     change: Annotated[dict[str, Any], Field(min_length=1)]
     """Key paths of the resolved run (model.*, precision.*, training.*) and their new values."""
 
@@ -291,7 +313,7 @@ class ExperimentFile(Section):
     """Architecture name -> a file in configs/models (without .yaml), or the model's keys written out."""
     match: Match | None = None
     precisions: Annotated[list[RecipeName | Precision], Field(min_length=1)]
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1), EachOnce]
     data: Data
     tokenizer: Tokenizer
     training: Training
@@ -301,6 +323,6 @@ class ExperimentFile(Section):
     cluster: str
     """A file in configs/clusters (without .yaml)."""
     ablations: dict[Name, Ablation] = {}
-    claims: list[str] | None = None
+    claims: Annotated[list[str], EachOnce] | None = None
     """Files in configs/claims (without .yaml); None: all."""
     budget: Budget = Budget()
