@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from rich.console import Console
 
 from octavo.data.indexed import IndexedWriter, read_documents
 from octavo.data.manifest import Manifest, check_files, check_newer_sources
+from octavo.data.packages import read_package
 from octavo.data.prepare import prepare
 from octavo.data.tokenizers import build_tokenizer
 from octavo.errors import OctavoError
-from octavo.experiment.config import BpeTokenizer, BytesTokenizer, Data, FileTokenizer, Tokenizer
+from octavo.experiment.config import BpeTokenizer, BytesTokenizer, Data, FileTokenizer, PackageSource, Tokenizer
 
 TEXTS = {f"document {number}": f"line one of {number}\nAnd éclair, 漢字 of {number}.\n" * 3 for number in range(40)}
 END = 256  # of the bytes tokenizer: one token after the 256 bytes
@@ -224,7 +226,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "cut table": (
         lambda folder: (folder / "text" / "z.parquet").write_bytes(b"PAR1 and no more"), {}, "z.parquet",
     ),
-    "nothing held out": (lambda folder: None, {"held_out": ["none of them"]}, "no documents for validation"),
+    "nothing held out": (lambda folder: None, {"held_out": []}, "no documents for validation"),
+    "a misspelt pattern": (
+        lambda folder: None, {"held_out": ["document 1?.txt", "dokument 7.txt"]}, "matches 'dokument 7.txt'",
+    ),
     "everything held out": (lambda folder: None, {"held_out": ["*"]}, "no documents for train"),
 }  # fmt: skip
 
@@ -238,6 +243,21 @@ def test_bad_text_is_one_message_and_leaves_nothing(text: Path, name: str) -> No
         make(text, keys)
     assert expected in str(caught.value)
     assert set(text.iterdir()) == before, "nothing half-written is left"
+
+
+def test_a_misspelt_pattern_of_a_packages_files_is_named(tmp_path: Path) -> None:
+    archive = tmp_path / "text.whl"
+    with zipfile.ZipFile(archive, "w") as wheel:
+        wheel.writestr("poems/sonnets.txt", "Shall I compare thee")
+        wheel.writestr("poems/odes.txt", "O for a voice")
+    source = PackageSource(
+        package="text", version="1", archive="wheel", sha256="0" * 64, files=["poems/*", "!*/odes.txt"],
+        domain="poetry", license="none",
+    )  # fmt: skip
+    assert [name for name, _ in read_package(source, archive)] == ["poems/sonnets.txt"]
+    misspelt = source.model_copy(update={"files": ["poems/*", "!*/oddes.txt"]})
+    with pytest.raises(OctavoError, match=r"no file of text 1 matches '\*/oddes\.txt'"):
+        list(read_package(misspelt, archive))
 
 
 def test_a_token_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:

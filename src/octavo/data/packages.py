@@ -105,7 +105,7 @@ def _chosen(source: PackageSource, archive: Path, names: list[str]) -> list[str]
     """The files that the patterns ask for; a pattern that begins with ! leaves files out."""
     wanted = [pattern for pattern in source.files if not pattern.startswith("!")]
     unwanted = [pattern[1:] for pattern in source.files if pattern.startswith("!")]
-    for pattern in wanted:
+    for pattern in [*wanted, *unwanted]:
         if not any(fnmatch(name, pattern) for name in names):
             raise OctavoError(f"no file of {source.package} {source.version} matches {pattern!r}", where=archive)
     return sorted(

@@ -12,6 +12,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,9 @@ class _Preparation:
                 rows.clear()
 
             for number, source in enumerate(self.data.sources):
+                unmatched = set(() if isinstance(source, IndexedSource) else source.held_out or ())
                 for document in read_source(number, source):
+                    unmatched = {pattern for pattern in unmatched if not fnmatch(document.name, pattern)}
                     split: Split = "validation" if is_held_out(document, self.data) else "train"
                     name = "train" if split == "train" else f"validation-{document.domain}"
                     if name not in writers:
@@ -155,6 +158,13 @@ class _Preparation:
                     self.progress.update(task, description=f"{source_name(source)}: {done:,} tokens")
                 if not self.documents[number]:
                     raise OctavoError(f"the source {source_name(source)} has no documents", where="data.sources")
+                if unmatched:
+                    raise OctavoError(
+                        f"no document of {source_name(source)} matches {min(unmatched)!r}",
+                        where=f"data.sources.{number}.held_out",
+                        expected="patterns that each match a document's name",
+                        fix="documents.parquet of a prepared data set lists the names; * matches slashes, too",
+                    )
             flush()
 
     def _write(
