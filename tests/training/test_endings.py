@@ -86,6 +86,17 @@ def test_data_that_no_longer_match_their_manifest(workshop: Workshop) -> None:
     assert "does not match its manifest" in said
 
 
+@pytest.mark.parametrize("key", ["sequences", "final_sequences"])
+def test_more_held_out_sequences_than_there_are(workshop: Workshop, key: str) -> None:
+    """One document of about 2,000 bytes is held out: some 60 sequences of 32 tokens."""
+    workshop.experiment("too_many", {f"training.evaluation.{key}": 1000})
+    run = workshop.run("dense-bf16", "too_many")
+    said = message(run)
+    assert f"training.evaluation.{key}: 1000" in said
+    assert "at least 1000" in said
+    assert not run.losses(), "it is told before the first step"
+
+
 def test_data_that_were_never_made(workshop: Workshop) -> None:
     workshop.experiment("missing", {"data.split_seed": 2})
     assert "octavo data" in message(workshop.run("dense-bf16", "missing"))

@@ -169,6 +169,7 @@ class _Trainer:
                 where=f"{self.folder.config} model.vocabulary_size",
                 expected=f"at least {tokens}",
             )
+        data.check_evaluation(self.training)
         return data
 
     def _quantity(self, name: str) -> float:
