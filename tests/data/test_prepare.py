@@ -286,6 +286,29 @@ def test_a_data_set_that_differs_from_its_manifest_is_refused(text: Path, spoil:
         make(text)
 
 
+def test_sizes_alone_are_compared_where_another_process_compares_hashes(text: Path) -> None:
+    manifest, path = make(text), text / "set" / "train.bin"
+    content = path.read_bytes()
+    path.write_bytes(b"\0" + content[1:])
+    check_files(text / "set", manifest, hashes=False)
+    path.write_bytes(content[:-2])
+    with pytest.raises(OctavoError, match=r"train\.bin is .* bytes instead of"):
+        check_files(text / "set", manifest, hashes=False)
+
+
+def test_validation_sequences_are_held_out_tokens_in_order_that_do_not_overlap(text: Path) -> None:
+    pytest.importorskip("torch")
+    from octavo.data.sampling import open_dataset
+
+    make(text)
+    tokens = np.concatenate(list(read_documents(text / "set" / "validation-text")))
+    whole = (len(tokens) - 1) // 50
+    found = open_dataset(text / "set").validation_sequences(50, whole)
+    assert [domain for domain, _ in found] == ["text"] * whole
+    for number, (_, sequence) in enumerate(found):
+        assert sequence.tolist() == tokens[number * 50 : number * 50 + 51].tolist()
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

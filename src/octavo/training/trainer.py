@@ -161,7 +161,7 @@ class _Trainer:
         self.sequences = self.data.training_sequences(run)
 
     def _open_data(self) -> PreparedData:
-        data = open_dataset(data_set_folder(self.run.data, self.run.tokenizer))
+        data = open_dataset(data_set_folder(self.run.data, self.run.tokenizer), hashes=self.place.local_rank == 0)
         tokens, vocabulary = vocabulary_size(self.run.tokenizer), self.run.model.vocabulary_size or 0
         if tokens > vocabulary:
             raise OctavoError(
