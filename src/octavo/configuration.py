@@ -16,9 +16,14 @@ from octavo.errors import OctavoError
 
 
 class Section(BaseModel):
-    """One section of a configuration file: unknown keys are refused, values are immutable."""
+    """One section of a configuration file: unknown keys are refused, values are immutable and what they say.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    `steps: "5"` and `learning_rate: true` are no numbers, and neither are .inf and .nan; 5 is a learning rate, too.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, strict=True, allow_inf_nan=False
+    )
 
 
 SectionType = TypeVar("SectionType", bound=Section)
@@ -42,7 +47,7 @@ def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
 
 _UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 _UniqueKeys.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
 )
 
 
