@@ -14,10 +14,12 @@ from octavo.experiment.config import BpeTokenizer, BytesTokenizer, Data, FileSou
 from octavo.experiment.run import (
     Experiment,
     data_identifier,
+    experiment_with_data,
     load_experiment,
     read_run_config,
     vocabulary_size,
 )
+from octavo.layout import ConfigFolders
 
 Load = Callable[..., Experiment]
 
@@ -154,8 +156,6 @@ def test_a_price_that_is_not_given(load: Load) -> None:
 
 def test_an_unknown_experiment_lists_those_there(load: Load, tmp_path: Path) -> None:
     load()
-    from octavo.layout import ConfigFolders
-
     with pytest.raises(OctavoError, match="missing") as caught:
         load_experiment("smal", ConfigFolders(tmp_path))
     assert "there are: small" in str(caught.value)
@@ -170,6 +170,33 @@ def test_vocabulary_sizes(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(OctavoError, match="not a Hugging Face tokenizer"):
         vocabulary_size(FileTokenizer(path=str(path), end_of_document="<eod>"))
+
+
+def test_text_that_experiments_share_is_a_file_that_they_name(load: Load, tmp_path: Path) -> None:
+    written_out = load()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "shared.yaml").write_text("sources:\n- {kind: files, path: text}\n")
+    named = load({"data": "shared"})
+    assert named.file == written_out.file
+    assert named.run("dense-bf16", 1).run_fingerprint == written_out.run("dense-bf16", 1).run_fingerprint
+    identifier = data_identifier(named.file.data, named.file.tokenizer)
+    assert experiment_with_data(identifier, ConfigFolders(tmp_path)) == "small"
+
+
+def test_errors_of_shared_text_name_its_own_file(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "shared.yaml").write_text("sources:\n- {kind: files, paht: text}\n")
+    assert "shared.yaml:2 sources.0.paht" in error_of(load, {"data": "shared"})
+    said = error_of(load, {"data": "sharde"})
+    assert "no text 'sharde'" in said
+    assert "small.yaml:" in said
+    assert "one of shared" in said
+
+
+def test_a_data_set_is_found_beside_broken_experiments(load: Load, tmp_path: Path) -> None:
+    identifier = data_identifier(load().file.data, load().file.tokenizer)
+    (tmp_path / "experiments" / "broken.yaml").write_text("data: [")
+    assert experiment_with_data(identifier, ConfigFolders(tmp_path)) == "small"
 
 
 def test_data_sets_are_shared_by_what_they_are() -> None:

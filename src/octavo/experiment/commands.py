@@ -14,6 +14,7 @@ class SchemaName(StrEnum):
 
     experiment = "experiment"
     model = "model"
+    data = "data"
     cluster = "cluster"
     device = "device"
 
@@ -28,10 +29,13 @@ def register(app: typer.Typer) -> None:
 def schema(of: Annotated[SchemaName, typer.Argument(help="Which kind of file.")] = SchemaName.experiment) -> None:
     """Print the JSON schema of a kind of configuration file, for editors."""
     from octavo.experiment.cluster import Cluster, Device
-    from octavo.experiment.config import ExperimentFile
+    from octavo.experiment.config import Data, ExperimentFile
     from octavo.models.architecture import Architecture
 
-    section = {"experiment": ExperimentFile, "model": Architecture, "cluster": Cluster, "device": Device}[of.value]
+    sections = {
+        "experiment": ExperimentFile, "model": Architecture, "data": Data, "cluster": Cluster, "device": Device,
+    }  # fmt: skip
+    section = sections[of.value]
     typer.echo(json.dumps(section.model_json_schema(), indent=2))
 
 

@@ -305,6 +305,13 @@ class Budget(Section):
     """In the cluster file's currency."""
 
 
+def _or_a_name(schema: dict[str, Any]) -> None:
+    """In the JSON schema, where the name of a file may stand for the section (it is read before this is validated)."""
+    section = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [{"type": "string"}, section]
+
+
 class ExperimentFile(Section):
     """An experiment: what to run, on what, and what it is held against."""
 
@@ -314,7 +321,8 @@ class ExperimentFile(Section):
     match: Match | None = None
     precisions: Annotated[list[RecipeName | Precision], Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1), EachOnce]
-    data: Data
+    data: Annotated[Data, Field(json_schema_extra=_or_a_name)]
+    """A file in configs/data (without .yaml), or the keys written out."""
     tokenizer: Tokenizer
     training: Training
     overrides: dict[Name, dict[str, Any]] = {}

@@ -98,6 +98,8 @@ class Experiment:
     file: ExperimentFile
     cluster: Cluster
     device: Device
+    data_path: Path
+    """The file in configs/data that the experiment names, or the experiment's own."""
     cells: dict[str, CellConfig]
     """The grid's cells and then the ablations', by name."""
 
@@ -144,7 +146,8 @@ def load_experiment(name: str, folders: ConfigFolders | None = None) -> Experime
     """Read `configs/experiments/<name>.yaml`, resolve its cells and check that they can be trained as they say."""
     folders = folders or configs()
     path = folders.experiments / f"{name}.yaml"
-    file = read_section(path, ExperimentFile)
+    value, data_path = _with_data(read_yaml(path), path, folders)
+    file = parse_section(value, ExperimentFile, path)
     cluster, device = load_cluster(file.cluster, folders, asked_by=place(path, ("cluster",)))
     models = {role: _model(role, value, path, folders) for role, value in file.models.items()}
     for role in file.overrides:
@@ -177,7 +180,7 @@ def load_experiment(name: str, folders: ConfigFolders | None = None) -> Experime
             changed = _change(cells[base], section.change, path, ("ablations", ablation, "change"))
             name_of_cell = f"{base}+{ablation}"
             cells[name_of_cell] = changed.model_copy(update={"cell": name_of_cell, "ablation": ablation})
-    experiment = Experiment(name, path, file, cluster, device, cells)
+    experiment = Experiment(name, path, file, cluster, device, data_path, cells)
     from octavo.experiment.checks import check_experiment
 
     check_experiment(experiment)
@@ -222,11 +225,28 @@ def experiment_with_data(identifier: str, folders: ConfigFolders | None = None) 
     """The name of an experiment whose data and tokenizer have this identifier (see `data_identifier`)."""
     folders = folders or configs()
     for path in sorted(folders.experiments.glob("*.yaml")):
-        sections = {key: value for key, value in read_yaml(path).items() if key in ("data", "tokenizer")}
-        with suppress(ValidationError):  # another experiment's mistakes are not this one's
+        with suppress(OctavoError, ValidationError):  # another experiment's mistakes are not this one's
+            value, _ = _with_data(read_yaml(path), path, folders)
+            sections = {key: value[key] for key in ("data", "tokenizer") if key in value}
             if _DataSections.model_validate(sections).identifier == identifier:
                 return path.stem
     raise OctavoError(f"no experiment asks for the data set {identifier}", where=folders.experiments)
+
+
+def _with_data(value: dict[str, Any], path: Path, folders: ConfigFolders) -> tuple[dict[str, Any], Path]:
+    """An experiment file's keys, with the data section that it names in its place; the file that the section is in."""
+    name = value.get("data")
+    if not isinstance(name, str):
+        return value, path
+    data_path = folders.data / f"{name}.yaml"
+    if not data_path.exists():
+        there = sorted(p.stem for p in folders.data.glob("*.yaml"))
+        raise OctavoError(
+            f"there is no text {name!r} in {folders.data}",
+            where=place(path, ("data",)),
+            expected=f"one of {', '.join(there) or '(there is none)'}, or a section",
+        )
+    return {**value, "data": read_section(data_path, Data)}, data_path
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:
