@@ -178,7 +178,9 @@ class _Preparation:
             if texts:
                 size += sum(len(text.encode("utf-8")) for text in texts)
                 for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
-                    writer.add(np.asarray(encoding.ids))
+                    tokens = np.asarray(encoding.ids)
+                    self._check_ends(tokens, document, end)
+                    writer.add(tokens)
             for tokens in batch:
                 if isinstance(tokens, np.ndarray):
                     self._check_range(tokens, document)
@@ -188,6 +190,17 @@ class _Preparation:
         writer.end_document()
         indexed = isinstance(self.data.sources[document.source], IndexedSource)
         return writer.tokens - before, None if indexed else size
+
+    def _check_ends(self, tokens: np.ndarray, document: Document, end: int) -> None:
+        """A tokenizer may read its end of a document from text, where it does not call the token special."""
+        if (tokens == end).any():
+            raise OctavoError(
+                f"document {document.name} spells {end_of_document(self.config)!r}, which the tokenizer takes for the "
+                "end of a document",
+                where=source_name(self.data.sources[document.source]),
+                expected="text without it, or a tokenizer to which it is special",
+                fix='mark the token as "special": true in tokenizer.json, or name another: tokenizer.end_of_document',
+            )
 
     def _check_range(self, tokens: np.ndarray, document: Document) -> None:
         if len(tokens) and int(tokens.max()) >= self.vocabulary_size:
