@@ -6,10 +6,13 @@ import gzip
 import io
 import json
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +42,13 @@ def write_txt(folder: Path, compress: Callable[[bytes], bytes] = bytes, suffix: 
 
 
 def write_jsonl(folder: Path) -> None:
-    (folder / "all.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS.values()))
+    lines = [json.dumps({"text": text}) + "\n" for text in TEXTS.values()]
+    (folder / "all.jsonl").write_text("\n  \n".join(lines) + "\n")  # blank lines between them are no documents
 
 
-def write_parquet(folder: Path) -> None:
-    pd.DataFrame({"text": list(TEXTS.values()), "other": range(len(TEXTS))}).to_parquet(folder / "all.parquet")
+def write_parquet(folder: Path, compress: Callable[[bytes], bytes] = bytes, suffix: str = "") -> None:
+    table = pd.DataFrame({"text": list(TEXTS.values()), "other": range(len(TEXTS))}).to_parquet()
+    (folder / f"all.parquet{suffix}").write_bytes(compress(table))
 
 
 FORMATS: dict[str, Callable[[Path], None]] = {
@@ -52,6 +57,8 @@ FORMATS: dict[str, Callable[[Path], None]] = {
     "txt.zst": lambda folder: write_txt(folder, zstandard.ZstdCompressor().compress, ".zst"),
     "jsonl": write_jsonl,
     "parquet": write_parquet,
+    "parquet.gz": lambda folder: write_parquet(folder, gzip.compress, ".gz"),
+    "parquet.zst": lambda folder: write_parquet(folder, zstandard.ZstdCompressor().compress, ".zst"),
 }
 
 
@@ -176,6 +183,42 @@ def test_every_text_survives_tokenising(text: str) -> None:
     assert plain.encode(text, add_special_tokens=False).ids == list(text.encode())
 
 
+def test_text_that_spells_the_end_of_a_document_is_plain_text(text: Path) -> None:
+    spelt = "before <|end_of_document|> after"
+    (text / "text" / "document 3.txt").write_text(spelt)
+    make(text, {"held_out": ["document 3.txt"]})
+    (tokens,) = read_documents(text / "set" / "validation-text")
+    assert tokens.tolist() == [*spelt.encode(), END]
+
+
+def test_text_that_spells_an_end_that_is_not_special_to_its_tokenizer_is_refused(text: Path) -> None:
+    tokenizer = build_tokenizer(BytesTokenizer(), iter([]))
+    tokenizer.add_tokens(["<eod>"])
+    tokenizer.save(str(text / "tokenizer.json"))
+    config = FileTokenizer(path=str(text / "tokenizer.json"), end_of_document="<eod>")
+    make(text, tokenizer=config)
+    (text / "text" / "document 3.txt").write_text("before <eod> after")
+    shutil.rmtree(text / "set")
+    with pytest.raises(OctavoError, match=r"document 3\.txt spells '<eod>'"):
+        make(text, tokenizer=config)
+
+
+def test_rows_of_a_query_that_are_no_documents_are_refused(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "text.sqlite")) as database:
+        database.execute("create table books (name text, pages int)")
+        database.execute("insert into books values ('job', 42)")
+        database.commit()
+    archive = tmp_path / "text.whl"
+    with zipfile.ZipFile(archive, "w") as wheel:
+        wheel.write(tmp_path / "text.sqlite", "text.sqlite")
+    source = PackageSource(
+        package="text", version="1", archive="wheel", sha256="0" * 64, files=["text.sqlite"], domain="scripture",
+        license="none", reader="sqlite", query="select name, pages from books",
+    )  # fmt: skip
+    with pytest.raises(OctavoError, match=r"gives a row of \(str, int\)"):
+        list(read_package(source, archive))
+
+
 def test_a_trained_tokenizer_can_be_used_by_path(text: Path) -> None:
     make(text, tokenizer=BpeTokenizer(vocabulary_size=300))
     (text / "set").rename(text / "first")
@@ -215,6 +258,24 @@ BROKEN: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     ),
     "cut gzip": (
         lambda folder: (folder / "text" / "z.txt.gz").write_bytes(gzip.compress(b"text" * 999)[:-20]), {}, "z.txt.gz",
+    ),
+    "damaged gzip": (
+        lambda folder: (folder / "text" / "z.txt.gz").write_bytes(gzip.compress(b"text")[:10] + b"\xff" * 20), {},
+        "z.txt.gz",
+    ),
+    "cut compressed table": (
+        lambda folder: (folder / "text" / "z.parquet.gz").write_bytes(gzip.compress(b"PAR1" * 99)[:-20]), {},
+        "z.parquet.gz",
+    ),
+    "half a character": (
+        lambda folder: (folder / "text" / "z.jsonl").write_text('{"text": "a"}\n{"text": "b\\ud83d"}\n'), {},
+        "z.jsonl:2",
+    ),
+    "a number of 5,000 digits": (
+        lambda folder: (folder / "text" / "z.jsonl").write_text('{"text": ' + "1" * 5000 + "}\n"), {}, "z.jsonl:1",
+    ),
+    "JSON in JSON in JSON": (
+        lambda folder: (folder / "text" / "z.jsonl").write_text("[" * 100_000 + "\n"), {}, "z.jsonl:1",
     ),
     "bad JSON": (
         lambda folder: (folder / "text" / "z.jsonl").write_text('{"text": "a"}\n{"text": \n'), {}, "z.jsonl:2",

@@ -106,6 +106,10 @@ def test_tokens_become_whole_steps(load: Load) -> None:
         ({"models": {"my-model": "x"}}, ["my-model"]),
         ({"models": {"dense": "absent"}}, ["no model 'absent'", "models.dense"]),
         ({"models.moe.experts.top_k": 9}, ["top_k", "9 of 8"]),
+        ({"models.dense.attention.head_size": 15}, ["models.dense.attention.head_size", "15", "multiple of 2"]),
+        ({"training.optimizer.learning_rate": float("inf")}, ["training.optimizer.learning_rate", "inf", "finite"]),
+        ({"training.optimizer.beta1": 1.0}, ["training.optimizer.beta1", "less than 1"]),
+        ({"training.schedule": {"warmup_fraction": 1.0}}, ["training.schedule.warmup_fraction", "less than 1"]),
         ({"models.dense.feed_forward_size": ...}, ["feed_forward_size is missing"]),
         ({"models.dense.vocabulary_size": 100}, ["vocabulary", "100 < 257", "models.dense"]),
         ({"cluster": "two"}, ["no cluster 'two'", "one of one"]),
@@ -167,6 +171,8 @@ def test_vocabulary_sizes(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 7, "content": "<eod>"}]}))
     assert vocabulary_size(FileTokenizer(path=str(path), end_of_document="<eod>")) == 8
+    path.write_text(json.dumps({"model": {"vocab": [["a", -1.0], ["b", -2.0]]}, "added_tokens": []}))  # Unigram
+    assert vocabulary_size(FileTokenizer(path=str(path), end_of_document="b")) == 2
     path.write_text("{}")
     with pytest.raises(OctavoError, match="not a Hugging Face tokenizer"):
         vocabulary_size(FileTokenizer(path=str(path), end_of_document="<eod>"))

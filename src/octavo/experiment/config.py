@@ -21,6 +21,7 @@ from pydantic import (
 from octavo.configuration import Section
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+ProperFraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=64)]
 """Names become folders and parts of a cell's name: no slash, no hyphen, no plus sign."""
 
@@ -130,8 +131,8 @@ class Optimizer(Section):
     """On the learning rate of the input embedding and the output head."""
     router_multiplier: PositiveFloat = 1.0
     """On the learning rate of the routers."""
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.95
+    beta1: ProperFraction = 0.9
+    beta2: ProperFraction = 0.95
     epsilon: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
     clip_gradient: PositiveFloat = 1.0
@@ -142,7 +143,7 @@ class Optimizer(Section):
 class Schedule(Section):
     """The learning rate over the run: linear warm-up, then a decay to `minimum` times the peak."""
 
-    warmup_fraction: Fraction = 0.05
+    warmup_fraction: ProperFraction = 0.05
     decay: Literal["linear", "cosine", "constant"] = "linear"
     minimum: Fraction = 0.0
 

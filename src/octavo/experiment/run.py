@@ -255,14 +255,15 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
         path = repository() / tokenizer.path
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-            identifiers = [*value["model"]["vocab"].values(), *(token["id"] for token in value["added_tokens"])]
-        except FileNotFoundError:
-            raise OctavoError("the tokenizer's file is missing", where=path) from None
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            vocabulary = value["model"]["vocab"]  # token -> number; of a Unigram model the tokens by number
+            numbers = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+            return max([*numbers, *(token["id"] for token in value["added_tokens"])]) + 1
+        except OSError as error:
+            raise OctavoError(f"the tokenizer's file cannot be read: {error.strerror}", where=path) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise OctavoError(
                 "the file is not a Hugging Face tokenizer", where=path, expected="a tokenizer.json with model.vocab"
             ) from error
-        return max(identifiers) + 1
     return 257 if tokenizer.kind == "bytes" else tokenizer.vocabulary_size
 
 
