@@ -424,6 +424,25 @@ def test_a_look_reads_only_text_that_is_newer_than_the_data_set(text: Path) -> N
         check_newer_sources(data, BytesTokenizer(), text / "set")
 
 
+def test_errors_name_the_key_of_the_experiment(text: Path) -> None:
+    (text / "text" / "z.jsonl").write_text('{"body": "a"}\n')
+    data = Data.model_validate({"sources": [{"kind": "files", "path": str(text / "text")}]})
+
+    def place(*keys: str | int) -> str:
+        return f"small.yaml:7 {keys}"
+
+    with pytest.raises(OctavoError) as caught:
+        prepare(data, BytesTokenizer(), text / "set", Console(quiet=True), place)
+    assert caught.value.where == f"{text / 'text' / 'z.jsonl'}:1"
+    assert caught.value.asked_by == "small.yaml:7 ('data', 'sources', 0)"
+
+
+def test_a_data_set_of_as_many_documents_as_are_noted_at_a_time(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo.data.prepare.DOCUMENT_ROWS", len(TEXTS) // 2)
+    make(text)
+    assert len(pd.read_parquet(text / "set" / "documents.parquet")) == len(TEXTS)
+
+
 def test_progress_is_shown(text: Path) -> None:
     out = io.StringIO()
     source = {"kind": "files", "path": str(text / "text")}

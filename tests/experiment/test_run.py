@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,27 @@ def test_tokens_become_whole_steps(load: Load) -> None:
             {"ablations.shared.change": {"model.experts.shred": 1}},
             ["'model.experts.shred'", "model.experts.shared_size"],
         ),
+        (
+            {"models.dense.attention.hed_size": 3},
+            ["unknown key 'hed_size'", "models.dense.attention.hed_size", "one of head_size, heads, kind"],
+        ),
+        ({"models.dense.attention.kv_heads": 3}, ["models.dense.attention\n", "3 does not divide 4"]),
+        ({"models.dense.attention.kind": "mqa"}, ["'mqa'", "models.dense.attention.kind", "one of 'gqa', 'mla'"]),
+        ({"data.sources": [{"path": "text"}]}, ["key 'kind' is missing", "data.sources.0.kind"]),
+        ({"models.dense": 3}, ["wrong value: 3", "models.dense\n"]),
+        (
+            {"overrides": {"moe": {"training.optimizer.learning_rate": "x"}}},
+            ["'x'", "overrides.moe.training.optimizer.learning_rate"],
+        ),
+        (
+            {"overrides": {"moe": {"training.optimizer": {"learning_rate": 1e-3, "bta1": 0.9}}}},
+            ["unknown key 'bta1'", "overrides.moe.training.optimizer.bta1", "beta1"],
+        ),
         ({"ablations.shared.change": {"data.split_seed": 1}}, ["'data.split_seed'", "model, precision"]),
-        ({"ablations.shared.change": {"model.experts.top_k": 99}}, ["99 of 8", "ablations.shared.change"]),
+        (
+            {"ablations.shared.change": {"model.experts.top_k": 99}},
+            ["99 of 8", "ablations.shared.change.model.experts.top_k"],
+        ),
         (
             {"match": {"by": "active_parameters", "tolerance": 0.02}, "models.dense.feed_forward_size": 256},
             # 2 x (4 x 64 x 64 + 3 x 64 x 256 + 2 x 64) + 64 + 257 x 64; and with 2 of 8 experts of 64 and a router
@@ -140,6 +160,8 @@ def test_bad_experiments_are_refused(load: Load, changes: dict[str, Any], words:
     assert "small.yaml" in message
     for word in words:
         assert word in message
+    for tag in ("gqa", "dict[", "literal[", "Precision", "[key]"):
+        assert f".{tag}" not in message, "no file holds it"
 
 
 def test_more_devices_than_the_cluster_has(load: Load) -> None:
@@ -163,6 +185,12 @@ def test_an_unknown_experiment_lists_those_there(load: Load, tmp_path: Path) -> 
     with pytest.raises(OctavoError, match="missing") as caught:
         load_experiment("smal", ConfigFolders(tmp_path))
     assert "there are: small" in str(caught.value)
+
+
+def test_a_missing_tokenizer_names_the_line_that_asks_for_it(load: Load) -> None:
+    message = error_of(load, {"tokenizer": {"kind": "file", "path": "gone.json", "end_of_document": "<eod>"}})
+    assert "the tokenizer's file cannot be read: No such file" in message
+    assert re.search(r"asked by: .*small\.yaml:\d+ tokenizer", message)
 
 
 def test_vocabulary_sizes(tmp_path: Path) -> None:

@@ -22,5 +22,7 @@ def data(
     from octavo.data.prepare import prepare
     from octavo.experiment.run import load_experiment
 
-    file = load_experiment(experiment).file
-    prepare(file.data, file.tokenizer, data_set_folder(file.data, file.tokenizer), Console(stderr=True, soft_wrap=True))
+    asked = load_experiment(experiment)
+    text, tokenizer = asked.file.data, asked.file.tokenizer
+    console = Console(stderr=True, soft_wrap=True)
+    prepare(text, tokenizer, data_set_folder(text, tokenizer), console, asked.place)

@@ -63,12 +63,12 @@ def source_files(source: Source) -> list[Path]:
         for path in pair:
             if not path.is_file():
                 raise OctavoError(
-                    "a tokenised source is missing", where=path, fix="check `prefix` under data.sources: no suffix"
+                    "a tokenised source is missing", where=path, fix="put it there, or correct `prefix` (no suffix)"
                 )
         return pair
     path = repository() / source.path
     if not path.exists():
-        raise OctavoError("a source of text is missing", where=path, fix="check `path` under data.sources")
+        raise OctavoError("a source of text is missing", where=path, fix="put the text there, or correct `path`")
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _format(file) and file.is_file())
     if not files or _format(files[0]) is None:
         raise OctavoError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from fnmatch import fnmatch
 from itertools import islice
@@ -22,6 +22,7 @@ import tokenizers
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from octavo.configuration import dotted
 from octavo.data.documents import Document, file_name, is_held_out, read_source, source_files, source_name
 from octavo.data.indexed import IndexedWriter, token_type
 from octavo.data.manifest import (
@@ -35,7 +36,7 @@ from octavo.data.manifest import (
     read_manifest,
 )
 from octavo.data.tokenizers import build_tokenizer, end_of_document
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, asked_by
 from octavo.experiment.config import BpeTokenizer, Data, FileTokenizer, IndexedSource, PackageSource, Source, Tokenizer
 from octavo.experiment.run import vocabulary_size
 from octavo.files import sha256, unwritable, write_json, write_text
@@ -55,22 +56,30 @@ DOCUMENT_FIELDS = (
 """Columns of documents.parquet, in the order of the sources; a split's documents are in the order of its .idx file."""
 
 
-def prepare(data: Data, tokenizer: Tokenizer, folder: Path, console: Console) -> Manifest:
+def _dotted(*keys: str | int) -> str:
+    return dotted(keys)
+
+
+def prepare(
+    data: Data, tokenizer: Tokenizer, folder: Path, console: Console, place: Callable[..., str] = _dotted
+) -> Manifest:
     """Make the data set in `folder` unless it is there; its manifest.
 
+    `place` tells, for messages, where a key of the experiment stands.
     Raises OctavoError for missing or unreadable text, a domain without held-out or training documents, a tokenizer that
     does not fit, a full disk, and a data set that is there but differs from its manifest, or whose text does.
     """
     if (folder / "manifest.json").exists():
         manifest = read_manifest(folder)
         check_files(folder, manifest)
-        check_sources(data, tokenizer, folder)
+        with asked_by(place, "data"):
+            check_sources(data, tokenizer, folder)
         console.print(f"{folder}: there already, {_summary(manifest)}")
         return manifest
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
-            manifest = _Preparation(data, tokenizer, Path(name), console).make(folder.name)
+            manifest = _Preparation(data, tokenizer, Path(name), console, place).make(folder.name)
             _move(Path(name), folder)
     except OSError as error:
         raise unwritable(folder, error) from error
@@ -81,12 +90,18 @@ def prepare(data: Data, tokenizer: Tokenizer, folder: Path, console: Console) ->
 class _Preparation:
     """One preparation in a temporary folder."""
 
-    def __init__(self, data: Data, config: Tokenizer, folder: Path, console: Console) -> None:
-        self.data, self.config, self.folder = data, config, folder
+    def __init__(
+        self, data: Data, config: Tokenizer, folder: Path, console: Console, place: Callable[..., str]
+    ) -> None:
+        self.data, self.config, self.folder, self.place = data, config, folder, place
         self.counts: dict[tuple[Split, str], Counts] = {}
         self.documents: dict[int, int] = defaultdict(int)
-        self.files = {number: source_files(source) for number, source in enumerate(data.sources)}
-        self.vocabulary_size = vocabulary_size(config)
+        self.files: dict[int, list[Path]] = {}
+        for number, source in enumerate(data.sources):
+            with asked_by(place, "data", "sources", number):
+                self.files[number] = source_files(source)
+        with asked_by(place, "tokenizer"):
+            self.vocabulary_size = vocabulary_size(config)
         self.progress = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
         )
@@ -94,7 +109,8 @@ class _Preparation:
     def make(self, identifier: str) -> Manifest:
         with self.progress:
             task = self.progress.add_task("training the tokenizer")
-            tokenizer = build_tokenizer(self.config, self._training_text())
+            with asked_by(self.place, "tokenizer"):
+                tokenizer = build_tokenizer(self.config, self._training_text())
             write_text(self.folder / "tokenizer.json", tokenizer.to_str())
             end = tokenizer.token_to_id(end_of_document(self.config))
             assert end is not None, "checked where the tokenizer was made"
@@ -110,17 +126,18 @@ class _Preparation:
         texts = [number for number, source in enumerate(self.data.sources) if not isinstance(source, IndexedSource)]
         for number in texts:
             left = self.config.training_bytes // len(texts)
-            for document in read_source(number, self.data.sources[number]):
-                if left <= 0:
-                    break
-                if is_held_out(document, self.data):
-                    continue
-                for piece in document.pieces:
-                    assert isinstance(piece, str), "not an indexed source"
-                    yield piece
-                    left -= len(piece)
+            with asked_by(self.place, "data", "sources", number):
+                for document in read_source(number, self.data.sources[number]):
                     if left <= 0:
                         break
+                    if is_held_out(document, self.data):
+                        continue
+                    for piece in document.pieces:
+                        assert isinstance(piece, str), "not an indexed source"
+                        yield piece
+                        left -= len(piece)
+                        if left <= 0:
+                            break
 
     def _tokenise(self, tokenizer: tokenizers.Tokenizer, end: int, task: Any) -> None:
         import pyarrow as pa
@@ -142,30 +159,36 @@ class _Preparation:
 
             for number, source in enumerate(self.data.sources):
                 unmatched = set(() if isinstance(source, IndexedSource) else source.held_out or ())
-                for document in read_source(number, source):
-                    unmatched = {pattern for pattern in unmatched if not fnmatch(document.name, pattern)}
-                    split: Split = "validation" if is_held_out(document, self.data) else "train"
-                    name = "train" if split == "train" else f"validation-{document.domain}"
-                    if name not in writers:
-                        writer = IndexedWriter(self.folder / name, self.vocabulary_size)
-                        writers[name] = stack.enter_context(writer)
-                    tokens, size = self._write(document, writers[name], tokenizer, end)
-                    self._count(document, split, tokens, size)
-                    rows.append((number, document.name, document.domain, split, tokens))
-                    if len(rows) == DOCUMENT_ROWS:
-                        flush()
-                    done = sum(count.tokens for count in self.counts.values())
-                    self.progress.update(task, description=f"{source_name(source)}: {done:,} tokens")
-                if not self.documents[number]:
-                    raise OctavoError(f"the source {source_name(source)} has no documents", where="data.sources")
-                if unmatched:
-                    raise OctavoError(
-                        f"no document of {source_name(source)} matches {min(unmatched)!r}",
-                        where=f"data.sources.{number}.held_out",
-                        expected="patterns that each match a document's name",
-                        fix="documents.parquet of a prepared data set lists the names; * matches slashes, too",
-                    )
-            flush()
+                with asked_by(self.place, "data", "sources", number):
+                    for document in read_source(number, source):
+                        unmatched = {pattern for pattern in unmatched if not fnmatch(document.name, pattern)}
+                        split: Split = "validation" if is_held_out(document, self.data) else "train"
+                        name = "train" if split == "train" else f"validation-{document.domain}"
+                        if name not in writers:
+                            writer = IndexedWriter(self.folder / name, self.vocabulary_size)
+                            writers[name] = stack.enter_context(writer)
+                        tokens, size = self._write(document, writers[name], tokenizer, end)
+                        self._count(document, split, tokens, size)
+                        rows.append((number, document.name, document.domain, split, tokens))
+                        if len(rows) == DOCUMENT_ROWS:
+                            flush()
+                        done = sum(count.tokens for count in self.counts.values())
+                        self.progress.update(task, description=f"{source_name(source)}: {done:,} tokens")
+                self._check_source(number, unmatched)
+            if rows:
+                flush()
+
+    def _check_source(self, number: int, unmatched: set[str]) -> None:
+        name = source_name(self.data.sources[number])
+        if not self.documents[number]:
+            raise OctavoError(f"the source {name} has no documents", where=self.place("data", "sources", number))
+        if unmatched:
+            raise OctavoError(
+                f"no document of {name} matches {min(unmatched)!r}",
+                where=self.place("data", "sources", number, "held_out"),
+                expected="patterns that each match a document's name",
+                fix="documents.parquet of a prepared data set lists the names; * matches slashes, too",
+            )
 
     def _write(
         self, document: Document, writer: IndexedWriter, tokenizer: tokenizers.Tokenizer, end: int
@@ -225,7 +248,7 @@ class _Preparation:
                 if (split, domain) not in self.counts:
                     raise OctavoError(
                         f"domain {domain!r} has no documents for {split}",
-                        where="data",
+                        where=self.place("data"),
                         expected="at least one document of every domain in each split",
                         fix="name documents under held_out, or change data.validation_fraction or data.split_seed",
                     )

@@ -42,10 +42,17 @@ def schema(of: Annotated[SchemaName, typer.Argument(help="Which kind of file.")]
 def check(
     experiment: Annotated[str, typer.Argument(help="Name of a file in configs/experiments, without .yaml.")],
 ) -> None:
-    """Read an experiment with everything it names, check it, and list its cells."""
+    """Read an experiment with everything it names, check it, see that its local text is there, and list its cells."""
+    from octavo.data.documents import source_files
+    from octavo.errors import asked_by
+    from octavo.experiment.config import PackageSource
     from octavo.experiment.run import load_experiment
 
     loaded = load_experiment(experiment)
+    for number, source in enumerate(loaded.file.data.sources):
+        if not isinstance(source, PackageSource):  # packages are fetched when the text is prepared
+            with asked_by(loaded.place, "data", "sources", number):
+                source_files(source)
     for cell in loaded.cells:
         typer.echo(cell)
 

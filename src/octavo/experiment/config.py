@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     model_validator,
 )
 
@@ -306,6 +308,16 @@ class Budget(Section):
     """In the cluster file's currency."""
 
 
+def _form(value: Any) -> str:
+    return "name" if isinstance(value, str) else "section"
+
+
+ModelOrName = Annotated[Annotated[str, Tag("name")] | Annotated[dict[str, Any], Tag("section")], Discriminator(_form)]
+PrecisionOrName = Annotated[
+    Annotated[RecipeName, Tag("name")] | Annotated[Precision, Tag("section")], Discriminator(_form)
+]
+
+
 def _or_a_name(schema: dict[str, Any]) -> None:
     """In the JSON schema, where the name of a file may stand for the section (it is read before this is validated)."""
     section = dict(schema)
@@ -317,10 +329,10 @@ class ExperimentFile(Section):
     """An experiment: what to run, on what, and what it is held against."""
 
     description: str
-    models: Annotated[dict[Name, str | dict[str, Any]], Field(min_length=1)]
+    models: Annotated[dict[Name, ModelOrName], Field(min_length=1)]
     """Architecture name -> a file in configs/models (without .yaml), or the model's keys written out."""
     match: Match | None = None
-    precisions: Annotated[list[RecipeName | Precision], Field(min_length=1)]
+    precisions: Annotated[list[PrecisionOrName], Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1), EachOnce]
     data: Annotated[Data, Field(json_schema_extra=_or_a_name)]
     """A file in configs/data (without .yaml), or the keys written out."""

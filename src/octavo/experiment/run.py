@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from octavo.configuration import Section, parse_section, place, read_section, read_yaml
-from octavo.errors import OctavoError
+from octavo.configuration import Keys, Section, parse_section, place, read_section, read_yaml, section_error
+from octavo.errors import OctavoError, asked_by
 from octavo.experiment.cluster import Cluster, Device
 from octavo.experiment.config import (
     Data,
@@ -123,6 +123,12 @@ class Experiment:
             )
         baselines = self.file.ablations[ablation].cells
         return [self.cells[name] for name in [*baselines, *(f"{base}+{ablation}" for base in baselines)]]
+
+    def place(self, *keys: str | int) -> str:
+        """`file:line key.path` of one of the experiment's keys, also where its text is a file of its own."""
+        if keys[0] == "data" and self.data_path != self.path:
+            return place(self.data_path, keys[1:])
+        return place(self.path, keys)
 
     def run(self, cell: str, seed: int) -> RunConfig:
         """One run, resolved."""
@@ -283,7 +289,8 @@ def _model(role: str, value: str | dict[str, Any], path: Path, folders: ConfigFo
 def _cell(
     name: str, path: Path, file: ExperimentFile, role: str, model: Architecture, precision: Precision
 ) -> CellConfig:
-    vocabulary = vocabulary_size(file.tokenizer)
+    with asked_by(lambda *keys: place(path, keys), "tokenizer"):
+        vocabulary = vocabulary_size(file.tokenizer)
     if model.vocabulary_size is None:
         model = model.model_copy(update={"vocabulary_size": vocabulary})
     elif model.vocabulary_size < vocabulary:
@@ -336,8 +343,14 @@ def _change(cell: CellConfig, change: dict[str, Any], path: Path, at: tuple[str,
         target[last] = new
     try:
         return CellConfig.model_validate(value)
-    except ValueError:
-        changed = {key.split(".")[0] for key in change}
-        for key in sorted(changed):  # name the section in the message; the line is the change's own
-            parse_section(value[key], CellConfig.model_fields[key].annotation, path, at=at)  # type: ignore[arg-type]
-        raise
+    except ValidationError as error:
+
+        def in_file(keys: Keys) -> Keys:
+            """The change that a value is, is part of, or has a part in."""
+            for dotted_path in change:
+                changed = tuple(dotted_path.split("."))
+                if changed[: len(keys)] == keys[: len(changed)]:
+                    return (*at, dotted_path, *keys[len(changed) :])
+            return at
+
+        raise section_error(error, value, CellConfig, path, in_file) from None
