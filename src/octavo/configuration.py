@@ -156,9 +156,9 @@ def _keys_of(loc: Keys, value: Any, *, missing: bool) -> Keys:
     """The keys of a pydantic location: without its marks (a union's member, a key itself), which stand in no file."""
     keys: Keys = ()
     for part in loc:
-        held = range(len(value)) if isinstance(value, list) else value if isinstance(value, dict) else ()
-        if part in held:
-            keys, value = (*keys, part), value[part]
+        held: Any = dict(enumerate(value)) if isinstance(value, list) else value
+        if isinstance(held, dict) and part in held:
+            keys, value = (*keys, part), held[part]
     return (*keys, loc[-1]) if missing else keys
 
 
