@@ -17,6 +17,7 @@ import signal
 import socket
 import time
 from contextlib import nullcontext
+from itertools import takewhile
 from typing import Any, Literal
 
 import torch
@@ -178,8 +179,9 @@ class _Trainer:
     # --- going --------------------------------------------------------------------------------------------------------
 
     def _loop(self) -> Ending:
-        training, high = self.training, 0
+        training = self.training
         limit = DIVERGED_LOSS * math.log(self.run.model.vocabulary_size or 1)
+        high = self._steps_above(limit)
         for step in range(self.done + 1, self.total_steps + 1):
             began = time.perf_counter()
             probes = bool(self.routers.layers) and step % training.logging.expert_load_interval == 0
@@ -203,6 +205,16 @@ class _Trainer:
             if result.stop:
                 return "signalled"
         return "completed"
+
+    def _steps_above(self, limit: float) -> int:
+        """Steps on end with a loss above the limit, up to the checkpoint that the run goes on from."""
+        high = [0]
+        if self.done and self.place.leads:
+            steps = {one.step: one.loss for one in read_lines(self.folder.metrics, MetricsRecord) if one.step_seconds}
+            high = [sum(1 for _ in takewhile(lambda step: (steps.get(step) or 0.0) > limit, range(self.done, 0, -1)))]
+        if self.place.world_size > 1:
+            torch.distributed.broadcast_object_list(high, src=0)
+        return high[0]
 
     def _examines(self, step: int) -> bool:
         """Whether this step's FP8 numbers are looked at (emulated ones: Transformer Engine does not show its own)."""
