@@ -196,7 +196,7 @@ class Training(Section):
     checkpoints: Checkpoints
     initialisation_std: PositiveFloat = 0.02
     multi_token_prediction_weight: NonNegativeFloat = 0.1
-    threads: PositiveInt = 1
+    threads: Annotated[PositiveInt, Field(le=1024)] = 1
     """CPU threads per process (a different number may change bits)."""
     flush_denormals: bool = True
     """Flush subnormal FP32 results to zero on CPUs (faster; changes bits)."""
