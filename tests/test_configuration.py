@@ -58,6 +58,31 @@ def test_wrong_type_names_value_and_expectation(tmp_path: Path) -> None:
     assert "valid integer" in message
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("rate: 1\ninner: {size: '5'}", "'5'"),
+        ("rate: 1\ninner: {size: 5.0}", "5.0"),
+        ("rate: 1\ninner: {size: true}", "True"),
+        ("rate: true\ninner: {size: 5}", "True"),
+        ("rate: '4e-3'\ninner: {size: 5}", "'4e-3'"),
+        ("rate: .inf\ninner: {size: 5}", "inf"),
+        ("rate: .nan\ninner: {size: 5}", "nan"),
+    ],
+)
+def test_a_value_is_not_turned_into_what_is_expected(tmp_path: Path, text: str, value: str) -> None:
+    assert f"wrong value: {value}" in error_of(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["4e-3", "4.e-3", ".4e-2", "0.004", "+4E-3"])
+def test_every_way_to_write_a_number_is_a_number(tmp_path: Path, text: str) -> None:
+    assert read_section(write(tmp_path, f"rate: {text}\ninner: {{size: 1}}"), Outer).rate == 0.004
+
+
+def test_a_whole_number_is_a_rate(tmp_path: Path) -> None:
+    assert read_section(write(tmp_path, "rate: 1\ninner: {size: 1}"), Outer).rate == 1.0
+
+
 def test_value_outside_the_allowed_names_them(tmp_path: Path) -> None:
     message = error_of(write(tmp_path, "rate: 1\ninner: {size: 1, kind: c}\n"))
     assert "'c'" in message

@@ -38,6 +38,11 @@ class ConfigFolders:
         return self.root / "experiments"
 
     @property
+    def data(self) -> Path:
+        """Text that experiments share."""
+        return self.root / "data"
+
+    @property
     def models(self) -> Path:
         """Architecture files."""
         return self.root / "models"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from octavo.accounting import status
 from octavo.accounting.books import attempts_frame, running
 from octavo.accounting.status import run_statuses
 from octavo.experiment.run import Experiment, load_experiment
@@ -107,6 +108,22 @@ def test_status_tells_what_is_done_how_far_the_rest_is_and_how_long_it_takes(roo
     assert (stopped.state, stopped.step, stopped.steps) == ("stopped", 40, 100)
     assert stopped.seconds_left == pytest.approx(60.0)  # 60 steps of 1 s
     assert states[("dense-fp8_blockwise", 1)].state == "waiting"
+
+
+def test_status_names_a_result_that_cannot_be_read(root: Path) -> None:
+    experiment, folder = books(root)
+    result = folder.run("dense-bf16", 1).result
+    result.write_text(result.read_text()[:-20])
+    (found,) = (one for one in run_statuses(experiment) if (one.cell, one.seed) == ("dense-bf16", 1))
+    assert found.state == "damaged"
+    assert found.error is not None
+    assert found.error.startswith("results/synthetic/runs/dense-bf16/seed-1/result.json: the file is not whole JSON")
+
+
+def test_status_tells_a_run_on_other_text(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment, _ = books(root)
+    monkeypatch.setattr(status, "current_manifest", lambda *_: "another")
+    assert {one.state for one in run_statuses(experiment) if one.cell in CELLS} == {"changed"}
 
 
 def test_the_table_survives_its_file(root: Path) -> None:

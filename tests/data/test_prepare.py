@@ -5,9 +5,14 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import shutil
+import sqlite3
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +25,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from octavo.data.indexed import IndexedWriter, read_documents
-from octavo.data.manifest import Manifest, check_files
+from octavo.data.manifest import Manifest, check_files, check_newer_sources
+from octavo.data.packages import read_package
 from octavo.data.prepare import prepare
 from octavo.data.tokenizers import build_tokenizer
 from octavo.errors import OctavoError
-from octavo.experiment.config import BpeTokenizer, BytesTokenizer, Data, FileTokenizer, Tokenizer
+from octavo.experiment.config import BpeTokenizer, BytesTokenizer, Data, FileTokenizer, PackageSource, Tokenizer
 
 TEXTS = {f"document {number}": f"line one of {number}\nAnd éclair, 漢字 of {number}.\n" * 3 for number in range(40)}
 END = 256  # of the bytes tokenizer: one token after the 256 bytes
@@ -36,11 +42,13 @@ def write_txt(folder: Path, compress: Callable[[bytes], bytes] = bytes, suffix: 
 
 
 def write_jsonl(folder: Path) -> None:
-    (folder / "all.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS.values()))
+    lines = [json.dumps({"text": text}) + "\n" for text in TEXTS.values()]
+    (folder / "all.jsonl").write_text("\n  \n".join(lines) + "\n")  # blank lines between them are no documents
 
 
-def write_parquet(folder: Path) -> None:
-    pd.DataFrame({"text": list(TEXTS.values()), "other": range(len(TEXTS))}).to_parquet(folder / "all.parquet")
+def write_parquet(folder: Path, compress: Callable[[bytes], bytes] = bytes, suffix: str = "") -> None:
+    table = pd.DataFrame({"text": list(TEXTS.values()), "other": range(len(TEXTS))}).to_parquet()
+    (folder / f"all.parquet{suffix}").write_bytes(compress(table))
 
 
 FORMATS: dict[str, Callable[[Path], None]] = {
@@ -49,6 +57,8 @@ FORMATS: dict[str, Callable[[Path], None]] = {
     "txt.zst": lambda folder: write_txt(folder, zstandard.ZstdCompressor().compress, ".zst"),
     "jsonl": write_jsonl,
     "parquet": write_parquet,
+    "parquet.gz": lambda folder: write_parquet(folder, gzip.compress, ".gz"),
+    "parquet.zst": lambda folder: write_parquet(folder, zstandard.ZstdCompressor().compress, ".zst"),
 }
 
 
@@ -173,6 +183,42 @@ def test_every_text_survives_tokenising(text: str) -> None:
     assert plain.encode(text, add_special_tokens=False).ids == list(text.encode())
 
 
+def test_text_that_spells_the_end_of_a_document_is_plain_text(text: Path) -> None:
+    spelt = "before <|end_of_document|> after"
+    (text / "text" / "document 3.txt").write_text(spelt)
+    make(text, {"held_out": ["document 3.txt"]})
+    (tokens,) = read_documents(text / "set" / "validation-text")
+    assert tokens.tolist() == [*spelt.encode(), END]
+
+
+def test_text_that_spells_an_end_that_is_not_special_to_its_tokenizer_is_refused(text: Path) -> None:
+    tokenizer = build_tokenizer(BytesTokenizer(), iter([]))
+    tokenizer.add_tokens(["<eod>"])
+    tokenizer.save(str(text / "tokenizer.json"))
+    config = FileTokenizer(path=str(text / "tokenizer.json"), end_of_document="<eod>")
+    make(text, tokenizer=config)
+    (text / "text" / "document 3.txt").write_text("before <eod> after")
+    shutil.rmtree(text / "set")
+    with pytest.raises(OctavoError, match=r"document 3\.txt spells '<eod>'"):
+        make(text, tokenizer=config)
+
+
+def test_rows_of_a_query_that_are_no_documents_are_refused(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "text.sqlite")) as database:
+        database.execute("create table books (name text, pages int)")
+        database.execute("insert into books values ('job', 42)")
+        database.commit()
+    archive = tmp_path / "text.whl"
+    with zipfile.ZipFile(archive, "w") as wheel:
+        wheel.write(tmp_path / "text.sqlite", "text.sqlite")
+    source = PackageSource(
+        package="text", version="1", archive="wheel", sha256="0" * 64, files=["text.sqlite"], domain="scripture",
+        license="none", reader="sqlite", query="select name, pages from books",
+    )  # fmt: skip
+    with pytest.raises(OctavoError, match=r"gives a row of \(str, int\)"):
+        list(read_package(source, archive))
+
+
 def test_a_trained_tokenizer_can_be_used_by_path(text: Path) -> None:
     make(text, tokenizer=BpeTokenizer(vocabulary_size=300))
     (text / "set").rename(text / "first")
@@ -213,6 +259,24 @@ BROKEN: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "cut gzip": (
         lambda folder: (folder / "text" / "z.txt.gz").write_bytes(gzip.compress(b"text" * 999)[:-20]), {}, "z.txt.gz",
     ),
+    "damaged gzip": (
+        lambda folder: (folder / "text" / "z.txt.gz").write_bytes(gzip.compress(b"text")[:10] + b"\xff" * 20), {},
+        "z.txt.gz",
+    ),
+    "cut compressed table": (
+        lambda folder: (folder / "text" / "z.parquet.gz").write_bytes(gzip.compress(b"PAR1" * 99)[:-20]), {},
+        "z.parquet.gz",
+    ),
+    "half a character": (
+        lambda folder: (folder / "text" / "z.jsonl").write_text('{"text": "a"}\n{"text": "b\\ud83d"}\n'), {},
+        "z.jsonl:2",
+    ),
+    "a number of 5,000 digits": (
+        lambda folder: (folder / "text" / "z.jsonl").write_text('{"text": ' + "1" * 5000 + "}\n"), {}, "z.jsonl:1",
+    ),
+    "JSON in JSON in JSON": (
+        lambda folder: (folder / "text" / "z.jsonl").write_text("[" * 100_000 + "\n"), {}, "z.jsonl:1",
+    ),
     "bad JSON": (
         lambda folder: (folder / "text" / "z.jsonl").write_text('{"text": "a"}\n{"text": \n'), {}, "z.jsonl:2",
     ),
@@ -223,7 +287,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "cut table": (
         lambda folder: (folder / "text" / "z.parquet").write_bytes(b"PAR1 and no more"), {}, "z.parquet",
     ),
-    "nothing held out": (lambda folder: None, {"held_out": ["none of them"]}, "no documents for validation"),
+    "nothing held out": (lambda folder: None, {"held_out": []}, "no documents for validation"),
+    "a misspelt pattern": (
+        lambda folder: None, {"held_out": ["document 1?.txt", "dokument 7.txt"]}, "matches 'dokument 7.txt'",
+    ),
     "everything held out": (lambda folder: None, {"held_out": ["*"]}, "no documents for train"),
 }  # fmt: skip
 
@@ -237,6 +304,21 @@ def test_bad_text_is_one_message_and_leaves_nothing(text: Path, name: str) -> No
         make(text, keys)
     assert expected in str(caught.value)
     assert set(text.iterdir()) == before, "nothing half-written is left"
+
+
+def test_a_misspelt_pattern_of_a_packages_files_is_named(tmp_path: Path) -> None:
+    archive = tmp_path / "text.whl"
+    with zipfile.ZipFile(archive, "w") as wheel:
+        wheel.writestr("poems/sonnets.txt", "Shall I compare thee")
+        wheel.writestr("poems/odes.txt", "O for a voice")
+    source = PackageSource(
+        package="text", version="1", archive="wheel", sha256="0" * 64, files=["poems/*", "!*/odes.txt"],
+        domain="poetry", license="none",
+    )  # fmt: skip
+    assert [name for name, _ in read_package(source, archive)] == ["poems/sonnets.txt"]
+    misspelt = source.model_copy(update={"files": ["poems/*", "!*/oddes.txt"]})
+    with pytest.raises(OctavoError, match=r"no file of text 1 matches '\*/oddes\.txt'"):
+        list(read_package(misspelt, archive))
 
 
 def test_a_token_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
@@ -263,6 +345,102 @@ def test_a_data_set_that_differs_from_its_manifest_is_refused(text: Path, spoil:
     spoil(text / "set" / "train.bin")
     with pytest.raises(OctavoError, match=r"does not match its manifest: train\.bin"):
         make(text)
+
+
+def test_sizes_alone_are_compared_where_another_process_compares_hashes(text: Path) -> None:
+    manifest, path = make(text), text / "set" / "train.bin"
+    content = path.read_bytes()
+    path.write_bytes(b"\0" + content[1:])
+    check_files(text / "set", manifest, hashes=False)
+    path.write_bytes(content[:-2])
+    with pytest.raises(OctavoError, match=r"train\.bin is .* bytes instead of"):
+        check_files(text / "set", manifest, hashes=False)
+
+
+def test_validation_sequences_are_held_out_tokens_in_order_that_do_not_overlap(text: Path) -> None:
+    pytest.importorskip("torch")
+    from octavo.data.sampling import open_dataset
+
+    make(text)
+    tokens = np.concatenate(list(read_documents(text / "set" / "validation-text")))
+    whole = (len(tokens) - 1) // 50
+    found = open_dataset(text / "set").validation_sequences(50, whole)
+    assert [domain for domain, _ in found] == ["text"] * whole
+    for number, (_, sequence) in enumerate(found):
+        assert sequence.tolist() == tokens[number * 50 : number * 50 + 51].tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda text: (text / "document 3.txt").write_text("other words"), "document 3.txt has SHA-256"),
+        (lambda text: (text / "document 3.txt").unlink(), "document 3.txt is gone"),
+        (lambda text: (text / "one more.txt").write_text("words"), "one more.txt is new"),
+    ],
+    ids=["changed", "gone", "new"],
+)
+def test_text_that_is_not_what_the_data_set_was_made_of(
+    text: Path, change: Callable[[Path], object], named: str
+) -> None:
+    make(text)
+    make(text)  # there already, and of this text
+    change(text / "text")
+    with pytest.raises(OctavoError) as caught:
+        make(text)
+    assert named in str(caught.value)
+    assert f"remove {text / 'set'} and make it again" in str(caught.value)
+
+
+def test_files_of_one_name_in_two_folders_both_count(text: Path) -> None:
+    for folder in ("a", "b"):
+        (text / "text" / folder).mkdir()
+        (text / "text" / folder / "same.txt").write_text(folder)
+    make(text)
+    (text / "text" / "a" / "same.txt").write_text("changed")
+    with pytest.raises(OctavoError, match=r"a/same\.txt has SHA-256"):
+        make(text)
+
+
+def test_a_tokenizer_that_is_not_the_one_the_data_set_was_made_with(text: Path) -> None:
+    make(text, tokenizer=BpeTokenizer(vocabulary_size=300))
+    (text / "set").rename(text / "first")
+    path = text / "first" / "tokenizer.json"
+    by_path = FileTokenizer(path=str(path), end_of_document="<|end_of_document|>")
+    make(text, tokenizer=by_path)
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(OctavoError, match=r"the tokenizer tokenizer\.json has SHA-256"):
+        make(text, tokenizer=by_path)
+
+
+def test_a_look_reads_only_text_that_is_newer_than_the_data_set(text: Path) -> None:
+    make(text)
+    data = Data.model_validate({"sources": [{"kind": "files", "path": str(text / "text")}]})
+    later, changed = (text / "set" / "manifest.json").stat().st_mtime + 1, text / "text" / "document 3.txt"
+    changed.write_text("other words")
+    os.utime(changed, (1, 1))
+    check_newer_sources(data, BytesTokenizer(), text / "set")
+    os.utime(changed, (later, later))
+    with pytest.raises(OctavoError, match=r"document 3\.txt has SHA-256"):
+        check_newer_sources(data, BytesTokenizer(), text / "set")
+
+
+def test_errors_name_the_key_of_the_experiment(text: Path) -> None:
+    (text / "text" / "z.jsonl").write_text('{"body": "a"}\n')
+    data = Data.model_validate({"sources": [{"kind": "files", "path": str(text / "text")}]})
+
+    def place(*keys: str | int) -> str:
+        return f"small.yaml:7 {keys}"
+
+    with pytest.raises(OctavoError) as caught:
+        prepare(data, BytesTokenizer(), text / "set", Console(quiet=True), place)
+    assert caught.value.where == f"{text / 'text' / 'z.jsonl'}:1"
+    assert caught.value.asked_by == "small.yaml:7 ('data', 'sources', 0)"
+
+
+def test_a_data_set_of_as_many_documents_as_are_noted_at_a_time(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("octavo.data.prepare.DOCUMENT_ROWS", len(TEXTS) // 2)
+    make(text)
+    assert len(pd.read_parquet(text / "set" / "documents.parquet")) == len(TEXTS)
 
 
 def test_progress_is_shown(text: Path) -> None:

@@ -51,6 +51,14 @@ def row(frame: pd.DataFrame, cell: str, seed: int) -> pd.Series:
     return found.iloc[0]
 
 
+def test_runs_on_different_text_are_not_put_together(tmp_path: Path) -> None:
+    tables(tmp_path)
+    path = tmp_path / "results/synthetic/runs/moe-bf16/seed-2/result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "data_manifest_sha256": "f" * 64}))
+    with pytest.raises(OctavoError, match="moe-bf16/seed-2 was trained on another data set"):
+        again(tmp_path)
+
+
 def test_a_row_per_run_and_a_row_per_step(tmp_path: Path) -> None:
     found = tables(tmp_path)
     assert len(found["runs"]) == 4

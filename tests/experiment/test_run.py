@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from octavo.experiment.config import BpeTokenizer, BytesTokenizer, Data, FileSou
 from octavo.experiment.run import (
     Experiment,
     data_identifier,
+    experiment_with_data,
     load_experiment,
     read_run_config,
     vocabulary_size,
 )
+from octavo.layout import ConfigFolders
 
 Load = Callable[..., Experiment]
 
@@ -98,9 +101,16 @@ def test_tokens_become_whole_steps(load: Load) -> None:
         ({"precisions": ["fp8"]}, ["'fp8'", "precisions", "fp8_blockwise"]),
         ({"precisions": ["bf16", "bf16"]}, ["dense-bf16 is there twice", "precisions.1"]),
         ({"seeds": []}, ["seeds", "at least 1"]),
+        ({"seeds": [1, 2, 1]}, ["seeds", "1 is there twice"]),
+        ({"seeds": [2**32]}, ["seeds.0", "less than 4294967296"]),
+        ({"ablations.shared.cells": ["moe-bf16", "moe-bf16"]}, ["ablations.shared.cells", "'moe-bf16' is there twice"]),
         ({"models": {"my-model": "x"}}, ["my-model"]),
         ({"models": {"dense": "absent"}}, ["no model 'absent'", "models.dense"]),
         ({"models.moe.experts.top_k": 9}, ["top_k", "9 of 8"]),
+        ({"models.dense.attention.head_size": 15}, ["models.dense.attention.head_size", "15", "multiple of 2"]),
+        ({"training.optimizer.learning_rate": float("inf")}, ["training.optimizer.learning_rate", "inf", "finite"]),
+        ({"training.optimizer.beta1": 1.0}, ["training.optimizer.beta1", "less than 1"]),
+        ({"training.schedule": {"warmup_fraction": 1.0}}, ["training.schedule.warmup_fraction", "less than 1"]),
         ({"models.dense.feed_forward_size": ...}, ["feed_forward_size is missing"]),
         ({"models.dense.vocabulary_size": 100}, ["vocabulary", "100 < 257", "models.dense"]),
         ({"cluster": "two"}, ["no cluster 'two'", "one of one"]),
@@ -116,8 +126,27 @@ def test_tokens_become_whole_steps(load: Load) -> None:
             {"ablations.shared.change": {"model.experts.shred": 1}},
             ["'model.experts.shred'", "model.experts.shared_size"],
         ),
+        (
+            {"models.dense.attention.hed_size": 3},
+            ["unknown key 'hed_size'", "models.dense.attention.hed_size", "one of head_size, heads, kind"],
+        ),
+        ({"models.dense.attention.kv_heads": 3}, ["models.dense.attention\n", "3 does not divide 4"]),
+        ({"models.dense.attention.kind": "mqa"}, ["'mqa'", "models.dense.attention.kind", "one of 'gqa', 'mla'"]),
+        ({"data.sources": [{"path": "text"}]}, ["key 'kind' is missing", "data.sources.0.kind"]),
+        ({"models.dense": 3}, ["wrong value: 3", "models.dense\n"]),
+        (
+            {"overrides": {"moe": {"training.optimizer.learning_rate": "x"}}},
+            ["'x'", "overrides.moe.training.optimizer.learning_rate"],
+        ),
+        (
+            {"overrides": {"moe": {"training.optimizer": {"learning_rate": 1e-3, "bta1": 0.9}}}},
+            ["unknown key 'bta1'", "overrides.moe.training.optimizer.bta1", "beta1"],
+        ),
         ({"ablations.shared.change": {"data.split_seed": 1}}, ["'data.split_seed'", "model, precision"]),
-        ({"ablations.shared.change": {"model.experts.top_k": 99}}, ["99 of 8", "ablations.shared.change"]),
+        (
+            {"ablations.shared.change": {"model.experts.top_k": 99}},
+            ["99 of 8", "ablations.shared.change.model.experts.top_k"],
+        ),
         (
             {"match": {"by": "active_parameters", "tolerance": 0.02}, "models.dense.feed_forward_size": 256},
             # 2 x (4 x 64 x 64 + 3 x 64 x 256 + 2 x 64) + 64 + 257 x 64; and with 2 of 8 experts of 64 and a router
@@ -131,6 +160,8 @@ def test_bad_experiments_are_refused(load: Load, changes: dict[str, Any], words:
     assert "small.yaml" in message
     for word in words:
         assert word in message
+    for tag in ("gqa", "dict[", "literal[", "Precision", "[key]"):
+        assert f".{tag}" not in message, "no file holds it"
 
 
 def test_more_devices_than_the_cluster_has(load: Load) -> None:
@@ -151,11 +182,15 @@ def test_a_price_that_is_not_given(load: Load) -> None:
 
 def test_an_unknown_experiment_lists_those_there(load: Load, tmp_path: Path) -> None:
     load()
-    from octavo.layout import ConfigFolders
-
     with pytest.raises(OctavoError, match="missing") as caught:
         load_experiment("smal", ConfigFolders(tmp_path))
     assert "there are: small" in str(caught.value)
+
+
+def test_a_missing_tokenizer_names_the_line_that_asks_for_it(load: Load) -> None:
+    message = error_of(load, {"tokenizer": {"kind": "file", "path": "gone.json", "end_of_document": "<eod>"}})
+    assert "the tokenizer's file cannot be read: No such file" in message
+    assert re.search(r"asked by: .*small\.yaml:\d+ tokenizer", message)
 
 
 def test_vocabulary_sizes(tmp_path: Path) -> None:
@@ -164,9 +199,38 @@ def test_vocabulary_sizes(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 7, "content": "<eod>"}]}))
     assert vocabulary_size(FileTokenizer(path=str(path), end_of_document="<eod>")) == 8
+    path.write_text(json.dumps({"model": {"vocab": [["a", -1.0], ["b", -2.0]]}, "added_tokens": []}))  # Unigram
+    assert vocabulary_size(FileTokenizer(path=str(path), end_of_document="b")) == 2
     path.write_text("{}")
     with pytest.raises(OctavoError, match="not a Hugging Face tokenizer"):
         vocabulary_size(FileTokenizer(path=str(path), end_of_document="<eod>"))
+
+
+def test_text_that_experiments_share_is_a_file_that_they_name(load: Load, tmp_path: Path) -> None:
+    written_out = load()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "shared.yaml").write_text("sources:\n- {kind: files, path: text}\n")
+    named = load({"data": "shared"})
+    assert named.file == written_out.file
+    assert named.run("dense-bf16", 1).run_fingerprint == written_out.run("dense-bf16", 1).run_fingerprint
+    identifier = data_identifier(named.file.data, named.file.tokenizer)
+    assert experiment_with_data(identifier, ConfigFolders(tmp_path)) == "small"
+
+
+def test_errors_of_shared_text_name_its_own_file(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "shared.yaml").write_text("sources:\n- {kind: files, paht: text}\n")
+    assert "shared.yaml:2 sources.0.paht" in error_of(load, {"data": "shared"})
+    said = error_of(load, {"data": "sharde"})
+    assert "no text 'sharde'" in said
+    assert "small.yaml:" in said
+    assert "one of shared" in said
+
+
+def test_a_data_set_is_found_beside_broken_experiments(load: Load, tmp_path: Path) -> None:
+    identifier = data_identifier(load().file.data, load().file.tokenizer)
+    (tmp_path / "experiments" / "broken.yaml").write_text("data: [")
+    assert experiment_with_data(identifier, ConfigFolders(tmp_path)) == "small"
 
 
 def test_data_sets_are_shared_by_what_they_are() -> None:

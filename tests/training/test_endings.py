@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +76,27 @@ def test_a_diverged_run_has_a_result_that_says_so(workshop: Workshop) -> None:
     assert "complete" in run.train()  # it is the run's result: nothing trains it again
 
 
+@pytest.mark.timeout(300)  # three processes that import torch
+def test_a_diverging_run_that_is_interrupted_ends_at_the_step_where_it_would_have(workshop: Workshop) -> None:
+    """50 steps on end above 1.5 ln 320 = 8.65 nats: those before the interruption count."""
+    ends = []
+    for name in ("diverging", "diverging_killed"):
+        # logits far from each other from the beginning, and steps too small to mend them
+        changes = {"training.initialisation_std": 2.0, "training.optimizer": {"learning_rate": 1e-6}}
+        workshop.experiment(name, changes)
+        run = workshop.run("dense-bf16", name)
+        if name == "diverging_killed":
+            run.interrupt(signal.SIGKILL, after_step=25)
+        run.train()
+        assert run.result()["status"] == "diverged"
+        ends.append((run.result()["steps"], run.losses()))
+    assert run.attempts()[-1]["first_step"] > 0
+    assert ends[0] == ends[1]
+    steps, losses = ends[0]
+    assert 50 <= steps < 80
+    assert min(losses[-50:]) > 1.5 * math.log(320)
+
+
 def test_data_that_no_longer_match_their_manifest(workshop: Workshop) -> None:
     workshop.experiment("changed", {"data.split_seed": 1})
     workshop.octavo("data", "changed")
@@ -84,6 +107,17 @@ def test_data_that_no_longer_match_their_manifest(workshop: Workshop) -> None:
     said = message(workshop.run("dense-bf16", "changed"))
     assert "train.bin" in said
     assert "does not match its manifest" in said
+
+
+@pytest.mark.parametrize("key", ["sequences", "final_sequences"])
+def test_more_held_out_sequences_than_there_are(workshop: Workshop, key: str) -> None:
+    """One document of about 2,000 bytes is held out: some 60 sequences of 32 tokens."""
+    workshop.experiment("too_many", {f"training.evaluation.{key}": 1000})
+    run = workshop.run("dense-bf16", "too_many")
+    said = message(run)
+    assert f"training.evaluation.{key}: 1000" in said
+    assert "at least 1000" in said
+    assert not run.losses(), "it is told before the first step"
 
 
 def test_data_that_were_never_made(workshop: Workshop) -> None:

@@ -27,7 +27,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     patch.chdir(root)
     try:
         folder = write_experiment(root, seeds=(1, 2), steps=40, ablations={"few_experts": ABLATIONS["few_experts"]})
-        for part in ("claims", "clusters", "models", "published"):
+        for part in ("claims", "clusters", "data", "models", "published"):
             shutil.copytree(REPOSITORY / "configs" / part, root / "configs" / part, dirs_exist_ok=True)
         shutil.copytree(REPOSITORY / "workflow", root / "workflow")
         shutil.copy(REPOSITORY / "Snakefile", root)

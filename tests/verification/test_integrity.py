@@ -167,5 +167,6 @@ def make_checkpoint(folder: ExperimentFolder, cell: str) -> Path:
     checkpoint = run.checkpoints / "step-20"
     checkpoint.mkdir(parents=True)
     (checkpoint / "shard").write_bytes(b"tensors of " + cell.encode())
-    seal(checkpoint, 20, json.loads(run.result.read_text())["run_fingerprint"])
+    result = json.loads(run.result.read_text())
+    seal(checkpoint, 20, result["run_fingerprint"], result["data_manifest_sha256"])
     return checkpoint

@@ -132,6 +132,31 @@ def test_a_cell_that_changed_is_trained_again_and_no_other(undisturbed: Checkout
     assert "data" not in changed
 
 
+def test_text_that_changed_stops_the_pipeline(undisturbed: Checkout) -> None:
+    path = undisturbed.root / "text" / "3.txt"
+    text = path.read_text()
+    path.write_text(text + "more")
+    output = undisturbed.run(REPORT, "--dry-run", status=1)
+    path.write_text(text)
+    assert "the text is not what the data set was made of: 3.txt has SHA-256" in output
+    assert undisturbed.would_run() == set()  # newer, and the same bytes
+
+
+def test_data_made_anew_of_other_text_train_every_run_again(undisturbed: Checkout, tmp_path: Path) -> None:
+    root = tmp_path / "checkout"
+    shutil.copytree(undisturbed.root, root)
+    checkout = object.__new__(Checkout)
+    checkout.root = root
+    (root / "text" / "3.txt").write_text("entirely other words " * 200)
+    (folder,) = (root / "results" / "data").glob("*")
+    shutil.rmtree(folder)
+    subprocess.run(
+        [sys.executable, "-m", "octavo", "data", "tiny"],
+        cwd=root, env={**os.environ, "OCTAVO_ROOT": str(root)}, check=True, capture_output=True,
+    )  # fmt: skip
+    assert {one for one in checkout.would_run() if "/" in one} == RUNS
+
+
 def test_more_frequent_checkpoints_train_nothing(undisturbed: Checkout) -> None:
     training = {**EXPERIMENT["training"], "checkpoints": {"interval": 4}}
     undisturbed.write({**EXPERIMENT, "training": training})

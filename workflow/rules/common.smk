@@ -9,10 +9,12 @@ from snakemake.exceptions import WorkflowError
 
 from octavo.cluster import image as images
 from octavo.cluster import job as jobs
+from octavo.data import manifest as data_sets
 from octavo.errors import OctavoError
 from octavo.experiment import run as experiments
 from octavo.files import sha256
 from octavo.layout import ExperimentFolder, data_folder, image_file
+from octavo.training.journal import finished
 
 # rules call `octavo`, which is installed beside the Python that runs this, whether or not its folder is on the path
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -33,8 +35,13 @@ THIS_MACHINE = len(os.sched_getaffinity(0))
 
 @cache
 def experiment(name):
+    """An experiment; one whose text is not what its data set was made of is an error, as far as a look can tell."""
     try:
-        return experiments.load_experiment(name)
+        found = experiments.load_experiment(name)
+        # here, not in train's inputs: where the result exists Snakemake passes over an error in those
+        text, tokenizer = found.file.data, found.file.tokenizer
+        data_sets.check_newer_sources(text, tokenizer, data_sets.data_set_folder(text, tokenizer))
+        return found
     except OctavoError as error:
         raise WorkflowError(str(error)) from None
 
@@ -66,6 +73,12 @@ def scope_fingerprints(wildcards):
     name, ablation = split_scope(wildcards.scope)
     cells = experiment(name).ablation_cells(ablation) if ablation else experiment(name).cells.values()
     return experiments.fingerprint([*(cell.fingerprint for cell in cells), experiment(name).file.seeds])
+
+
+@cache
+def data_set(name):
+    """The manifest's hash of the data set that there is now."""
+    return data_sets.current_manifest(experiment(name).file.data, experiment(name).file.tokenizer)
 
 
 def manifest_of(wildcards):

@@ -29,8 +29,8 @@ def prerequisites(wildcards):
     of its inputs that are made again are ancient.
     """
     cell, seed = run_config(wildcards), int(wildcards.seed)
-    result = experiment(wildcards.experiment).folder.run(cell.cell, seed).result
-    done = result.exists() and experiments.run_fingerprint(cell.fingerprint, seed) in result.read_text()
+    folder = experiment(wildcards.experiment).folder.run(cell.cell, seed)
+    done = finished(folder, experiments.run_fingerprint(cell.fingerprint, seed), data_set(wildcards.experiment))
     files = [f"results/{wildcards.experiment}/plan.csv", manifest_of(wildcards), *image_of(wildcards)]
     return [ancient(file) for file in files] if done else files
 

@@ -7,13 +7,15 @@ from statistics import median
 from typing import Any, Literal
 
 from octavo.accounting.books import running
+from octavo.data.manifest import current_manifest
 from octavo.errors import OctavoError
 from octavo.experiment.run import Experiment, run_fingerprint
 from octavo.layout import RunFolder
 from octavo.records import AttemptRecord, MetricsRecord, Result, read_lines, read_record
 
-State = Literal["done", "diverged", "running", "stopped", "failed", "waiting", "changed"]
-"""stopped: told to, or killed; goes on from its checkpoint. changed: trained under another configuration."""
+State = Literal["done", "diverged", "running", "stopped", "failed", "waiting", "changed", "damaged"]
+"""stopped: told to, or killed; goes on from its checkpoint. changed: trained under another configuration or on other
+text. damaged: it has a result that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,17 @@ class RunStatus:
     """Of training, from the median of the last steps; None where there is no step to judge by."""
     attempts: int
     error: str | None
-    """Of the last attempt."""
+    """Of the last attempt, or of reading a damaged result."""
 
 
 def run_statuses(experiment: Experiment) -> list[RunStatus]:
     """Every run of the experiment, in its order."""
+    data = current_manifest(experiment.file.data, experiment.file.tokenizer)
     return [
         _status(
             experiment.folder.run(cell.cell, seed),
             run_fingerprint(cell.fingerprint, seed),
+            data,
             cell.training.total_steps,
         )
         for cell, seed in experiment.runs()
@@ -55,17 +59,21 @@ def as_json(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def _status(folder: RunFolder, fingerprint: str, steps: int) -> RunStatus:
+def _status(folder: RunFolder, fingerprint: str, data: str | None, steps: int) -> RunStatus:
     attempts = read_lines(folder.attempts, AttemptRecord)
     last = attempts[-1] if attempts else None
     lines = [line for line in read_lines(folder.metrics, MetricsRecord) if line.loss is not None]
     done = lines[-1].step if lines else 0
     loss = lines[-1].loss if lines else None
     state: State
-    if result := _result(folder):
+    error = last.error if last else None
+    result, damage = _result(folder)
+    if damage and not running(folder):
+        state, error = "damaged", damage
+    elif result:
         done, loss = result.steps, result.validation_loss
         state = "diverged" if result.status == "diverged" else "done"
-        if result.run_fingerprint != fingerprint:
+        if result.run_fingerprint != fingerprint or data not in (None, result.data_manifest_sha256):
             state = "changed"
     elif last is None:
         state = "waiting"
@@ -77,13 +85,13 @@ def _status(folder: RunFolder, fingerprint: str, steps: int) -> RunStatus:
         state = "failed" if last.exit_reason in ("failed", "out_of_memory") else "stopped"
     recent = [line.step_seconds for line in lines[-50:] if line.step_seconds]
     left = median(recent) * (steps - done) if recent and state in ("running", "stopped", "failed") else None
-    return RunStatus(
-        folder.cell, folder.seed, state, done, steps, loss, left, len(attempts), last.error if last else None
-    )
+    return RunStatus(folder.cell, folder.seed, state, done, steps, loss, left, len(attempts), error)
 
 
-def _result(folder: RunFolder) -> Result | None:
+def _result(folder: RunFolder) -> tuple[Result | None, str | None]:
+    """A run's result if it has one, and what is wrong with it: cut short, changed or another version's."""
     try:
-        return read_record(folder.result, Result, made_by="octavo train") if folder.result.exists() else None
-    except OctavoError:
-        return None  # cut short or another version's: the pipeline makes it again
+        found = read_record(folder.result, Result, made_by="octavo train") if folder.result.exists() else None
+    except OctavoError as error:
+        return None, f"{folder.result}: {error.found}; remove it and train again"
+    return found, None

@@ -18,8 +18,11 @@ def data(
     """Prepare an experiment's text as Megatron's indexed data sets; check it where it is there already."""
     from rich.console import Console
 
-    from octavo.data.prepare import data_set_folder, prepare
+    from octavo.data.manifest import data_set_folder
+    from octavo.data.prepare import prepare
     from octavo.experiment.run import load_experiment
 
-    file = load_experiment(experiment).file
-    prepare(file.data, file.tokenizer, data_set_folder(file.data, file.tokenizer), Console(stderr=True, soft_wrap=True))
+    asked = load_experiment(experiment)
+    text, tokenizer = asked.file.data, asked.file.tokenizer
+    console = Console(stderr=True, soft_wrap=True)
+    prepare(text, tokenizer, data_set_folder(text, tokenizer), console, asked.place)

@@ -10,12 +10,18 @@ import gzip
 import hashlib
 import io
 import json
+import shutil
+import tempfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+import zstandard
 
 from octavo.data.indexed import read_documents
 from octavo.data.packages import fetch, read_package
@@ -26,6 +32,7 @@ from octavo.layout import repository
 PIECE_CHARACTERS = 1 << 18
 """Text is read and tokenised in pieces of about this length, cut at line ends."""
 SUFFIXES = (".txt", ".jsonl", ".parquet")
+COMPRESSED = (".gz", ".zst")
 
 
 @dataclass(frozen=True)
@@ -52,16 +59,28 @@ def source_files(source: Source) -> list[Path]:
     if isinstance(source, PackageSource):
         return [fetch(source)]
     if isinstance(source, IndexedSource):
-        return [Path(f"{repository() / source.prefix}{suffix}") for suffix in (".idx", ".bin")]
+        pair = [Path(f"{repository() / source.prefix}{suffix}") for suffix in (".idx", ".bin")]
+        for path in pair:
+            if not path.is_file():
+                raise OctavoError(
+                    "a tokenised source is missing", where=path, fix="put it there, or correct `prefix` (no suffix)"
+                )
+        return pair
     path = repository() / source.path
     if not path.exists():
-        raise OctavoError("a source of text is missing", where=path, fix="check `path` under data.sources")
+        raise OctavoError("a source of text is missing", where=path, fix="put the text there, or correct `path`")
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _format(file) and file.is_file())
     if not files or _format(files[0]) is None:
         raise OctavoError(
             "a source holds no text", where=path, expected=f"{', '.join(SUFFIXES)} files, or .gz or .zst of them"
         )
     return files
+
+
+def file_name(source: Source, path: Path) -> str:
+    """How manifests and documents call a file of a source: by its place in the source's folder, wherever that is."""
+    root = repository() / source.path if isinstance(source, FileSource) else path
+    return path.name if path == root else path.relative_to(root).as_posix()
 
 
 def read_source(number: int, source: Source) -> Iterator[Document]:
@@ -88,10 +107,7 @@ def is_held_out(document: Document, data: Data) -> bool:
 
 
 def _read_file(number: int, source: FileSource, path: Path) -> Iterator[Document]:
-    # names do not depend on where the checkout is
-    root = repository() / source.path
-    name = path.name if path == root else path.relative_to(root).as_posix()
-    kind = _format(path)
+    name, kind = file_name(source, path), _format(path)
     if kind == ".txt":
         with _open_text(path) as file:
             yield Document(number, name, source.domain, _guarded(_cut(file), path))
@@ -104,10 +120,12 @@ def _read_file(number: int, source: FileSource, path: Path) -> Iterator[Document
 def _read_lines(number: int, source: FileSource, path: Path, name: str) -> Iterator[Document]:
     with _open_text(path) as file:
         for line_number, line in enumerate(_guarded(file, path), 1):
+            if not line.strip():
+                continue
             where = f"{path}:{line_number}"
             try:
                 value = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise OctavoError(f"the line is not JSON: {error}", where=where) from error
             yield _from_mapping(number, source, value, f"{name}:{line_number}", where)
 
@@ -119,7 +137,7 @@ def _read_rows(number: int, source: FileSource, path: Path, name: str) -> Iterat
     columns = [source.text_key, *([source.domain_key] if source.domain_key else [])]
     row = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with _plain_file(path) as plain, pq.ParquetFile(plain) as file:
             missing = [column for column in columns if column not in file.schema_arrow.names]
             if missing:
                 raise OctavoError(
@@ -131,8 +149,20 @@ def _read_rows(number: int, source: FileSource, path: Path, name: str) -> Iterat
                 for value in batch.to_pylist():
                     row += 1
                     yield _from_mapping(number, source, value, f"{name}:{row}", f"{path} row {row}")
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, *_UNREADABLE) as error:
         raise OctavoError(f"the table cannot be read: {error}", where=path) from error
+
+
+@contextmanager
+def _plain_file(path: Path) -> Iterator[Path]:
+    """The file; where it is compressed, a temporary one of what it holds: tables are read in leaps."""
+    if path.suffix not in COMPRESSED:
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(suffix=".parquet") as plain, _open(path) as packed:
+        shutil.copyfileobj(packed, plain, 1 << 20)
+        plain.flush()
+        yield Path(plain.name)
 
 
 def _from_mapping(number: int, source: FileSource, value: object, name: str, where: str) -> Document:
@@ -141,6 +171,14 @@ def _from_mapping(number: int, source: FileSource, value: object, name: str, whe
         raise OctavoError(
             f"there is no text under {source.text_key!r}", where=where, fix="name the right key: text_key"
         )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise OctavoError(
+            f"the text holds half of a character, {text[error.start]!a}, which UTF-8 cannot write",
+            where=where,
+            fix="write the character whole: both halves of its surrogate pair",
+        ) from error
     domain = source.domain
     if source.domain_key is not None:
         assert isinstance(value, dict)
@@ -170,26 +208,32 @@ def _cut(file: io.TextIOBase) -> Iterator[str]:
 
 def _guarded(pieces: Iterator[str] | io.TextIOBase, path: Path) -> Iterator[str]:
     """The pieces, with errors of encoding and compression turned into a message that names the file."""
-    import zstandard
-
     try:
         yield from pieces
     except UnicodeDecodeError as error:
         raise OctavoError(f"the file is not UTF-8 text: {error}", where=path, fix="convert it") from error
-    except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise OctavoError(f"the compressed file cannot be read to its end: {error}", where=path) from error
+    except _UNREADABLE as error:
+        raise OctavoError(f"the file cannot be read to its end: {error}", where=path) from error
 
 
-def _open_text(path: Path) -> io.TextIOBase:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="\n")  # type: ignore[return-value]
-    if path.suffix == ".zst":
-        import zstandard
+_UNREADABLE = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+"""A disk's errors, and those of compressed files that are cut short or damaged."""
 
-        return zstandard.open(path, "rt", encoding="utf-8", newline="\n")
-    return path.open(encoding="utf-8", newline="\n")
+
+def _open_text(path: Path) -> io.TextIOWrapper:
+    return io.TextIOWrapper(_open(path), encoding="utf-8", newline="\n")
+
+
+def _open(path: Path) -> BinaryIO:
+    """A file's bytes, unpacked. Raises OctavoError where it may not be read."""
+    try:
+        if path.suffix == ".gz":
+            return gzip.open(path)  # type: ignore[return-value]
+        return zstandard.open(path) if path.suffix == ".zst" else path.open("rb")
+    except OSError as error:
+        raise OctavoError(f"the file cannot be read: {error.strerror or error}", where=path) from error
 
 
 def _format(path: Path) -> str | None:
-    suffix = path.with_suffix("").suffix if path.suffix in (".gz", ".zst") else path.suffix
+    suffix = path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
     return suffix if suffix in SUFFIXES else None

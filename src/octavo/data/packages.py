@@ -105,7 +105,7 @@ def _chosen(source: PackageSource, archive: Path, names: list[str]) -> list[str]
     """The files that the patterns ask for; a pattern that begins with ! leaves files out."""
     wanted = [pattern for pattern in source.files if not pattern.startswith("!")]
     unwanted = [pattern[1:] for pattern in source.files if pattern.startswith("!")]
-    for pattern in wanted:
+    for pattern in [*wanted, *unwanted]:
         if not any(fnmatch(name, pattern) for name in names):
             raise OctavoError(f"no file of {source.package} {source.version} matches {pattern!r}", where=archive)
     return sorted(
@@ -123,7 +123,15 @@ def _query(source: PackageSource, name: str, data: bytes) -> Iterator[tuple[str,
         file.flush()
         try:
             with closing(sqlite3.connect(f"file:{file.name}?mode=ro", uri=True)) as database:
-                yield from database.execute(source.query)
+                for row in database.execute(source.query):
+                    if len(row) != 2 or not all(isinstance(value, str) for value in row):
+                        raise OctavoError(
+                            f"the query of source {source.package} gives a row of "
+                            f"({', '.join(type(value).__name__ for value in row)})",
+                            where=name,
+                            expected="(document name, text), both str: cast(... as text)",
+                        )
+                    yield row
         except sqlite3.Error as error:
             raise OctavoError(f"the query of source {source.package} failed: {error}", where=name) from error
 

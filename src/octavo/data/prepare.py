@@ -10,8 +10,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,23 @@ import tokenizers
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from octavo.data.documents import Document, is_held_out, read_source, source_files, source_name
+from octavo.configuration import dotted
+from octavo.data.documents import Document, file_name, is_held_out, read_source, source_files, source_name
 from octavo.data.indexed import IndexedWriter, token_type
-from octavo.data.manifest import Counts, FileRecord, Manifest, SourceRecord, Split, check_files, read_manifest
+from octavo.data.manifest import (
+    Counts,
+    FileRecord,
+    Manifest,
+    SourceRecord,
+    Split,
+    check_files,
+    check_sources,
+    read_manifest,
+)
 from octavo.data.tokenizers import build_tokenizer, end_of_document
-from octavo.errors import OctavoError
-from octavo.experiment.config import BpeTokenizer, Data, IndexedSource, PackageSource, Source, Tokenizer
-from octavo.experiment.run import data_identifier, vocabulary_size
+from octavo.errors import OctavoError, asked_by
+from octavo.experiment.config import BpeTokenizer, Data, FileTokenizer, IndexedSource, PackageSource, Source, Tokenizer
+from octavo.experiment.run import vocabulary_size
 from octavo.files import sha256, unwritable, write_json, write_text
 from octavo.layout import repository
 
@@ -45,21 +56,30 @@ DOCUMENT_FIELDS = (
 """Columns of documents.parquet, in the order of the sources; a split's documents are in the order of its .idx file."""
 
 
-def prepare(data: Data, tokenizer: Tokenizer, folder: Path, console: Console) -> Manifest:
+def _dotted(*keys: str | int) -> str:
+    return dotted(keys)
+
+
+def prepare(
+    data: Data, tokenizer: Tokenizer, folder: Path, console: Console, place: Callable[..., str] = _dotted
+) -> Manifest:
     """Make the data set in `folder` unless it is there; its manifest.
 
+    `place` tells, for messages, where a key of the experiment stands.
     Raises OctavoError for missing or unreadable text, a domain without held-out or training documents, a tokenizer that
-    does not fit, a full disk, and a data set that is there but differs from its manifest.
+    does not fit, a full disk, and a data set that is there but differs from its manifest, or whose text does.
     """
     if (folder / "manifest.json").exists():
         manifest = read_manifest(folder)
         check_files(folder, manifest)
+        with asked_by(place, "data"):
+            check_sources(data, tokenizer, folder)
         console.print(f"{folder}: there already, {_summary(manifest)}")
         return manifest
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
-            manifest = _Preparation(data, tokenizer, Path(name), console).make(folder.name)
+            manifest = _Preparation(data, tokenizer, Path(name), console, place).make(folder.name)
             _move(Path(name), folder)
     except OSError as error:
         raise unwritable(folder, error) from error
@@ -70,12 +90,18 @@ def prepare(data: Data, tokenizer: Tokenizer, folder: Path, console: Console) ->
 class _Preparation:
     """One preparation in a temporary folder."""
 
-    def __init__(self, data: Data, config: Tokenizer, folder: Path, console: Console) -> None:
-        self.data, self.config, self.folder = data, config, folder
+    def __init__(
+        self, data: Data, config: Tokenizer, folder: Path, console: Console, place: Callable[..., str]
+    ) -> None:
+        self.data, self.config, self.folder, self.place = data, config, folder, place
         self.counts: dict[tuple[Split, str], Counts] = {}
         self.documents: dict[int, int] = defaultdict(int)
-        self.files = {number: source_files(source) for number, source in enumerate(data.sources)}
-        self.vocabulary_size = vocabulary_size(config)
+        self.files: dict[int, list[Path]] = {}
+        for number, source in enumerate(data.sources):
+            with asked_by(place, "data", "sources", number):
+                self.files[number] = source_files(source)
+        with asked_by(place, "tokenizer"):
+            self.vocabulary_size = vocabulary_size(config)
         self.progress = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
         )
@@ -83,7 +109,8 @@ class _Preparation:
     def make(self, identifier: str) -> Manifest:
         with self.progress:
             task = self.progress.add_task("training the tokenizer")
-            tokenizer = build_tokenizer(self.config, self._training_text())
+            with asked_by(self.place, "tokenizer"):
+                tokenizer = build_tokenizer(self.config, self._training_text())
             write_text(self.folder / "tokenizer.json", tokenizer.to_str())
             end = tokenizer.token_to_id(end_of_document(self.config))
             assert end is not None, "checked where the tokenizer was made"
@@ -99,17 +126,18 @@ class _Preparation:
         texts = [number for number, source in enumerate(self.data.sources) if not isinstance(source, IndexedSource)]
         for number in texts:
             left = self.config.training_bytes // len(texts)
-            for document in read_source(number, self.data.sources[number]):
-                if left <= 0:
-                    break
-                if is_held_out(document, self.data):
-                    continue
-                for piece in document.pieces:
-                    assert isinstance(piece, str), "not an indexed source"
-                    yield piece
-                    left -= len(piece)
+            with asked_by(self.place, "data", "sources", number):
+                for document in read_source(number, self.data.sources[number]):
                     if left <= 0:
                         break
+                    if is_held_out(document, self.data):
+                        continue
+                    for piece in document.pieces:
+                        assert isinstance(piece, str), "not an indexed source"
+                        yield piece
+                        left -= len(piece)
+                        if left <= 0:
+                            break
 
     def _tokenise(self, tokenizer: tokenizers.Tokenizer, end: int, task: Any) -> None:
         import pyarrow as pa
@@ -130,22 +158,37 @@ class _Preparation:
                 rows.clear()
 
             for number, source in enumerate(self.data.sources):
-                for document in read_source(number, source):
-                    split: Split = "validation" if is_held_out(document, self.data) else "train"
-                    name = "train" if split == "train" else f"validation-{document.domain}"
-                    if name not in writers:
-                        writer = IndexedWriter(self.folder / name, self.vocabulary_size)
-                        writers[name] = stack.enter_context(writer)
-                    tokens, size = self._write(document, writers[name], tokenizer, end)
-                    self._count(document, split, tokens, size)
-                    rows.append((number, document.name, document.domain, split, tokens))
-                    if len(rows) == DOCUMENT_ROWS:
-                        flush()
-                    done = sum(count.tokens for count in self.counts.values())
-                    self.progress.update(task, description=f"{source_name(source)}: {done:,} tokens")
-                if not self.documents[number]:
-                    raise OctavoError(f"the source {source_name(source)} has no documents", where="data.sources")
-            flush()
+                unmatched = set(() if isinstance(source, IndexedSource) else source.held_out or ())
+                with asked_by(self.place, "data", "sources", number):
+                    for document in read_source(number, source):
+                        unmatched = {pattern for pattern in unmatched if not fnmatch(document.name, pattern)}
+                        split: Split = "validation" if is_held_out(document, self.data) else "train"
+                        name = "train" if split == "train" else f"validation-{document.domain}"
+                        if name not in writers:
+                            writer = IndexedWriter(self.folder / name, self.vocabulary_size)
+                            writers[name] = stack.enter_context(writer)
+                        tokens, size = self._write(document, writers[name], tokenizer, end)
+                        self._count(document, split, tokens, size)
+                        rows.append((number, document.name, document.domain, split, tokens))
+                        if len(rows) == DOCUMENT_ROWS:
+                            flush()
+                        done = sum(count.tokens for count in self.counts.values())
+                        self.progress.update(task, description=f"{source_name(source)}: {done:,} tokens")
+                self._check_source(number, unmatched)
+            if rows:
+                flush()
+
+    def _check_source(self, number: int, unmatched: set[str]) -> None:
+        name = source_name(self.data.sources[number])
+        if not self.documents[number]:
+            raise OctavoError(f"the source {name} has no documents", where=self.place("data", "sources", number))
+        if unmatched:
+            raise OctavoError(
+                f"no document of {name} matches {min(unmatched)!r}",
+                where=self.place("data", "sources", number, "held_out"),
+                expected="patterns that each match a document's name",
+                fix="documents.parquet of a prepared data set lists the names; * matches slashes, too",
+            )
 
     def _write(
         self, document: Document, writer: IndexedWriter, tokenizer: tokenizers.Tokenizer, end: int
@@ -158,7 +201,9 @@ class _Preparation:
             if texts:
                 size += sum(len(text.encode("utf-8")) for text in texts)
                 for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
-                    writer.add(np.asarray(encoding.ids))
+                    tokens = np.asarray(encoding.ids)
+                    self._check_ends(tokens, document, end)
+                    writer.add(tokens)
             for tokens in batch:
                 if isinstance(tokens, np.ndarray):
                     self._check_range(tokens, document)
@@ -168,6 +213,17 @@ class _Preparation:
         writer.end_document()
         indexed = isinstance(self.data.sources[document.source], IndexedSource)
         return writer.tokens - before, None if indexed else size
+
+    def _check_ends(self, tokens: np.ndarray, document: Document, end: int) -> None:
+        """A tokenizer may read its end of a document from text, where it does not call the token special."""
+        if (tokens == end).any():
+            raise OctavoError(
+                f"document {document.name} spells {end_of_document(self.config)!r}, which the tokenizer takes for the "
+                "end of a document",
+                where=source_name(self.data.sources[document.source]),
+                expected="text without it, or a tokenizer to which it is special",
+                fix='mark the token as "special": true in tokenizer.json, or name another: tokenizer.end_of_document',
+            )
 
     def _check_range(self, tokens: np.ndarray, document: Document) -> None:
         if len(tokens) and int(tokens.max()) >= self.vocabulary_size:
@@ -192,7 +248,7 @@ class _Preparation:
                 if (split, domain) not in self.counts:
                     raise OctavoError(
                         f"domain {domain!r} has no documents for {split}",
-                        where="data",
+                        where=self.place("data"),
                         expected="at least one document of every domain in each split",
                         fix="name documents under held_out, or change data.validation_fraction or data.split_seed",
                     )
@@ -205,6 +261,9 @@ class _Preparation:
         return Manifest(
             identifier=identifier,
             sources=[self._source(number, source) for number, source in enumerate(self.data.sources)],
+            tokenizer_sha256=(
+                sha256(repository() / self.config.path) if isinstance(self.config, FileTokenizer) else None
+            ),
             splits=splits,
             vocabulary_size=self.vocabulary_size,
             end_of_document=end,
@@ -217,16 +276,9 @@ class _Preparation:
             name=source_name(source),
             kind=source.kind,
             license=source.license if isinstance(source, PackageSource) else None,
-            sha256={path.name: sha256(path) for path in self.files[number]},
+            sha256={file_name(source, path): sha256(path) for path in self.files[number]},
             documents=self.documents[number],
         )
-
-
-def data_set_folder(data: Data, tokenizer: Tokenizer) -> Path:
-    """Where an experiment's data set is."""
-    from octavo.layout import data_folder
-
-    return repository() / data_folder(data_identifier(data, tokenizer))
 
 
 def _move(made: Path, folder: Path) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from octavo.data.manifest import Manifest, check_files, read_manifest
 from octavo.errors import OctavoError
+from octavo.experiment.config import Training
 from octavo.experiment.run import RunConfig
 from octavo.files import sha256
 
@@ -84,37 +85,53 @@ class PreparedData:
         samples = training.total_steps * training.global_batch_size
         return GPTDataset(documents, None, indices, samples, Split.train, config)
 
+    def check_evaluation(self, training: Training) -> None:
+        """Refuse to evaluate on more text than is held out; asks the manifest alone, so it is told before any step."""
+        evaluation = training.evaluation
+        for key, count in (("sequences", evaluation.sequences), ("final_sequences", evaluation.final_sequences)):
+            for domain, wanted in self._shares(count).items():
+                if (whole := self._whole_sequences(domain, training.sequence_length)) < wanted:
+                    raise OctavoError(
+                        f"domain {domain!r} has {whole} held-out sequences of {training.sequence_length:,} tokens",
+                        where=f"training.evaluation.{key}: {count}",
+                        expected=f"at least {wanted}, the domain's share of them",
+                        fix="ask for fewer, or hold out more text",
+                    )
+
     def validation_sequences(self, sequence_length: int, count: int) -> list[tuple[str, Tensor]]:
         """`count` (domain, tokens) pairs, spread evenly over the domains and over each domain's held-out text.
 
         Tokens are `sequence_length` + 1 int64 numbers: inputs and, one further, labels. Sequences do not overlap.
         """
+        return [
+            (domain, tokens)
+            for domain, wanted in self._shares(count).items()
+            for tokens in self._cut(domain, sequence_length, wanted)
+        ]
+
+    def _shares(self, count: int) -> dict[str, int]:
+        """`count` sequences dealt to the domains."""
         domains = sorted(self.manifest.splits["validation"])
-        sequences: list[tuple[str, Tensor]] = []
-        for index, domain in enumerate(domains):
-            wanted = count // len(domains) + (index < count % len(domains))
-            sequences += [(domain, tokens) for tokens in self._cut(domain, sequence_length, wanted)]
-        return sequences
+        return {domain: count // len(domains) + (at < count % len(domains)) for at, domain in enumerate(domains)}
+
+    def _whole_sequences(self, domain: str, sequence_length: int) -> int:
+        return (self.manifest.splits["validation"][domain].tokens - 1) // sequence_length
 
     def _cut(self, domain: str, sequence_length: int, count: int) -> list[Tensor]:
-        held_out = IndexedDataset(str(self.folder / f"validation-{domain}"), mmap=True)
-        tokens = np.concatenate([held_out.get(index) for index in range(len(held_out))])
-        whole = (len(tokens) - 1) // sequence_length
-        if whole < count:
-            raise OctavoError(
-                f"domain {domain!r} has {whole} held-out sequences of {sequence_length:,} tokens",
-                where=self.folder,
-                expected=f"the {count} that training.evaluation asks for",
-                fix="ask for fewer, or hold out more text",
-            )
+        # documents lie end to end in the file; of a memory map only what is cut out is read
+        tokens = np.memmap(self.folder / f"validation-{domain}.bin", self.manifest.token_type, mode="r")
+        whole = self._whole_sequences(domain, sequence_length)
         starts = [(index * whole // count) * sequence_length for index in range(count)]
         return [torch.from_numpy(tokens[start : start + sequence_length + 1].astype(np.int64)) for start in starts]
 
 
-def open_dataset(folder: Path) -> PreparedData:
-    """Open a prepared data set. Raises OctavoError where it is missing or does not match its manifest."""
+def open_dataset(folder: Path, *, hashes: bool = True) -> PreparedData:
+    """Open a prepared data set. Raises OctavoError where it is missing or does not match its manifest.
+
+    Hashing reads all of it: of the ranks of a node one does it, the others compare sizes.
+    """
     manifest = read_manifest(folder)
-    check_files(folder, manifest)
+    check_files(folder, manifest, hashes=hashes)
     return PreparedData(folder, manifest)
 
 

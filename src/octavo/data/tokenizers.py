@@ -20,12 +20,18 @@ END_OF_DOCUMENT = "<|end_of_document|>"
 
 
 def build_tokenizer(config: Tokenizer, texts: Iterator[str]) -> tokenizers.Tokenizer:
-    """The tokenizer that an experiment asks for; `texts` is read only where one is trained."""
+    """The tokenizer that an experiment asks for; `texts` is read only where one is trained.
+
+    Text is plain text to it, also where it spells a special token: only the pipeline ends a document.
+    """
     if isinstance(config, FileTokenizer):
-        return _read_tokenizer(config)
-    if isinstance(config, BytesTokenizer):
-        return _byte_level({symbol: number for number, symbol in enumerate(_byte_symbols())}, [])
-    return _train(config, texts)
+        tokenizer = _read_tokenizer(config)
+    elif isinstance(config, BytesTokenizer):
+        tokenizer = _byte_level({symbol: number for number, symbol in enumerate(_byte_symbols())}, [])
+    else:
+        tokenizer = _train(config, texts)
+    tokenizer.encode_special_tokens = True
+    return tokenizer
 
 
 def end_of_document(config: Tokenizer) -> str:

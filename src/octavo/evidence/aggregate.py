@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from octavo.data.manifest import current_manifest
 from octavo.errors import OctavoError
 from octavo.experiment.run import CellConfig, Experiment, run_fingerprint
 from octavo.files import atomic_path
@@ -87,7 +88,8 @@ def aggregate(
     """Write the tables of an experiment, or of one ablation and its baselines; the folder that they are in.
 
     `attempts` are the experiment's books (`octavo.accounting.books.attempts_frame`).
-    Raises OctavoError for a run that was trained under another configuration, or whose files are damaged.
+    Raises OctavoError for a run that was trained under another configuration or on another data set than the others,
+    or whose files are damaged.
     """
     import pandas as pd
 
@@ -96,9 +98,10 @@ def aggregate(
     if ablation:  # otherwise cells and seeds that the experiment no longer has stay in the books: they were paid for
         attempts = attempts.loc[attempts["cell"].isin([cell.cell for cell in cells])]
     books = dict(iter(attempts.groupby(["cell", "seed"])))
-    rows = []
+    rows, data = [], current_manifest(experiment.file.data, experiment.file.tokenizer)
     with _StepsWriter(target.steps_table) as steps:
         for run in _read_all(folder, [_Cell.of(cell, experiment) for cell in cells], experiment.file.seeds):
+            data = _same_data(run, data)
             steps.add(run.steps)
             rows.append(_run_row(run, books.get((run.cell.config.cell, run.seed))))
     write_table(target.attempts_table, attempts, "attempts")
@@ -142,6 +145,20 @@ def _read_result(folder: RunFolder, cell: CellConfig, fingerprint: str) -> Resul
             fix=f"train it again: {again}; or change the configuration back",
         )
     return result
+
+
+def _same_data(run: _Run, data: str | None) -> str | None:
+    """The manifest of the data set that all runs must share: the one there is, or the first run's."""
+    found = run.result.data_manifest_sha256 if run.result else None
+    if None not in (found, data) and found != data:
+        cell = run.cell.config
+        raise OctavoError(
+            f"{cell.cell}/seed-{run.seed} was trained on another data set: its text or tokenizer was changed",
+            where=f"results/{cell.experiment}/runs/{cell.cell}/seed-{run.seed}/result.json data_manifest_sha256",
+            expected=f"manifest {str(data)[:12]}, found {str(found)[:12]}",
+            fix=f"train it again: snakemake results/{cell.experiment}/report.pdf; or prepare the earlier text again",
+        )
+    return data or found
 
 
 # --- metrics.jsonl --------------------------------------------------------------------------------------------------

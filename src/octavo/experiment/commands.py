@@ -14,6 +14,7 @@ class SchemaName(StrEnum):
 
     experiment = "experiment"
     model = "model"
+    data = "data"
     cluster = "cluster"
     device = "device"
 
@@ -28,20 +29,30 @@ def register(app: typer.Typer) -> None:
 def schema(of: Annotated[SchemaName, typer.Argument(help="Which kind of file.")] = SchemaName.experiment) -> None:
     """Print the JSON schema of a kind of configuration file, for editors."""
     from octavo.experiment.cluster import Cluster, Device
-    from octavo.experiment.config import ExperimentFile
+    from octavo.experiment.config import Data, ExperimentFile
     from octavo.models.architecture import Architecture
 
-    section = {"experiment": ExperimentFile, "model": Architecture, "cluster": Cluster, "device": Device}[of.value]
+    sections = {
+        "experiment": ExperimentFile, "model": Architecture, "data": Data, "cluster": Cluster, "device": Device,
+    }  # fmt: skip
+    section = sections[of.value]
     typer.echo(json.dumps(section.model_json_schema(), indent=2))
 
 
 def check(
     experiment: Annotated[str, typer.Argument(help="Name of a file in configs/experiments, without .yaml.")],
 ) -> None:
-    """Read an experiment with everything it names, check it, and list its cells."""
+    """Read an experiment with everything it names, check it, see that its local text is there, and list its cells."""
+    from octavo.data.documents import source_files
+    from octavo.errors import asked_by
+    from octavo.experiment.config import PackageSource
     from octavo.experiment.run import load_experiment
 
     loaded = load_experiment(experiment)
+    for number, source in enumerate(loaded.file.data.sources):
+        if not isinstance(source, PackageSource):  # packages are fetched when the text is prepared
+            with asked_by(loaded.place, "data", "sources", number):
+                source_files(source)
     for cell in loaded.cells:
         typer.echo(cell)
 

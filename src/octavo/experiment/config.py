@@ -8,13 +8,35 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from octavo.configuration import Section
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+ProperFraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=64)]
 """Names become folders and parts of a cell's name: no slash, no hyphen, no plus sign."""
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ValueError(f"each one once: {value!r} is there twice")
+    return values
+
+
+EachOnce = AfterValidator(_each_once)
+"""Of a list of which a second mention would count a thing twice."""
 
 RecipeName = Literal["bf16", "fp8_delayed", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8", "nvfp4"]
 
@@ -60,6 +82,9 @@ class IndexedSource(Section):
     prefix: str
     domain: Name = "text"
 
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy, which shuffles the training sequences, takes for a seed."""
 
 Source = Annotated[PackageSource | FileSource | IndexedSource, Field(discriminator="kind")]
 
@@ -108,8 +133,8 @@ class Optimizer(Section):
     """On the learning rate of the input embedding and the output head."""
     router_multiplier: PositiveFloat = 1.0
     """On the learning rate of the routers."""
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.95
+    beta1: ProperFraction = 0.9
+    beta2: ProperFraction = 0.95
     epsilon: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
     clip_gradient: PositiveFloat = 1.0
@@ -120,7 +145,7 @@ class Optimizer(Section):
 class Schedule(Section):
     """The learning rate over the run: linear warm-up, then a decay to `minimum` times the peak."""
 
-    warmup_fraction: Fraction = 0.05
+    warmup_fraction: ProperFraction = 0.05
     decay: Literal["linear", "cosine", "constant"] = "linear"
     minimum: Fraction = 0.0
 
@@ -171,7 +196,7 @@ class Training(Section):
     checkpoints: Checkpoints
     initialisation_std: PositiveFloat = 0.02
     multi_token_prediction_weight: NonNegativeFloat = 0.1
-    threads: PositiveInt = 1
+    threads: Annotated[PositiveInt, Field(le=1024)] = 1
     """CPU threads per process (a different number may change bits)."""
     flush_denormals: bool = True
     """Flush subnormal FP32 results to zero on CPUs (faster; changes bits)."""
@@ -269,7 +294,7 @@ class Ablation(Section):
     """One change to one or more cells, held against the unchanged cell."""
 
     description: str
-    cells: Annotated[list[str], Field(min_length=1)]
+    cells: Annotated[list[str], Field(min_length=1), EachOnce]
     change: Annotated[dict[str, Any], Field(min_length=1)]
     """Key paths of the resolved run (model.*, precision.*, training.*) and their new values."""
 
@@ -283,16 +308,34 @@ class Budget(Section):
     """In the cluster file's currency."""
 
 
+def _form(value: Any) -> str:
+    return "name" if isinstance(value, str) else "section"
+
+
+ModelOrName = Annotated[Annotated[str, Tag("name")] | Annotated[dict[str, Any], Tag("section")], Discriminator(_form)]
+PrecisionOrName = Annotated[
+    Annotated[RecipeName, Tag("name")] | Annotated[Precision, Tag("section")], Discriminator(_form)
+]
+
+
+def _or_a_name(schema: dict[str, Any]) -> None:
+    """In the JSON schema, where the name of a file may stand for the section (it is read before this is validated)."""
+    section = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [{"type": "string"}, section]
+
+
 class ExperimentFile(Section):
     """An experiment: what to run, on what, and what it is held against."""
 
     description: str
-    models: Annotated[dict[Name, str | dict[str, Any]], Field(min_length=1)]
+    models: Annotated[dict[Name, ModelOrName], Field(min_length=1)]
     """Architecture name -> a file in configs/models (without .yaml), or the model's keys written out."""
     match: Match | None = None
-    precisions: Annotated[list[RecipeName | Precision], Field(min_length=1)]
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
-    data: Data
+    precisions: Annotated[list[PrecisionOrName], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1), EachOnce]
+    data: Annotated[Data, Field(json_schema_extra=_or_a_name)]
+    """A file in configs/data (without .yaml), or the keys written out."""
     tokenizer: Tokenizer
     training: Training
     overrides: dict[Name, dict[str, Any]] = {}
@@ -301,6 +344,6 @@ class ExperimentFile(Section):
     cluster: str
     """A file in configs/clusters (without .yaml)."""
     ablations: dict[Name, Ablation] = {}
-    claims: list[str] | None = None
+    claims: Annotated[list[str], EachOnce] | None = None
     """Files in configs/claims (without .yaml); None: all."""
     budget: Budget = Budget()

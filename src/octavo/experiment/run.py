@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from octavo.configuration import Section, parse_section, place, read_section, read_yaml
-from octavo.errors import OctavoError
+from octavo.configuration import Keys, Section, parse_section, place, read_section, read_yaml, section_error
+from octavo.errors import OctavoError, asked_by
 from octavo.experiment.cluster import Cluster, Device
 from octavo.experiment.config import (
     Data,
@@ -98,6 +98,8 @@ class Experiment:
     file: ExperimentFile
     cluster: Cluster
     device: Device
+    data_path: Path
+    """The file in configs/data that the experiment names, or the experiment's own."""
     cells: dict[str, CellConfig]
     """The grid's cells and then the ablations', by name."""
 
@@ -122,6 +124,12 @@ class Experiment:
         baselines = self.file.ablations[ablation].cells
         return [self.cells[name] for name in [*baselines, *(f"{base}+{ablation}" for base in baselines)]]
 
+    def place(self, *keys: str | int) -> str:
+        """`file:line key.path` of one of the experiment's keys, also where its text is a file of its own."""
+        if keys[0] == "data" and self.data_path != self.path:
+            return place(self.data_path, keys[1:])
+        return place(self.path, keys)
+
     def run(self, cell: str, seed: int) -> RunConfig:
         """One run, resolved."""
         if cell not in self.cells or seed not in self.file.seeds:
@@ -144,7 +152,8 @@ def load_experiment(name: str, folders: ConfigFolders | None = None) -> Experime
     """Read `configs/experiments/<name>.yaml`, resolve its cells and check that they can be trained as they say."""
     folders = folders or configs()
     path = folders.experiments / f"{name}.yaml"
-    file = read_section(path, ExperimentFile)
+    value, data_path = _with_data(read_yaml(path), path, folders)
+    file = parse_section(value, ExperimentFile, path)
     cluster, device = load_cluster(file.cluster, folders, asked_by=place(path, ("cluster",)))
     models = {role: _model(role, value, path, folders) for role, value in file.models.items()}
     for role in file.overrides:
@@ -177,7 +186,7 @@ def load_experiment(name: str, folders: ConfigFolders | None = None) -> Experime
             changed = _change(cells[base], section.change, path, ("ablations", ablation, "change"))
             name_of_cell = f"{base}+{ablation}"
             cells[name_of_cell] = changed.model_copy(update={"cell": name_of_cell, "ablation": ablation})
-    experiment = Experiment(name, path, file, cluster, device, cells)
+    experiment = Experiment(name, path, file, cluster, device, data_path, cells)
     from octavo.experiment.checks import check_experiment
 
     check_experiment(experiment)
@@ -222,11 +231,28 @@ def experiment_with_data(identifier: str, folders: ConfigFolders | None = None) 
     """The name of an experiment whose data and tokenizer have this identifier (see `data_identifier`)."""
     folders = folders or configs()
     for path in sorted(folders.experiments.glob("*.yaml")):
-        sections = {key: value for key, value in read_yaml(path).items() if key in ("data", "tokenizer")}
-        with suppress(ValidationError):  # another experiment's mistakes are not this one's
+        with suppress(OctavoError, ValidationError):  # another experiment's mistakes are not this one's
+            value, _ = _with_data(read_yaml(path), path, folders)
+            sections = {key: value[key] for key in ("data", "tokenizer") if key in value}
             if _DataSections.model_validate(sections).identifier == identifier:
                 return path.stem
     raise OctavoError(f"no experiment asks for the data set {identifier}", where=folders.experiments)
+
+
+def _with_data(value: dict[str, Any], path: Path, folders: ConfigFolders) -> tuple[dict[str, Any], Path]:
+    """An experiment file's keys, with the data section that it names in its place; the file that the section is in."""
+    name = value.get("data")
+    if not isinstance(name, str):
+        return value, path
+    data_path = folders.data / f"{name}.yaml"
+    if not data_path.exists():
+        there = sorted(p.stem for p in folders.data.glob("*.yaml"))
+        raise OctavoError(
+            f"there is no text {name!r} in {folders.data}",
+            where=place(path, ("data",)),
+            expected=f"one of {', '.join(there) or '(there is none)'}, or a section",
+        )
+    return {**value, "data": read_section(data_path, Data)}, data_path
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:
@@ -235,14 +261,15 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
         path = repository() / tokenizer.path
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-            identifiers = [*value["model"]["vocab"].values(), *(token["id"] for token in value["added_tokens"])]
-        except FileNotFoundError:
-            raise OctavoError("the tokenizer's file is missing", where=path) from None
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            vocabulary = value["model"]["vocab"]  # token -> number; of a Unigram model the tokens by number
+            numbers = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+            return max([*numbers, *(token["id"] for token in value["added_tokens"])]) + 1
+        except OSError as error:
+            raise OctavoError(f"the tokenizer's file cannot be read: {error.strerror}", where=path) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise OctavoError(
                 "the file is not a Hugging Face tokenizer", where=path, expected="a tokenizer.json with model.vocab"
             ) from error
-        return max(identifiers) + 1
     return 257 if tokenizer.kind == "bytes" else tokenizer.vocabulary_size
 
 
@@ -262,7 +289,8 @@ def _model(role: str, value: str | dict[str, Any], path: Path, folders: ConfigFo
 def _cell(
     name: str, path: Path, file: ExperimentFile, role: str, model: Architecture, precision: Precision
 ) -> CellConfig:
-    vocabulary = vocabulary_size(file.tokenizer)
+    with asked_by(lambda *keys: place(path, keys), "tokenizer"):
+        vocabulary = vocabulary_size(file.tokenizer)
     if model.vocabulary_size is None:
         model = model.model_copy(update={"vocabulary_size": vocabulary})
     elif model.vocabulary_size < vocabulary:
@@ -315,8 +343,14 @@ def _change(cell: CellConfig, change: dict[str, Any], path: Path, at: tuple[str,
         target[last] = new
     try:
         return CellConfig.model_validate(value)
-    except ValueError:
-        changed = {key.split(".")[0] for key in change}
-        for key in sorted(changed):  # name the section in the message; the line is the change's own
-            parse_section(value[key], CellConfig.model_fields[key].annotation, path, at=at)  # type: ignore[arg-type]
-        raise
+    except ValidationError as error:
+
+        def in_file(keys: Keys) -> Keys:
+            """The change that a value is, is part of, or has a part in."""
+            for dotted_path in change:
+                changed = tuple(dotted_path.split("."))
+                if changed[: len(keys)] == keys[: len(changed)]:
+                    return (*at, dotted_path, *keys[len(changed) :])
+            return at
+
+        raise section_error(error, value, CellConfig, path, in_file) from None

@@ -13,6 +13,9 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from octavo.configuration import Section
 
+Even = Annotated[PositiveInt, Field(multiple_of=2)]
+"""RoPE rotates pairs."""
+
 
 class GroupedQueryAttention(Section):
     """Attention with `heads` query heads that share `kv_heads` key and value heads (GQA, arXiv 2305.13245)."""
@@ -20,7 +23,7 @@ class GroupedQueryAttention(Section):
     kind: Literal["gqa"] = "gqa"
     heads: PositiveInt
     kv_heads: PositiveInt
-    head_size: PositiveInt
+    head_size: Even
     qkv_bias: bool = False
     """A bias on the query, key and value projections (Qwen2, gpt-oss)."""
     output_bias: bool = False
@@ -50,7 +53,7 @@ class MultiLatentAttention(Section):
     kv_lora_rank: PositiveInt
     qk_head_size: PositiveInt
     """Per head, the part of queries and keys without position."""
-    qk_rope_head_size: PositiveInt
+    qk_rope_head_size: Even
     """Per head, the part that carries RoPE; its key is shared by all heads."""
     v_head_size: PositiveInt
 

@@ -44,8 +44,10 @@ class Checkpointer:
         *,
         leads: bool,
         run_fingerprint: str,
+        data_manifest_sha256: str,
     ) -> None:
-        self.folder, self.keep, self.leads, self.run_fingerprint = folder, keep, leads, run_fingerprint
+        self.folder, self.keep, self.leads = folder, keep, leads
+        self.run_fingerprint, self.data_manifest_sha256 = run_fingerprint, data_manifest_sha256
         self.chunks, self.optimizer, self.scheduler = chunks, optimizer, scheduler
 
     def save(self, step: int) -> None:
@@ -68,7 +70,7 @@ class Checkpointer:
         torch.distributed.barrier()
         if self.leads:
             try:
-                seal(partial, step, self.run_fingerprint)
+                seal(partial, step, self.run_fingerprint, self.data_manifest_sha256)
                 _flush(partial)
                 shutil.rmtree(whole, ignore_errors=True)
                 partial.rename(whole)

@@ -35,6 +35,7 @@ def train(
     """
     from octavo.cluster.launch import in_allocation
     from octavo.cluster.launch import launch as launch_in_job
+    from octavo.data.manifest import current_manifest
     from octavo.experiment.run import load_experiment
     from octavo.training import launch
     from octavo.training.journal import finished
@@ -42,7 +43,7 @@ def train(
 
     folder = RunFolder(run_folder)
     run = _resolve(folder, config)
-    if finished(folder, run.run_fingerprint):
+    if finished(folder, run.run_fingerprint, current_manifest(run.data, run.tokenizer)):
         typer.echo(f"complete: {folder.result}")
         return
     check_layout(run)
@@ -69,13 +70,13 @@ def _resolve(folder: RunFolder, config: Path | None) -> RunConfig:
     if config is not None:
         return read_run_config(config)
     path = folder.path.absolute()
-    experiment = ExperimentFolder(path.parents[2])
     number = path.name.removeprefix("seed-")
-    if path.parents[1].name != "runs" or not path.name.startswith("seed-") or not number.isdigit():
+    named = path.name == f"seed-{number}" and number.isdecimal()
+    if not named or len(path.parents) < 4 or path.parents[1].name != "runs":
         raise OctavoError(
             "the folder is not a run's", where=folder.path, expected="results/<experiment>/runs/<cell>/seed-<n>"
         )
-    return load_experiment(experiment.name).run(folder.cell, folder.seed)
+    return load_experiment(ExperimentFolder(path.parents[2]).name).run(folder.cell, folder.seed)
 
 
 def _set_environment(run: RunConfig) -> None:

@@ -12,13 +12,13 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from octavo.errors import OctavoError
-from octavo.files import atomic_path, unwritable, write_text
+from octavo.files import atomic_path, read_json, unwritable, write_text
 from octavo.layout import RunFolder
 from octavo.records import AttemptRecord, ExitReason, MetricsRecord, Result, read_lines, read_record
 
@@ -43,34 +43,48 @@ def only_trainer(folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def finished(folder: RunFolder, fingerprint: str) -> Result | None:
-    """The run's result, if it is complete and was made under this configuration."""
+def finished(folder: RunFolder, fingerprint: str, data_manifest_sha256: str | None) -> Result | None:
+    """The run's result, if it is complete and was made under this configuration and on this data set.
+
+    None for the data set: there is none now that it could differ from.
+    """
     if not folder.result.exists():
         return None
     try:
         result = read_record(folder.result, Result, made_by=MADE_BY.format(folder=folder.path))
     except OctavoError:
         return None  # cut short, or another version's: it is made again, and what it cost stays in the attempts
-    return result if result.run_fingerprint == fingerprint else None
+    same_data = data_manifest_sha256 in (None, result.data_manifest_sha256)
+    return result if result.run_fingerprint == fingerprint and same_data else None
 
 
-def supersede(folder: RunFolder, fingerprint: str) -> Path | None:
-    """Move what another configuration left in the folder to `superseded/`, where it is still paid for; say where to."""
+def supersede(folder: RunFolder, fingerprint: str, data_manifest_sha256: str) -> Path | None:
+    """Move what another configuration, or the same on other text, left in the folder to `superseded/`, where it is
+    still paid for; say where to."""
     attempts = close_dangling(folder)
     earlier = {attempt.run_fingerprint for attempt in attempts} - {fingerprint}
-    if not earlier:
+    if not earlier and _trained_on(folder) in (None, data_manifest_sha256):
         return None
-    target = folder.superseded / sorted(earlier)[0][:12]
+    name = min(earlier, default=fingerprint)[:12]
+    target = folder.superseded / name
     number = 1
     while target.exists():
         number += 1
-        target = target.with_name(f"{sorted(earlier)[0][:12]}-{number}")
+        target = target.with_name(f"{name}-{number}")
     target.mkdir(parents=True)
     shutil.rmtree(folder.checkpoints, ignore_errors=True)  # nothing will go on from them, and they are large
     for path in (folder.config, folder.metrics, folder.attempts, folder.provenance, folder.routing, folder.result):
         if path.exists():
             path.replace(target / path.name)
     return target
+
+
+def _trained_on(folder: RunFolder) -> str | None:
+    """The manifest of the data set that the last attempt opened; None where none did, or where its word is damaged
+    (its checkpoints' seals name the data set too)."""
+    with suppress(OctavoError):
+        return read_json(folder.provenance, made_by=MADE_BY.format(folder=folder.path)).get("data_manifest_sha256")
+    return None
 
 
 def read_attempts(folder: RunFolder) -> list[AttemptRecord]:

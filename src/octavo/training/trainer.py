@@ -17,16 +17,18 @@ import signal
 import socket
 import time
 from contextlib import nullcontext
+from itertools import takewhile
 from typing import Any, Literal
 
 import torch
 import torch.distributed
 
+from octavo.data.manifest import data_set_folder, read_manifest
 from octavo.data.sampling import PreparedData, open_dataset
 from octavo.errors import OctavoError
-from octavo.experiment.run import RunConfig, data_identifier, vocabulary_size
+from octavo.experiment.run import RunConfig, vocabulary_size
 from octavo.files import sha256, write_text
-from octavo.layout import RunFolder, data_folder, repository
+from octavo.layout import RunFolder
 from octavo.models.parameters import matched_quantity
 from octavo.precision.diagnostics import diagnose
 from octavo.records import AttemptRecord, ExitReason, MetricsRecord, Result, read_lines, write_table
@@ -101,11 +103,14 @@ class _Trainer:
 
     def _open_folder(self) -> None:
         run, folder = self.run, self.folder
-        if moved := journal.supersede(folder, run.run_fingerprint):
-            self.progress.say(f"what an earlier configuration left was moved to {moved}")
+        data = data_set_folder(run.data, run.tokenizer)
+        read_manifest(data)  # nothing is moved or discarded for a data set that is missing
+        manifest = sha256(data / "manifest.json")
+        if moved := journal.supersede(folder, run.run_fingerprint, manifest):
+            self.progress.say(f"what an earlier configuration, or earlier text, left was moved to {moved}")
         write_text(folder.config, run.to_yaml())
         attempts = journal.close_dangling(folder)
-        for wrong in seal.discard_unsound(folder.checkpoints, run.run_fingerprint):
+        for wrong in seal.discard_unsound(folder.checkpoints, run.run_fingerprint, manifest):
             self.progress.say(f"not going on from a checkpoint: {wrong}")
         attempt = AttemptRecord(
             attempt=len(attempts) + 1,
@@ -138,6 +143,7 @@ class _Trainer:
             scheduler,
             leads=self.place.leads,
             run_fingerprint=run.run_fingerprint,
+            data_manifest_sha256=self.data.manifest_sha256,
         )
         if self.place.leads:
             self.checkpoints.remove_partial()
@@ -156,7 +162,7 @@ class _Trainer:
         self.sequences = self.data.training_sequences(run)
 
     def _open_data(self) -> PreparedData:
-        data = open_dataset(repository() / data_folder(data_identifier(self.run.data, self.run.tokenizer)))
+        data = open_dataset(data_set_folder(self.run.data, self.run.tokenizer), hashes=self.place.local_rank == 0)
         tokens, vocabulary = vocabulary_size(self.run.tokenizer), self.run.model.vocabulary_size or 0
         if tokens > vocabulary:
             raise OctavoError(
@@ -164,6 +170,7 @@ class _Trainer:
                 where=f"{self.folder.config} model.vocabulary_size",
                 expected=f"at least {tokens}",
             )
+        data.check_evaluation(self.training)
         return data
 
     def _quantity(self, name: str) -> float:
@@ -172,8 +179,9 @@ class _Trainer:
     # --- going --------------------------------------------------------------------------------------------------------
 
     def _loop(self) -> Ending:
-        training, high = self.training, 0
+        training = self.training
         limit = DIVERGED_LOSS * math.log(self.run.model.vocabulary_size or 1)
+        high = self._steps_above(limit)
         for step in range(self.done + 1, self.total_steps + 1):
             began = time.perf_counter()
             probes = bool(self.routers.layers) and step % training.logging.expert_load_interval == 0
@@ -197,6 +205,16 @@ class _Trainer:
             if result.stop:
                 return "signalled"
         return "completed"
+
+    def _steps_above(self, limit: float) -> int:
+        """Steps on end with a loss above the limit, up to the checkpoint that the run goes on from."""
+        high = [0]
+        if self.done and self.place.leads:
+            steps = {one.step: one.loss for one in read_lines(self.folder.metrics, MetricsRecord) if one.step_seconds}
+            high = [sum(1 for _ in takewhile(lambda step: (steps.get(step) or 0.0) > limit, range(self.done, 0, -1)))]
+        if self.place.world_size > 1:
+            torch.distributed.broadcast_object_list(high, src=0)
+        return high[0]
 
     def _examines(self, step: int) -> bool:
         """Whether this step's FP8 numbers are looked at (emulated ones: Transformer Engine does not show its own)."""

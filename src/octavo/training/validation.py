@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,10 +61,12 @@ class Validator:
         self, run: RunConfig, data: PreparedData, chunks: list[DistributedDataParallel], stepper: Stepper
     ) -> None:
         self._run, self._data, self._chunks, self._stepper = run, data, chunks, stepper
+        self._sequences = cache(partial(data.validation_sequences, run.training.sequence_length))
+        """Of a number; a run asks for two."""
 
     def validate(self, count: int, probe: RouterProbe | None = None) -> Validation:
         """Evaluate on `count` sequences; with a probe, also count which experts served each."""
-        sequences = self._data.validation_sequences(self._run.training.sequence_length, count)
+        sequences = self._sequences(count)
         domains = [domain for domain, _ in sequences]
         size, ranks = self._run.training.micro_batch_size, self._run.parallelism.data
         padded = math.ceil(len(sequences) / (size * ranks)) * size * ranks

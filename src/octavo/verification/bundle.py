@@ -142,7 +142,7 @@ def _files(experiment: Experiment, folder: ExperimentFolder, root: Path) -> Iter
     data = data_folder(data_identifier(experiment.file.data, tokenizer)) / "manifest.json"
     wanted = [root / "configs" / "experiments" / f"{experiment.name}.yaml", root / data, root / "requirements.lock"]
     wanted += [root / "Snakefile", *(path for path in (root / "workflow").rglob("*"))]
-    for part in ("models", "clusters", "claims", "published"):
+    for part in ("models", "data", "clusters", "claims", "published"):
         wanted += (root / "configs" / part).rglob("*")
     if isinstance(tokenizer, FileTokenizer):
         wanted.append(root / tokenizer.path)

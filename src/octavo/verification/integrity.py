@@ -115,7 +115,7 @@ def _result_follows(result: Result, run: RunConfig, folder: RunFolder) -> Iterat
 def _check_checkpoints(folder: RunFolder, result: Result) -> Iterator[str]:
     """Whether the checkpoints that are kept are the run's, byte for byte."""
     for checkpoint in sorted(folder.checkpoints.glob("step-*")):
-        for problem in seal.problems(checkpoint, result.run_fingerprint):
+        for problem in seal.problems(checkpoint, result.run_fingerprint, result.data_manifest_sha256):
             yield f"checkpoints/{problem}"
 
 
@@ -148,9 +148,9 @@ def _check_tables(experiment: Experiment, folder: ExperimentFolder) -> list[Veri
         fresh = ExperimentFolder(Path(name) / folder.name)
         fresh.path.mkdir()
         fresh.runs.symlink_to(folder.runs.resolve())
-        aggregate(experiment, fresh, attempts_frame(experiment))
 
         def look() -> Iterator[str]:
+            aggregate(experiment, fresh, attempts_frame(experiment))
             for table in ("runs", "steps", "attempts"):
                 yield from _table_differences(folder, fresh, table)
             if folder.claims.exists():
