@@ -38,7 +38,7 @@ def examine() -> Iterator[Finding]:
     yield _disk()
     yield _package("torch", "train models", "make setup, or pip install 'octavo[train]'")
     yield _package("megatron-core", "train models", "make setup, or pip install 'octavo[train]'")
-    yield _rounding_kernel()
+    yield _compiled_loops()
     gpus = list(_gpus())
     yield from gpus
     yield _package("transformer-engine", "train in FP8 on GPUs", "pip install 'octavo[gpu]' or use the image",
@@ -97,11 +97,15 @@ def _package(name: str, purpose: str, fix: str, *, needed: bool = True) -> Findi
         return Finding(name, "missing" if needed else "note", f"not installed; needed to {purpose}", fix)
 
 
-def _rounding_kernel() -> Finding:
-    if importlib.util.find_spec("octavo.precision._rounding"):
-        return Finding("compiled rounding", "ok", "FP8 is emulated at full speed")
-    return Finding("compiled rounding", "note", "not built: FP8 is emulated with the same bits, more slowly",
-                   "install gcc and run: make clean setup")  # fmt: skip
+def _compiled_loops() -> Finding:
+    """The two libraries of C that installation compiles (pyproject.toml)."""
+    missing = [
+        name for name in ("octavo._cpu_kernels", "octavo.precision._rounding") if not importlib.util.find_spec(name)
+    ]
+    if not missing:
+        return Finding("compiled loops", "ok", "models train on the CPU and FP8 is emulated at full speed")
+    found = f"{' and '.join(missing)} not built: training is slower, and its last bits differ"
+    return Finding("compiled loops", "note", found, "install gcc and run: make clean setup")
 
 
 def _gpus() -> Iterator[Finding]:

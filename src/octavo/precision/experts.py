@@ -19,6 +19,7 @@ from megatron.core.utils import divide
 from torch import Tensor
 from torch.nn import Parameter
 
+from octavo import cpu_kernels
 from octavo.precision.history import AmaxHistory
 from octavo.precision.products import BF16, Numerics, grouped_linear
 
@@ -113,26 +114,13 @@ class GroupedExperts(MegatronModule):
 
 
 class _WeightedSwiGLU(torch.autograd.Function):
-    """silu(gate) * up * probability, in FP32, rounded once: [tokens, 2 width], [tokens] -> [tokens, width]."""
+    """silu(gate) * up * probability: [tokens, 2 width], [tokens] -> [tokens, width]."""
 
     @staticmethod
     def forward(ctx: Any, both: Tensor, probabilities: Tensor) -> Tensor:
         ctx.save_for_backward(both, probabilities)
-        gate, up = both.float().chunk(2, -1)
-        return (torch.nn.functional.silu(gate).mul_(up).mul_(probabilities.unsqueeze(-1))).to(both.dtype)
+        return cpu_kernels.swiglu(both, probabilities)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        both, probabilities = ctx.saved_tensors
-        gradient = gradients[0].float()
-        gate, up = both.float().chunk(2, -1)
-        sigmoid = gate.sigmoid()
-        silu = gate * sigmoid
-        to_probabilities = (gradient * silu).mul_(up).sum(-1)
-        gradient *= probabilities.unsqueeze(-1)
-        result = torch.empty_like(both)
-        to_gate, to_up = result.chunk(2, -1)
-        to_up.copy_(gradient * silu)
-        # d silu(z)/dz = s + z s (1 - s) = s (1 - silu(z)) + silu(z)
-        to_gate.copy_(gradient.mul_(up).mul_(silu.addcmul_(sigmoid, 1 - silu)))
-        return result, to_probabilities.to(probabilities.dtype)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return cpu_kernels.swiglu_gradient(gradients[0], *ctx.saved_tensors)

@@ -34,7 +34,7 @@ def install() -> None:
         warnings.simplefilter("ignore")  # "Apex is not installed" and its like, which say nothing on a CPU
         import_module("megatron.core")
     _replace_in_megatron()
-    _replace_swiglu()
+    _replace_fused()
 
 
 class _Stream:
@@ -158,14 +158,20 @@ def _replace_in_megatron() -> None:
     multi_latent_attention.Linear = _AnyColumnParallelLinear()  # type: ignore[assignment]
 
 
-def _replace_swiglu() -> None:
-    """On GPUs Megatron compiles these two into one pass, in FP32, rounded once; `cpu_layers` does so by hand."""
+def _replace_fused() -> None:
+    """What Megatron compiles or fuses on GPUs, into one pass in FP32, rounded once; `cpu_kernels` does so on a CPU."""
     from megatron.core.fusions import fused_bias_swiglu
+    from megatron.core.models.common.embeddings import rope_utils
 
-    from octavo.training import cpu_layers
+    from octavo import cpu_kernels
+    from octavo.training.cpu_layers import rotary_embedding
 
-    fused_bias_swiglu.swiglu = cpu_layers.swiglu
-    fused_bias_swiglu.swiglu_back = cpu_layers.swiglu_gradient
+    def swiglu_gradient(gradient: torch.Tensor, both: torch.Tensor) -> torch.Tensor:
+        return cpu_kernels.swiglu_gradient(gradient, both)[0]
+
+    fused_bias_swiglu.swiglu = cpu_kernels.swiglu
+    fused_bias_swiglu.swiglu_back = swiglu_gradient
+    rope_utils._apply_rotary_pos_emb_bshd = rotary_embedding(rope_utils._apply_rotary_pos_emb_bshd)
 
 
 def _to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:  # noqa: ARG001

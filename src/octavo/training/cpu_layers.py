@@ -1,15 +1,16 @@
-"""What lies between the matrix products, made for CPUs: RMSNorm, attention, SwiGLU and the loss.
+"""What lies between the matrix products, made for CPUs: RMSNorm, rotary embedding, attention and the loss.
 
 Tensors between layers are BF16, as on a GPU; inside, a layer computes in FP32 and rounds once. That is what fused GPU
 kernels do (FlashAttention, arXiv 2205.14135, keeps scores and softmax in FP32), and on a CPU without BF16 instructions
-it is also the fast way. torch's modules in their place would make a dozen passes over memory where these make a few.
-Norm and attention go into Megatron-Core by its own way, a `BackendSpecProvider`, the loss by a subclass of its model;
-SwiGLU takes the place of the two functions that Megatron-Core compiles on GPUs (`octavo.training.cpu_backend`).
+it is also the fast way. The arithmetic is in `octavo.cpu_kernels`; here it becomes modules. Norm and attention go into
+Megatron-Core by its own way, a `BackendSpecProvider`, the loss by a subclass of its model; SwiGLU and the rotary
+embedding take the place of functions that Megatron-Core fuses on GPUs (`octavo.training.cpu_backend`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +26,8 @@ from megatron.core.transformer.utils import (
     make_sharded_tensors_for_checkpoint,
 )
 from torch import Tensor, nn
+
+from octavo import cpu_kernels
 
 
 class CpuLayers:
@@ -62,40 +65,56 @@ class RMSNorm(nn.Module):
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.float()
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        out, scale = cpu_kernels.rms_norm(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).mul_(weight.float()).to(x.dtype)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, scale = ctx.saved_tensors
-        gradient, normed = gradients[0].float(), x.float().mul_(scale)
-        to_weight = (gradient * normed).flatten(0, -2).sum(0)
-        gradient = gradient * weight.float()
-        # d/dx of x * scale: scale * (g - normed * mean(g * normed))
-        mean = (gradient * normed).mean(-1, keepdim=True)
-        to_x = gradient.addcmul_(normed, mean, value=-1).mul_(scale)
-        return to_x.to(x.dtype), to_weight.to(weight.dtype), None
+        return *cpu_kernels.rms_norm_gradient(gradients[0], *ctx.saved_tensors), None
 
 
-def swiglu(both: Tensor) -> Tensor:
-    """silu(gate) * up (arXiv 2002.05202): [..., 2 width], gate before up -> [..., width]."""
-    gate, up = both.float().chunk(2, -1)
-    return nn.functional.silu(gate).mul_(up).to(both.dtype)
+def rotary_embedding(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Megatron's function for [sequence, batch, heads, size] (`plain`), in one pass where halves rotate.
+
+    Angles stay in FP32 as in Transformer Engine's fused kernel; `plain` would round cosines to BF16.
+    """
+
+    def apply(
+        t: Tensor,
+        freqs: Tensor,
+        rotary_interleaved: bool = False,
+        multi_latent_attention: bool = False,
+        mscale: float = 1.0,
+    ) -> Tensor:
+        if rotary_interleaved or t.dim() != 4 or freqs.shape[1:3] != (1, 1):
+            return plain(t, freqs, rotary_interleaved, multi_latent_attention, mscale)
+        size = freqs.shape[-1]
+        turning, rest = t[..., :size], t[..., size:]
+        if multi_latent_attention:  # pairs lie beside each other in its checkpoints
+            turning = torch.cat((turning[..., 0::2], turning[..., 1::2]), -1)
+        turned: Any = _Rotate.apply(turning, *_cosine_and_sine(freqs, mscale))
+        return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
+
+    return apply
 
 
-def swiglu_gradient(gradient: Tensor, both: Tensor) -> Tensor:
-    """The gradient of what `swiglu` was given: [..., width], [..., 2 width] -> [..., 2 width]."""
-    gate, up = both.float().chunk(2, -1)
-    sigmoid, wide = gate.sigmoid(), gradient.float()
-    silu = gate * sigmoid
-    result = torch.empty_like(both)
-    to_gate, to_up = result.chunk(2, -1)
-    to_up.copy_(wide * silu)
-    # d silu(z)/dz = s + z s (1 - s) = s + silu(z) (1 - s)
-    to_gate.copy_(sigmoid.addcmul_(silu, 1 - sigmoid).mul_(up).mul_(wide))
-    return result
+@lru_cache(maxsize=4)
+def _cosine_and_sine(angles: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Of angles [sequence, 1, 1, size]; Megatron hands out the same tensor at every step."""
+    angles = angles.detach().float().view(angles.shape[0], -1)
+    return angles.cos().mul_(factor), angles.sin().mul_(factor)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.angles = cosine, sine
+        return cpu_kernels.rotate(x, cosine, sine)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return cpu_kernels.rotate(gradients[0], *ctx.angles, back=True), None, None
 
 
 class CpuModel(GPTModel):
@@ -109,24 +128,18 @@ class CpuModel(GPTModel):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy of logits [..., vocabulary] in FP32."""
+    """Cross-entropy of logits [..., vocabulary]."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        labels = labels.unsqueeze(-1)
-        probabilities = torch.softmax(logits, -1, dtype=torch.float32)
-        ctx.save_for_backward(probabilities, labels)
-        ctx.logits_type = logits.dtype
-        # -log p(label), by way of the most probable token, whose probability cannot underflow
-        below = logits.amax(-1, keepdim=True).float().sub_(logits.gather(-1, labels))
-        return below.sub_(probabilities.amax(-1, keepdim=True).log_()).squeeze(-1)
+        logits, labels = logits.contiguous(), labels.contiguous()
+        loss, *numbers = cpu_kernels.cross_entropy(logits, labels)
+        ctx.save_for_backward(logits, labels, *numbers)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        probabilities, labels = ctx.saved_tensors
-        gradient = gradients[0].unsqueeze(-1)
-        # in place: nothing goes backward twice, and memory never touched before is slow
-        return probabilities.mul_(gradient).scatter_add_(-1, labels, -gradient).to(ctx.logits_type), None
+        return cpu_kernels.cross_entropy_gradient(gradients[0], *ctx.saved_tensors), None
 
 
 class Attention(MegatronModule):
@@ -163,14 +176,21 @@ class Attention(MegatronModule):
         if groups > 1:
             key, value = (tensor.repeat_interleave(groups, dim=2) for tensor in (key, value))
         # [sequence, batch, heads, size] -> [batch x heads, sequence, size]
-        queries, keys, values = (tensor.flatten(1, 2).transpose(0, 1).float() for tensor in (query, key, value))
-        scores = torch.baddbmm(mask(length, self.window), queries, keys.transpose(1, 2), alpha=self.scale)
-        if self.softmax_offset is not None:
-            sinks = self.softmax_offset.float().repeat(batch).view(-1, 1, 1).expand(-1, length, 1)
-            weights = torch.cat((scores, sinks), -1).softmax(-1)[..., :-1]
+        queries, keys, values = (tensor.flatten(1, 2).transpose(0, 1) for tensor in (query, key, value))
+        if self.softmax_offset is None:
+            attended: Any = _Attend.apply(queries, keys, values, self.scale, self.window)
         else:
-            weights = scores.softmax(-1)
-        return torch.bmm(weights, values).to(query.dtype).transpose(0, 1).reshape(length, batch, -1)
+            attended = self._attend_with_sinks(queries.float(), keys.float(), values.float(), batch).to(query.dtype)
+        return attended.transpose(0, 1).reshape(length, batch, -1)
+
+    def _attend_with_sinks(self, queries: Tensor, keys: Tensor, values: Tensor, batch: int) -> Tensor:
+        """A sink takes part in the softmax as one more key, whose value is nothing."""
+        assert self.softmax_offset is not None
+        length = queries.shape[1]
+        allowed = cpu_kernels.mask(length, self.window, queries.device)
+        scores = torch.baddbmm(allowed, queries, keys.transpose(1, 2), alpha=self.scale)
+        sinks = self.softmax_offset.float().repeat(batch).view(-1, 1, 1).expand(-1, length, 1)
+        return torch.bmm(torch.cat((scores, sinks), -1).softmax(-1)[..., :-1], values)
 
     def sharded_state_dict(
         self,
@@ -191,11 +211,23 @@ class Attention(MegatronModule):
         )
 
 
-@lru_cache(maxsize=4)
-def mask(length: int, window: int | None) -> Tensor:
-    """[1, length, length]: 0 where a query (row) attends to a key (column), minus infinity elsewhere."""
-    distance = torch.arange(length).view(-1, 1) - torch.arange(length)
-    allowed = distance >= 0
-    if window is not None:
-        allowed &= distance < window
-    return torch.zeros(1, length, length).masked_fill_(~allowed, -math.inf)
+class _Attend(torch.autograd.Function):
+    """softmax(scale q k^T) v over the keys that come before, of [batch x heads, sequence, size]."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        q, k, v = (tensor.contiguous().float() for tensor in (query, key, value))
+        weights = cpu_kernels.causal_softmax_(torch.bmm(q, k.transpose(1, 2)), scale, window)
+        ctx.save_for_backward(q, k, v, weights)
+        ctx.scale, ctx.window = scale, window
+        return torch.bmm(weights, v).to(query.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, weights = ctx.saved_tensors
+        dtype, gradient = gradients[0].dtype, gradients[0].contiguous().float()
+        to_scores = torch.bmm(gradient, v.transpose(1, 2))
+        to_scores = cpu_kernels.causal_softmax_gradient_(to_scores, weights, ctx.scale, ctx.window)
+        to_q, to_k = torch.bmm(to_scores, k), torch.bmm(to_scores.transpose(1, 2), q)
+        to_v = torch.bmm(weights.transpose(1, 2), gradient)
+        return to_q.to(dtype), to_k.to(dtype), to_v.to(dtype), None, None

@@ -84,12 +84,15 @@ def hardware() -> dict[str, str | int | float | None]:
     """The processor, its memory, and the GPU where there is one."""
     import torch
 
+    from octavo import cpu_kernels
+
     described: dict[str, str | int | float | None] = {
         **_processor(),
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "kernels": torch.backends.cpu.get_cpu_capability(),
+        "loops": "compiled" if cpu_kernels.COMPILED else "torch",
         "gpu": None,
     }
     if torch.cuda.is_available():

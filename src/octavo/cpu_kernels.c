@@ -1,0 +1,273 @@
+/* The loops of cpu_kernels.py: each reads its BF16 operands once, computes in FP32 and rounds once.
+
+   Compiled at installation where there is a C compiler, without -ffast-math and with -ffp-contract=off: every operation
+   rounds as it is written, and sums run over LANES partial sums in a fixed order, so vectors of any width give the same
+   bits. (-fno-trapping-math and -fno-math-errno, without which comparisons and square roots are not vectorised, change
+   none.) Loaded through ctypes; needs no Python headers. Rows are contiguous; strides, where given, are in elements. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(FAST) /* by whoever compiles it */
+#elif defined(__x86_64__) && defined(__linux__) && __GNUC__ >= 12
+#define FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#elif defined(__x86_64__) && defined(__linux__)
+#define FAST __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define FAST
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+#define LANES 16
+
+typedef uint16_t bf16;
+
+INLINE float from_bits(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
+INLINE uint32_t to_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
+INLINE float wide(bf16 value) { return from_bits((uint32_t)value << 16); }
+
+/* To the nearest BF16 number, ties to even; NaN stays NaN. */
+INLINE bf16 narrow(float value)
+{
+    uint32_t bits = to_bits(value);
+    uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+    return value == value ? (bf16)rounded : (bf16)0x7FC0;
+}
+
+/* e^x by Cody and Waite's reduction and a polynomial (Cephes' expf): within 2 units in the last place; 0 and infinity are
+   not reached (x is held within the exponents of normal numbers), NaN stays NaN. */
+INLINE float exponential(float x)
+{
+    float held = x < -87.0f ? -87.0f : x;
+    held = held > 88.0f ? 88.0f : held;
+    float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+    float n = (held * 1.44269504088896341f + shift) - shift;
+    float r = (held - n * 0.693359375f) - n * -2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = (p * (r * r) + r) + 1.0f;
+    uint32_t power = (uint32_t)((int32_t)n + 127) << 23;
+    return p * from_bits(x == x ? power : 0x7FC00000u);
+}
+
+INLINE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+INLINE float total_of(const float *lane)
+{
+    float part[LANES];
+    memcpy(part, lane, sizeof part);
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++)
+            part[i] += part[i + width];
+    return part[0];
+}
+
+/* RMSNorm: out = x / sqrt(mean(x^2) + eps) * weight; the factor of each row is kept in `scale`. */
+FAST void octavo_rms_norm(const bf16 *restrict x, const bf16 *restrict weight, bf16 *restrict out, float *restrict scale,
+                          int64_t rows, int64_t columns, float eps)
+{
+    for (int64_t row = 0; row < rows; row++, x += columns, out += columns) {
+        float lane[LANES] = {0};
+        int64_t whole = columns - columns % LANES;
+        for (int64_t i = 0; i < whole; i += LANES)
+            for (int j = 0; j < LANES; j++)
+                lane[j] += wide(x[i + j]) * wide(x[i + j]);
+        for (int64_t i = whole; i < columns; i++)
+            lane[i - whole] += wide(x[i]) * wide(x[i]);
+        float factor = scale[row] = 1.0f / sqrtf(total_of(lane) / (float)columns + eps);
+        for (int64_t i = 0; i < columns; i++)
+            out[i] = narrow(wide(x[i]) * factor * wide(weight[i]));
+    }
+}
+
+/* With n = x * scale and h = gradient * weight: to_x = scale * (h - n * mean(h * n)), to_weight += gradient * n. */
+FAST void octavo_rms_norm_gradient(const bf16 *restrict gradient, const bf16 *restrict x, const bf16 *restrict weight,
+                                   const float *restrict scale, bf16 *restrict to_x, float *restrict to_weight,
+                                   int64_t rows, int64_t columns)
+{
+    for (int64_t row = 0; row < rows; row++, gradient += columns, x += columns, to_x += columns) {
+        float lane[LANES] = {0}, factor = scale[row];
+        int64_t whole = columns - columns % LANES;
+        for (int64_t i = 0; i < whole; i += LANES)
+            for (int j = 0; j < LANES; j++)
+                lane[j] += wide(gradient[i + j]) * wide(weight[i + j]) * (wide(x[i + j]) * factor);
+        for (int64_t i = whole; i < columns; i++)
+            lane[i - whole] += wide(gradient[i]) * wide(weight[i]) * (wide(x[i]) * factor);
+        float mean = total_of(lane) / (float)columns;
+        for (int64_t i = 0; i < columns; i++) {
+            float normed = wide(x[i]) * factor, slope = wide(gradient[i]);
+            to_weight[i] += slope * normed;
+            to_x[i] = narrow(factor * (slope * wide(weight[i]) - normed * mean));
+        }
+    }
+}
+
+/* SwiGLU: out = silu(gate) * up (* weight of the row), from rows of gate then up. */
+FAST void octavo_swiglu(const bf16 *restrict both, const float *restrict weight, bf16 *restrict out, int64_t rows,
+                        int64_t width)
+{
+    for (int64_t row = 0; row < rows; row++, both += 2 * width, out += width) {
+        const bf16 *gate = both, *up = both + width;
+        float factor = weight ? weight[row] : 1.0f;
+        for (int64_t i = 0; i < width; i++) {
+            float z = wide(gate[i]);
+            out[i] = narrow(z * sigmoid(z) * wide(up[i]) * factor);
+        }
+    }
+}
+
+/* The gradients of `both` and, where there is one, of the row's weight. d silu(z)/dz = s + silu(z) (1 - s). */
+FAST void octavo_swiglu_gradient(const bf16 *restrict gradient, const bf16 *restrict both, const float *restrict weight,
+                                 bf16 *restrict to_both, float *restrict to_weight, int64_t rows, int64_t width)
+{
+    for (int64_t row = 0; row < rows; row++, gradient += width, both += 2 * width, to_both += 2 * width) {
+        const bf16 *gate = both, *up = both + width;
+        bf16 *restrict to_gate = to_both, *restrict to_up = to_both + width;
+        float factor = weight ? weight[row] : 1.0f, lane[LANES] = {0};
+        int64_t whole = width - width % LANES;
+        for (int64_t i = 0; i < whole; i += LANES)
+            for (int j = 0; j < LANES; j++) {
+                float z = wide(gate[i + j]), s = sigmoid(z), silu = z * s, slope = wide(gradient[i + j]);
+                lane[j] += slope * silu * wide(up[i + j]);
+                to_up[i + j] = narrow(slope * factor * silu);
+                to_gate[i + j] = narrow((s + silu * (1.0f - s)) * wide(up[i + j]) * (slope * factor));
+            }
+        for (int64_t i = whole; i < width; i++) {
+            float z = wide(gate[i]), s = sigmoid(z), silu = z * s, slope = wide(gradient[i]);
+            lane[i - whole] += slope * silu * wide(up[i]);
+            to_up[i] = narrow(slope * factor * silu);
+            to_gate[i] = narrow((s + silu * (1.0f - s)) * wide(up[i]) * (slope * factor));
+        }
+        if (to_weight)
+            to_weight[row] = total_of(lane);
+    }
+}
+
+/* Cross-entropy of each row of logits: loss = (largest - logit of the label) + log(total), total = sum e^(x - largest). */
+FAST void octavo_cross_entropy(const bf16 *restrict logits, const int64_t *restrict labels, float *restrict loss,
+                               float *restrict largest, float *restrict total, int64_t rows, int64_t columns)
+{
+    for (int64_t row = 0; row < rows; row++, logits += columns) {
+        float most[LANES], lane[LANES] = {0};
+        int64_t whole = columns - columns % LANES;
+        for (int j = 0; j < LANES; j++)
+            most[j] = -INFINITY;
+        for (int64_t i = 0; i < whole; i += LANES)
+            for (int j = 0; j < LANES; j++)
+                most[j] = wide(logits[i + j]) > most[j] ? wide(logits[i + j]) : most[j];
+        for (int64_t i = whole; i < columns; i++)
+            most[i - whole] = wide(logits[i]) > most[i - whole] ? wide(logits[i]) : most[i - whole];
+        float top = most[0];
+        for (int j = 1; j < LANES; j++)
+            top = most[j] > top ? most[j] : top;
+        for (int64_t i = 0; i < whole; i += LANES)
+            for (int j = 0; j < LANES; j++)
+                lane[j] += exponential(wide(logits[i + j]) - top);
+        for (int64_t i = whole; i < columns; i++)
+            lane[i - whole] += exponential(wide(logits[i]) - top);
+        largest[row] = top;
+        total[row] = total_of(lane);
+        loss[row] = (top - wide(logits[labels[row]])) + logf(total[row]);
+    }
+}
+
+/* (softmax(logits) - one at the label) * the row's gradient. */
+FAST void octavo_cross_entropy_gradient(const float *restrict gradient, const bf16 *restrict logits,
+                                        const int64_t *restrict labels, const float *restrict largest,
+                                        const float *restrict total, bf16 *restrict out, int64_t rows, int64_t columns)
+{
+    for (int64_t row = 0; row < rows; row++, logits += columns, out += columns) {
+        float top = largest[row], factor = gradient[row] / total[row];
+        for (int64_t i = 0; i < columns; i++)
+            out[i] = narrow(exponential(wide(logits[i]) - top) * factor);
+        int64_t label = labels[row];
+        out[label] = narrow(exponential(wide(logits[label]) - top) * factor - gradient[row]);
+    }
+}
+
+/* Rotary embedding (arXiv 2104.09864), halves rotated against each other: of [sequence, batch, heads, size] with strides
+   for the first three, cosines and sines [sequence, size]. `back` rotates a gradient back. */
+FAST void octavo_rotate(const bf16 *restrict in, const int64_t *restrict stride, const float *restrict cosine,
+                        const float *restrict sine, bf16 *restrict out, int64_t sequence, int64_t batch, int64_t heads,
+                        int64_t size, int32_t back)
+{
+    int64_t half = size / 2;
+    for (int64_t s = 0; s < sequence; s++, cosine += size, sine += size)
+        for (int64_t b = 0; b < batch; b++)
+            for (int64_t h = 0; h < heads; h++, out += size) {
+                const bf16 *first = in + s * stride[0] + b * stride[1] + h * stride[2], *second = first + half;
+                if (back)
+                    for (int64_t i = 0; i < half; i++) {
+                        float x = wide(first[i]), y = wide(second[i]);
+                        out[i] = narrow(x * cosine[i] + y * sine[i + half]);
+                        out[i + half] = narrow(y * cosine[i + half] - x * sine[i]);
+                    }
+                else
+                    for (int64_t i = 0; i < half; i++) {
+                        float x = wide(first[i]), y = wide(second[i]);
+                        out[i] = narrow(x * cosine[i] - y * sine[i]);
+                        out[i + half] = narrow(y * cosine[i + half] + x * sine[i + half]);
+                    }
+            }
+}
+
+/* Softmax over the keys that a query attends to: itself and the earlier ones, `window` at most. In place on scores
+   [matrices, length, length], which are multiplied by `scale` (positive); those of other keys become 0. */
+FAST void octavo_causal_softmax(float *restrict scores, int64_t matrices, int64_t length, int64_t window, float scale)
+{
+    for (int64_t matrix = 0; matrix < matrices; matrix++)
+        for (int64_t query = 0; query < length; query++, scores += length) {
+            int64_t begin = query + 1 > window ? query + 1 - window : 0, end = query + 1;
+            int64_t whole = end - (end - begin) % LANES;
+            float most[LANES], lane[LANES] = {0};
+            for (int j = 0; j < LANES; j++)
+                most[j] = -INFINITY;
+            for (int64_t i = begin; i < whole; i += LANES)
+                for (int j = 0; j < LANES; j++)
+                    most[j] = scores[i + j] > most[j] ? scores[i + j] : most[j];
+            for (int64_t i = whole; i < end; i++)
+                most[i - whole] = scores[i] > most[i - whole] ? scores[i] : most[i - whole];
+            float top = most[0];
+            for (int j = 1; j < LANES; j++)
+                top = most[j] > top ? most[j] : top;
+            for (int64_t i = begin; i < end; i++)
+                scores[i] = exponential((scores[i] - top) * scale);
+            for (int64_t i = begin; i < whole; i += LANES)
+                for (int j = 0; j < LANES; j++)
+                    lane[j] += scores[i + j];
+            for (int64_t i = whole; i < end; i++)
+                lane[i - whole] += scores[i];
+            float factor = 1.0f / total_of(lane);
+            for (int64_t i = begin; i < end; i++)
+                scores[i] *= factor;
+            memset(scores, 0, (size_t)begin * sizeof *scores);
+            memset(scores + end, 0, (size_t)(length - end) * sizeof *scores);
+        }
+}
+
+/* The gradient of the scores, in place of that of the weights: scale * weight * (gradient - sum weight * gradient). */
+FAST void octavo_causal_softmax_gradient(float *restrict gradient, const float *restrict weights, int64_t matrices,
+                                         int64_t length, int64_t window, float scale)
+{
+    for (int64_t matrix = 0; matrix < matrices; matrix++)
+        for (int64_t query = 0; query < length; query++, gradient += length, weights += length) {
+            int64_t begin = query + 1 > window ? query + 1 - window : 0, end = query + 1;
+            int64_t whole = end - (end - begin) % LANES;
+            float lane[LANES] = {0};
+            for (int64_t i = begin; i < whole; i += LANES)
+                for (int j = 0; j < LANES; j++)
+                    lane[j] += weights[i + j] * gradient[i + j];
+            for (int64_t i = whole; i < end; i++)
+                lane[i - whole] += weights[i] * gradient[i];
+            float sum = total_of(lane);
+            for (int64_t i = begin; i < end; i++)
+                gradient[i] = scale * (weights[i] * (gradient[i] - sum));
+            memset(gradient, 0, (size_t)begin * sizeof *gradient);
+            memset(gradient + end, 0, (size_t)(length - end) * sizeof *gradient);
+        }
+}
