@@ -126,6 +126,7 @@ class Provenance(Record):
     packages: dict[str, str]
     """Name -> version of installed packages."""
     lock_sha256: str | None
+    """Of the lock that the packages were installed from; null where that is not known."""
     hardware: dict[str, str | int | float | None]
     """cpu_model, cpu_flags that choose kernels, cores, memory_gib, gpu, driver, compute_capability."""
     threads: int
