@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from octavo.cluster.image import Image
-from octavo.cluster.job import allocation, caps, resources, sbatch_command
+from octavo.cluster.job import allocation, caps, check_comments, resources, sbatch_command
 from octavo.cluster.launch import Launch, in_allocation, made_steps, refuse_hopeless
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Slurm
@@ -123,6 +124,28 @@ def test_caps_are_the_cluster_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (clusters / "h100-node.yaml").write_text("slurm: {max_concurrent_devices: 64}\n")
     (clusters / "laptop.yaml").write_text("device: cpu\n")
     assert caps() == {"devices_h100_node": 64}
+
+
+def test_a_run_that_takes_more_than_the_cap_is_refused_with_both_numbers(ask: Ask) -> None:
+    resources(*ask(8, max_concurrent_devices=8))
+    with pytest.raises(OctavoError) as error:
+        resources(*ask(16, max_concurrent_devices=8))
+    for said in ("takes 16 devices", "may hold 8", "configs/clusters/", "slurm.max_concurrent_devices"):
+        assert said in str(error.value)
+
+
+def test_experiments_whose_jobs_have_the_same_comments_are_refused(ask: Ask, tmp_path: Path) -> None:
+    """(synthetic, tall_dense-bf16) and (synthetic_tall, dense-bf16): both ..._synthetic_tall_dense-bf16_1."""
+    experiments = tmp_path / "configs/experiments"
+    text = (experiments / "synthetic.yaml").read_text()
+    (experiments / "synthetic_tall.yaml").write_text(text)
+    check_comments(load_experiment("synthetic_tall", ConfigFolders(tmp_path / "configs")))  # names apart so far
+    models = yaml.safe_load(text)
+    models["models"]["tall_dense"] = models["models"]["dense"]
+    (experiments / "synthetic.yaml").write_text(yaml.safe_dump(models, sort_keys=False))
+    for name in ("synthetic", "synthetic_tall"):
+        with pytest.raises(OctavoError, match="both have jobs named synthetic_tall_dense-bf16"):
+            check_comments(load_experiment(name, ConfigFolders(tmp_path / "configs")))
 
 
 def test_a_batch_step_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
