@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,14 +13,15 @@ from typing import Any
 import pytest
 import yaml
 
+from octavo.cluster import launch as launching
 from octavo.cluster.image import Image
 from octavo.cluster.job import allocation, caps, check_comments, resources, sbatch_command
 from octavo.cluster.launch import Launch, in_allocation, made_steps, refuse_hopeless
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Slurm
 from octavo.experiment.config import Parallelism
-from octavo.experiment.run import CellConfig, Experiment, load_experiment
-from octavo.layout import ConfigFolders, RunFolder
+from octavo.experiment.run import CellConfig, Experiment, data_identifier, load_experiment
+from octavo.layout import ConfigFolders, RunFolder, data_folder
 from octavo.records import AttemptRecord
 from tests.synthetic import write_experiment
 
@@ -69,8 +72,10 @@ def test_what_the_cluster_file_leaves_out_is_not_asked_for(ask: Ask) -> None:
 
 
 def test_the_submitted_command(ask: Ask) -> None:
-    command = sbatch_command(*ask(16, qos="high", constraint="ib", extra=["--exclusive"], signal_seconds=90), 1)
+    asked = ask(16, qos="high", constraint="ib", extra=["--exclusive"], signal_seconds=90)
+    command = sbatch_command(*asked, 1, requeue=True)
     for option in (
+        *("--requeue", "--wrap=", "--target-jobs 'train:experiment=synthetic,cell=dense-bf16,seed=1'"),
         *("-p gpu", "-A lab", "--qos=high", "-C ib", "-t 60", "--mem 512000", "--nodes=2", "--ntasks-per-node=8"),
         *(
             "--gres=gpu:h100:8",
@@ -84,7 +89,9 @@ def test_the_submitted_command(ask: Ask) -> None:
 
 
 def test_requeueing_can_be_forbidden(ask: Ask) -> None:
-    assert "--no-requeue" in sbatch_command(*ask(8, requeue=False), 1)
+    """The last of the two options counts, and what the cluster file asks for comes after the profile's."""
+    command = sbatch_command(*ask(8, requeue=False), 1, requeue=True)
+    assert command.index(" --no-requeue") > command.index(" --requeue")
 
 
 def test_without_an_image_ranks_run_in_the_python_that_runs_octavo(ask: Ask) -> None:
@@ -115,6 +122,43 @@ def test_data_are_staged_to_scratch_once_per_node_and_bound_in_their_place(ask: 
     assert "--ntasks=2 --ntasks-per-node=1" in stage
     assert "cp -r /shared/octavo/results/data/" in stage
     assert "--bind /local/octavo-data-" in step
+
+
+def test_data_prepared_anew_are_staged_anew(ask: Ask, tmp_path: Path) -> None:
+    """The configuration, and with it the folder below results/data, is the same."""
+    asked, image = ask(8, scratch="/local"), Image("gpu", Path("results/images/gpu.sif"), "sha256:abc")
+    run = asked[0].run("dense-bf16", 1)
+    folder = tmp_path / data_folder(data_identifier(run.data, run.tokenizer))
+    folder.mkdir(parents=True)
+    staged = set()
+    for text in ("{}", '{"documents": 7}'):
+        (folder / "manifest.json").write_text(text)
+        binds = Launch(asked[0], run, ("train", "results/x"), tmp_path, image).script()
+        staged |= set(re.findall(r"--bind (/local/octavo-data-[^:\s]+):", binds))
+    # echo -n '{}' | sha256sum: 44136fa355b3678a...
+    assert len(staged) == 2
+    assert f"/local/octavo-data-{folder.name}-44136fa355b3678a" in staged
+
+
+def test_scratch_without_an_image_is_refused(ask: Ask) -> None:
+    with pytest.raises(ValueError, match="scratch needs an image"):
+        ask(8, scratch="/local", image=None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["exec sleep 9", "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1"],
+)
+def test_a_controller_that_is_down_is_one_clear_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{body}\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(launching, "ANSWER_SECONDS", 0.2)
+    with pytest.raises(OctavoError, match="Slurm's controller cannot be reached") as error:
+        launching._ask("squeue", "--me")
+    assert "scontrol ping" in str(error.value)
 
 
 def test_caps_are_the_cluster_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,14 +8,16 @@ options. One training run is one job with one task per device; inside it `octavo
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from octavo.configuration import read_yaml
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Slurm
 from octavo.experiment.run import CellConfig, Experiment, load_experiment
-from octavo.layout import configs
+from octavo.layout import configs, repository
 
 Resource = int | str | None
 
@@ -172,24 +174,33 @@ def check_comments(experiment: Experiment) -> None:
             )
 
 
-def sbatch_command(experiment: Experiment, cell: CellConfig, seed: int) -> str:
-    """The `sbatch` call that the executor would make, up to the command that it wraps."""
+def sbatch_command(experiment: Experiment, cell: CellConfig, seed: int, *, requeue: bool) -> str:
+    """The `sbatch` call that the executor would make; `requeue`: as the profile has it (`slurm-requeue`).
+
+    Of the snakemake that it wraps only what is of this job: how the outer one was started is left out ("...").
+    """
     from snakemake_executor_plugin_slurm.submit_string import get_submit_command
     from snakemake_executor_plugin_slurm.utils import set_gres_string
 
     check_comments(experiment)
     asked = _Resources({name: value for name, value in resources(experiment, cell).items() if value is not None})
-    slurm = slurm_section(experiment)
+    slurm, root = slurm_section(experiment), repository()
     parameters = {
         "run_uuid": "<id of the snakemake that submits>",
-        "slurm_logfile": f".snakemake/slurm_logs/rule_train/{experiment.name}_{cell.cell}_{seed}/%j.log",
+        "slurm_logfile": f"{root}/.snakemake/slurm_logs/rule_train/{experiment.name}_{cell.cell}_{seed}/%j.log",
         "comment_str": comment(experiment.name, cell.cell, seed),
         "account": f"-A {shlex.quote(slurm.account)}" if slurm.account else "",
         "partition": f"-p {shlex.quote(slurm.partition)}" if slurm.partition else "",
-        "workdir": None,
+        "workdir": root,
     }
+    profile: Any = SimpleNamespace(requeue=requeue, no_requeue=False, qos=None, reservation=None)
     job: Any = _Job(asked, threads=asked["cpus_per_task"])
-    return f"{get_submit_command(job, parameters)}{set_gres_string(job)}"
+    target = f"train:experiment={experiment.name},cell={cell.cell},seed={seed}"
+    wrapped = (
+        f"{sys.executable} -m snakemake --snakefile '{root}/Snakefile' --target-jobs '{target}' --allowed-rules train "
+        "... --executor slurm-jobstep --jobs 1 --mode 'remote'"
+    )
+    return f'{get_submit_command(job, parameters, profile)}{set_gres_string(job)} --wrap="{wrapped}"'
 
 
 class _Resources(dict[str, Any]):
