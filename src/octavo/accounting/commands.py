@@ -53,8 +53,8 @@ def reconcile(results: Results) -> None:
     from octavo.accounting import slurm
     from octavo.accounting.books import trainers_rows
     from octavo.accounting.reconcile import reconcile as compare
-    from octavo.cluster.job import asks_for_gpus
     from octavo.errors import OctavoError
+    from octavo.experiment.cluster import gives_gpus
     from octavo.experiment.run import load_experiment
     from octavo.layout import ExperimentFolder
     from octavo.records import read_table
@@ -65,7 +65,8 @@ def reconcile(results: Results) -> None:
         raise OctavoError("Slurm's accounting cannot be read here", where="sacct", fix="run this on the cluster")
     attempts = read_table(folder.attempts_table, "attempts", made_by=f"octavo aggregate {results}")
     kept, word = slurm.kept_rows(experiment), trainers_rows(experiment)
-    trained = {row["job"]: row["devices"] for row in word if row["job"]} if asks_for_gpus(experiment) else {}
+    gpus = gives_gpus(experiment.cluster, experiment.device)
+    trained = {row["job"]: row["devices"] for row in word if gpus and row["job"]}
     found = compare(attempts, slurm.query(experiment, word, kept), kept, trained)
     for one in found.differences:
         typer.echo(f"{one.run}  job {one.job}  {one.what}")

@@ -24,8 +24,9 @@ from itertools import pairwise
 from typing import Any, get_args
 
 from octavo.accounting.money import cost, device_energy_kwh
-from octavo.cluster.job import asks_for_gpus, comment
+from octavo.cluster.job import comment
 from octavo.errors import OctavoError
+from octavo.experiment.cluster import gives_gpus
 from octavo.experiment.run import Experiment
 from octavo.files import write_json
 from octavo.layout import repository
@@ -119,7 +120,13 @@ def query(experiment: Experiment, attempts: list[dict[str, Any]], kept: list[Slu
     )
     if asked.returncode:
         raise OctavoError(f"sacct failed: {asked.stderr.strip()}", where=" ".join(command))
-    return parse(asked.stdout, runs_by_comment(experiment), jobs, str(repository()), gpus=asks_for_gpus(experiment))
+    return parse(
+        asked.stdout,
+        runs_by_comment(experiment),
+        jobs,
+        str(repository()),
+        gpus=gives_gpus(experiment.cluster, experiment.device),
+    )
 
 
 def runs_by_comment(experiment: Experiment) -> dict[str, tuple[str, int]]:

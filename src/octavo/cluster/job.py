@@ -15,7 +15,7 @@ from typing import Any
 
 from octavo.configuration import read_yaml
 from octavo.errors import OctavoError
-from octavo.experiment.cluster import Slurm
+from octavo.experiment.cluster import Slurm, gives_gpus
 from octavo.experiment.run import CellConfig, Experiment, load_experiment
 from octavo.layout import configs, repository
 
@@ -79,13 +79,8 @@ def allocation(experiment: Experiment, cell: CellConfig) -> Allocation:
     )
 
 
-def asks_for_gpus(experiment: Experiment) -> bool:
-    """Whether the devices that Slurm is asked for are GPUs; otherwise they are cores."""
-    return experiment.device.kind == "gpu" or slurm_section(experiment).gpu_type is not None
-
-
 def _gres(experiment: Experiment, slurm: Slurm, count: int) -> str | None:
-    if not asks_for_gpus(experiment):
+    if not gives_gpus(experiment.cluster, experiment.device):
         return None
     return f"gpu:{slurm.gpu_type}:{count}" if slurm.gpu_type else f"gpu:{count}"
 

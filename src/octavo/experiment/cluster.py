@@ -130,3 +130,8 @@ class Cluster(Section):
     def devices(self) -> int:
         """All devices of the cluster."""
         return self.devices_per_node * self.nodes
+
+
+def gives_gpus(cluster: Cluster, device: Device) -> bool:
+    """Whether the devices that Slurm is asked for are GPUs; otherwise they are cores."""
+    return device.kind == "gpu" or (cluster.slurm is not None and cluster.slurm.gpu_type is not None)
