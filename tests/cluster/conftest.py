@@ -201,7 +201,7 @@ def _build_image(checkout: Checkout, image: Path, base: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_IMAGE_OPTIONS", shlex.join(options))
         local = ("snakemake", "--profile", "workflow/profiles/local", "--", str(image.relative_to(checkout.root)))
-        checkout.finish(checkout.start(*local), seconds=3000)
+        checkout.finish(checkout.start(*local), seconds=7200)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from octavo.models.catalogue import model_names, read_architecture
 from octavo.precision.recipes import RECIPES
 from tests.cluster.conftest import REPOSITORY, Checkout, checkout_with_image, other_packages
 
-pytestmark = [pytest.mark.gpu_image, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.gpu_image, pytest.mark.timeout(9000)]
 
 CASES: list[tuple[str, RecipeName]] = [(model, recipe) for model in model_names() for recipe in get_args(RecipeName)]
 
