@@ -102,13 +102,13 @@ def test_where_slurm_counts_no_gpus_they_are_those_that_the_trainer_found(experi
     assert row.devices is None
     (joined,) = slurm.join(experiment, [attempt(row.start, 14, "14") | {"devices": 4}], [row])
     assert (joined["device_hours"], joined["devices"]) == (4 * 15 / 3600, 4)
-    assert joined["source"] == "sacct, its GPUs as the trainer found them"
+    assert joined["source"] == "sacct (GPUs as the trainer found them)"
 
 
 def test_or_those_that_were_asked_for_where_training_never_began(experiment: Experiment) -> None:
     """Job 15: `-N3 --gres=gpu:h100:2`, 4 s."""
     (lost,) = slurm.join(experiment, [], of_run(parsed(UNTRACKED), "dense-bf16", 1))
-    assert (lost["device_hours"], lost["source"]) == (6 * 4 / 3600, "sacct, its GPUs as they were asked for")
+    assert (lost["device_hours"], lost["source"]) == (6 * 4 / 3600, "sacct (GPUs as they were asked for)")
 
 
 def test_hours_of_nobody_knows_how_many_devices_are_refused(experiment: Experiment) -> None:

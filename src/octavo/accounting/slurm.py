@@ -54,8 +54,8 @@ EXIT_REASONS: dict[str, ExitReason] = {
 """Slurm's states (`man sacct`, JOB STATE CODES) of a row that has ended, in Octavo's words."""
 
 SACCT = "sacct"
-TRAINERS_DEVICES = "sacct, its GPUs as the trainer found them"
-SUBMITTED_DEVICES = "sacct, its GPUs as they were asked for"
+TRAINERS_DEVICES = "sacct (GPUs as the trainer found them)"
+SUBMITTED_DEVICES = "sacct (GPUs as they were asked for)"
 """Sources of a row's hours: all Slurm's, or its seconds alone, where it does not count GPUs."""
 
 ROW = re.compile(r"\d+\|(\d+|Unknown|None)\|[A-Z_]+( by \d+)?\|")
