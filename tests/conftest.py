@@ -19,3 +19,11 @@ def repository() -> Path:
 def _repository_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """Configurations are found from wherever a test runs."""
     monkeypatch.setenv("OCTAVO_ROOT", str(REPOSITORY))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes 20 GB, unless its marker is named."""
+    if "gpu_image" not in config.option.markexpr:
+        chosen = [item for item in items if item.get_closest_marker("gpu_image") is None]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen

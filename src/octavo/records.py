@@ -126,6 +126,7 @@ class Provenance(Record):
     packages: dict[str, str]
     """Name -> version of installed packages."""
     lock_sha256: str | None
+    """Of the lock that the packages were installed from; null where that is not known."""
     hardware: dict[str, str | int | float | None]
     """cpu_model, cpu_flags that choose kernels, cores, memory_gib, gpu, driver, compute_capability."""
     threads: int
@@ -187,7 +188,10 @@ class SlurmRow(Record):
     end: datetime
     """Up to now where it still runs."""
     elapsed_seconds: int
-    devices: int
+    devices: int | None
+    """GPUs, or cores where those are the devices; null where Slurm does not count them."""
+    requested: int | None
+    """GPUs that it asked for on all of its nodes, by its submit line."""
     nodes: str
     """As Slurm lists them: `gpu[03-06]`."""
     energy_joules: float | None = None
@@ -368,7 +372,7 @@ TABLE_FIELDS: dict[str, list[tuple[str, str, bool]]] = {
         ("energy_source", "string", True),  # slurm, nvml, rapl, power x utilisation
         ("cost", "float", True),
         ("currency", "string", True),
-        ("source", "string", False),  # sacct or attempts.jsonl
+        ("source", "string", False),  # sacct (all, or its seconds alone) or attempts.jsonl
     ],
     # of one run: tokens that each expert served, by validation sequence
     "routing": [

@@ -7,6 +7,7 @@ time, lost their node, still ran and still waited.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from octavo.accounting import books, slurm
 from octavo.accounting.reconcile import reconcile
+from octavo.errors import OctavoError
 from octavo.experiment.cluster import Slurm
 from octavo.experiment.run import Experiment, load_experiment
 from octavo.layout import ConfigFolders
@@ -31,9 +33,20 @@ RUNS = {
 WORK_DIR = "/tmp/rec"
 
 
+Runs = dict[str, tuple[str, int]]
+
+
+def parsed(text: str, runs: Runs = RUNS, jobs: Runs | None = None, work_dir: str = WORK_DIR) -> list[SlurmRow]:
+    return slurm.parse(text, runs, jobs or {}, work_dir, gpus=True)
+
+
+def gpu_seconds(rows: list[SlurmRow]) -> int:
+    return sum((row.devices or 0) * row.elapsed_seconds for row in rows)
+
+
 @pytest.fixture
 def rows() -> list[SlurmRow]:
-    return slurm.parse(RECORDED, RUNS, {}, WORK_DIR)
+    return parsed(RECORDED)
 
 
 @pytest.fixture
@@ -66,16 +79,55 @@ def test_devices_are_the_gpus_allocated_over_all_nodes(rows: list[SlurmRow]) -> 
 
 
 @pytest.mark.parametrize(
-    ("tres", "devices"),
+    ("tres", "gpus", "cores"),
     [
-        ("billing=2,cpu=2,gres/gpu:h100=4,gres/gpu=4,mem=1000M,node=2", 4),
-        ("cpu=2,gres/gpu:a100=1,gres/gpu:h100=4,mem=1000M", 5),  # a site that tracks types alone
-        ("billing=96,cpu=96,mem=100G,node=1", 96),
-        ("", 0),
+        ("billing=2,cpu=2,gres/gpu:h100=4,gres/gpu=4,mem=1000M,node=2", 4, 2),
+        ("cpu=2,gres/gpu:a100=1,gres/gpu:h100=4,mem=1000M", 5, 2),  # a site that tracks types alone
+        ("billing=96,cpu=96,mem=100G,node=1", None, 96),  # one that tracks no GPUs: cores are none
+        ("", None, None),
     ],
 )
-def test_cores_count_where_there_are_no_gpus(tres: str, devices: int) -> None:
-    assert slurm.devices_in(tres) == devices
+def test_devices_are_gpus_or_cores_and_never_one_for_the_other(tres: str, gpus: int | None, cores: int | None) -> None:
+    assert slurm.devices_in(tres, gpus=True) == gpus
+    assert slurm.devices_in(tres, gpus=False) == cores
+
+
+UNTRACKED = re.sub(r"gres/gpu[^,|]*,", "", RECORDED)
+"""What sacct says where AccountingStorageTRES does not list gres/gpu."""
+
+
+def test_where_slurm_counts_no_gpus_they_are_those_that_the_trainer_found(experiment: Experiment) -> None:
+    """Job 14 held 2 cores on two nodes for 15 s; the trainer found 4 GPUs."""
+    row = of_run(parsed(UNTRACKED), "moe-bf16", 1)[1]
+    assert row.devices is None
+    (joined,) = slurm.join(experiment, [attempt(row.start, 14, "14") | {"devices": 4}], [row])
+    assert (joined["device_hours"], joined["devices"]) == (4 * 15 / 3600, 4)
+    assert joined["source"] == "sacct (GPUs as the trainer found them)"
+
+
+def test_or_those_that_were_asked_for_where_training_never_began(experiment: Experiment) -> None:
+    """Job 15: `-N3 --gres=gpu:h100:2`, 4 s."""
+    (lost,) = slurm.join(experiment, [], of_run(parsed(UNTRACKED), "dense-bf16", 1))
+    assert (lost["device_hours"], lost["source"]) == (6 * 4 / 3600, "sacct (GPUs as they were asked for)")
+
+
+def test_hours_of_nobody_knows_how_many_devices_are_refused(experiment: Experiment) -> None:
+    (row,) = of_run(parsed(UNTRACKED.replace("--gres=gpu:h100:2", "")), "dense-bf16", 1)
+    with pytest.raises(OctavoError, match="how many devices job 15 of dense-bf16/seed-1 held is nowhere to be read"):
+        slurm.join(experiment, [], [row])
+
+
+@pytest.mark.parametrize("break_", ["\n", "\u2028", "\x0b", "\n\n7|x\n"])
+def test_another_jobs_submit_line_of_several_lines_changes_nothing(rows: list[SlurmRow], break_: str) -> None:
+    other = (
+        f"13|1795529270|COMPLETED|5|cpu=1|1795529270|1795529275|node1||/tmp/rec||sbatch --wrap=echo a{break_}echo b\n"
+    )
+    assert parsed(other + RECORDED + other) == rows
+
+
+def test_what_is_no_row_of_sacct_is_said(rows: list[SlurmRow]) -> None:
+    with pytest.raises(OctavoError, match="not a row of sacct: 'slurm_load"):
+        parsed("slurm_load: something else\n" + RECORDED)
 
 
 def test_instants_are_utc(rows: list[SlurmRow]) -> None:
@@ -96,12 +148,12 @@ def test_a_running_job_is_joined_by_its_submit_line(rows: list[SlurmRow]) -> Non
 
 
 def test_jobs_of_another_checkout_or_experiment_are_not_ours() -> None:
-    assert not slurm.parse(RECORDED, RUNS, {}, "/home/user/elsewhere")
-    assert not slurm.parse(RECORDED, {"rule_train_wildcards_other_dense-bf16_1": ("dense-bf16", 1)}, {}, WORK_DIR)
+    assert not parsed(RECORDED, work_dir="/home/user/elsewhere")
+    assert not parsed(RECORDED, {"rule_train_wildcards_other_dense-bf16_1": ("dense-bf16", 1)})
 
 
 def test_a_job_without_a_comment_is_joined_by_the_number_that_the_trainer_wrote() -> None:
-    (row,) = slurm.parse(RECORDED, {}, {"17": ("moe-bf16", 2)}, WORK_DIR)
+    (row,) = parsed(RECORDED, {}, {"17": ("moe-bf16", 2)})
     assert (row.cell, row.seed, row.state) == ("moe-bf16", 2, "FAILED")
 
 
@@ -168,6 +220,27 @@ def test_two_attempts_in_one_allocation_share_its_time(experiment: Experiment, r
     assert (first["device_hours"], second["device_hours"]) == pytest.approx((40 / 3600, 20 / 3600))
 
 
+@pytest.mark.parametrize("lag", [40, 20, -20, -40, -80])
+def test_a_nodes_clock_may_be_off(experiment: Experiment, rows: list[SlurmRow], lag: int) -> None:
+    """Of job 14's two rows, 5 s and 15 s on 4 GPUs and 35 s apart, each stays in the books once, whatever it is off."""
+    own, off = of_run(rows, "moe-bf16", 1), timedelta(seconds=lag)
+    trained = [attempt(row.start + off, row.elapsed_seconds, "14", n) for n, row in enumerate(own, 1)]
+    joined = slurm.join(experiment, trained, own)
+    assert sum(one["device_hours"] for one in joined) == pytest.approx(4 * 20 / 3600)
+    assert {one["source"] for one in joined} == {"sacct"}
+    assert all(one["end"] >= one["start"] for one in joined)
+    if abs(lag) <= 20:  # less than half of the pause: each attempt is in the row that it was made in
+        assert [(one["attempt"], one["start"]) for one in joined] == [(1, own[0].start), (2, own[1].start)]
+
+
+def test_an_attempt_whose_row_slurm_has_lost_is_in_no_other(experiment: Experiment, rows: list[SlurmRow]) -> None:
+    """An hour before the job's only row that is left."""
+    row = of_run(rows, "moe-bf16", 1)[1]
+    early = attempt(row.start - timedelta(hours=1), 60, "14")
+    kept, _ = slurm.join(experiment, [early, attempt(row.start, 14, "14", 2)], [row])
+    assert (kept["source"], kept["device_hours"]) == ("attempts.jsonl", 60 / 3600)
+
+
 def test_slurms_energy_counts_before_an_estimate(experiment: Experiment, rows: list[SlurmRow]) -> None:
     """7.2 MJ are 2 kWh."""
     row = of_run(rows, "moe-bf16", 2)[0].model_copy(update={"energy_joules": 7.2e6})
@@ -201,11 +274,11 @@ def test_rows_that_slurm_has_forgotten_stay(
 def test_our_books_reconcile(experiment: Experiment, rows: list[SlurmRow], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "available", lambda: True)
     monkeypatch.setattr(slurm, "query", lambda *_, **__: rows)
-    found = reconcile(books.attempts_frame(experiment), rows)
+    found = reconcile(books.attempts_frame(experiment), rows, [], {"14": 4})
     assert found.differences == []
     ended = [row for row in rows if row.state != "RUNNING"]
     assert found.compared == len(ended) == 13
-    assert found.device_hours == pytest.approx(sum(row.devices * row.elapsed_seconds for row in ended) / 3600)
+    assert found.device_hours == pytest.approx(gpu_seconds(ended) / 3600)
 
 
 def test_reconcile_names_what_differs(
@@ -217,10 +290,10 @@ def test_reconcile_names_what_differs(
     frame = books.attempts_frame(experiment)
     ended = [row for row in rows if row.state != "RUNNING"]
     ended[0] = ended[0].model_copy(update={"elapsed_seconds": ended[0].elapsed_seconds + 2})
-    ended[1] = ended[1].model_copy(update={"devices": ended[1].devices - 1})
+    ended[1] = ended[1].model_copy(update={"devices": 1})
     del ended[2]
     ended.append(ended[0].model_copy(update={"job": "77"}))
-    found = reconcile(frame, ended)
+    found = reconcile(frame, ended, [], {})
     assert len(found.differences) == 4
     assert "in sacct alone" in " ".join(one.what for one in found.differences if one.job == "77")
 
@@ -235,5 +308,36 @@ def test_attempts_of_jobs_that_sacct_does_not_know_do_not_reconcile(experiment: 
         device_count=1, exit_reason="completed", first_step=0, last_step=9, slurm_job_id="5", run_fingerprint="x",
     )  # fmt: skip
     folder.attempts.write_text(record.model_dump_json() + "\n")
-    (difference,) = reconcile(books.attempts_frame(experiment), []).differences
+    (difference,) = reconcile(books.attempts_frame(experiment), [], [], {}).differences
     assert difference.job == "5"
+
+
+def test_our_own_copy_of_what_sacct_has_purged_is_no_witness(
+    experiment: Experiment, rows: list[SlurmRow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three rows are gone: they are neither compared nor different, but counted."""
+    monkeypatch.setattr(slurm, "available", lambda: True)
+    monkeypatch.setattr(slurm, "query", lambda *_, **__: rows)
+    found = reconcile(books.attempts_frame(experiment), rows[3:], rows, {})
+    assert (found.compared, found.purged, found.differences) == (10, 3, [])
+
+
+def test_gpus_fewer_than_were_trained_on_do_not_reconcile(
+    experiment: Experiment, rows: list[SlurmRow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both sides would read the same number out of sacct: the trainer's is another witness."""
+    monkeypatch.setattr(slurm, "available", lambda: True)
+    monkeypatch.setattr(slurm, "query", lambda *_, **__: rows)
+    (difference,) = reconcile(books.attempts_frame(experiment), rows, [], {"15": 8}).differences
+    assert difference.what == "6 devices in sacct, but 8 trained"
+
+
+def test_where_slurm_counts_no_gpus_the_seconds_alone_are_compared(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untracked = parsed(UNTRACKED)
+    monkeypatch.setattr(slurm, "available", lambda: True)
+    monkeypatch.setattr(slurm, "query", lambda *_, **__: untracked)
+    found = reconcile(books.attempts_frame(experiment), untracked, [], {})
+    assert (found.compared, found.seconds_only, found.differences) == (13, 13, [])
+    assert found.slurm_device_hours == pytest.approx(found.device_hours)

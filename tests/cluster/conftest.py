@@ -176,6 +176,20 @@ def checkout_with_image(root: Path, variant: Variant) -> Checkout:
     return made
 
 
+def other_packages(installed: list[str], lock: Path) -> set[str]:
+    """Packages of an image (`name==version`) that its lock does not name, but for Octavo and what Debian's venv has."""
+    lines = lock.read_text(encoding="utf-8").splitlines()
+    locked = {_spelling(line.split()[0]) for line in lines if "==" in line.split(" ")[0]}
+    packages = {_spelling(package) for package in installed}
+    return {package for package in packages if not package.startswith(("octavo", "pip", "setuptools"))} - locked
+
+
+def _spelling(requirement: str) -> str:
+    """`Jinja2_X==3.1+cpu` -> `jinja2-x==3.1`: one spelling of names, no build tags."""
+    name, _, version = requirement.partition("==")
+    return f"{name.lower().replace('_', '-').replace('.', '-')}=={version.split('+')[0]}"
+
+
 def _build_image(checkout: Checkout, image: Path, base: Path) -> None:
     """Build it from a local base, with pip's local wheels where this machine has some."""
     options = ["--mksquashfs-args", "-Xcompression-level 1"]
@@ -187,7 +201,7 @@ def _build_image(checkout: Checkout, image: Path, base: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OCTAVO_IMAGE_OPTIONS", shlex.join(options))
         local = ("snakemake", "--profile", "workflow/profiles/local", "--", str(image.relative_to(checkout.root)))
-        checkout.finish(checkout.start(*local), seconds=3000)
+        checkout.finish(checkout.start(*local), seconds=7200)
 
 
 @pytest.fixture(scope="session")

@@ -17,9 +17,9 @@ from octavo.experiment.config import RecipeName
 from octavo.layout import image_file
 from octavo.models.catalogue import model_names, read_architecture
 from octavo.precision.recipes import RECIPES
-from tests.cluster.conftest import REPOSITORY, Checkout, checkout_with_image
+from tests.cluster.conftest import REPOSITORY, Checkout, checkout_with_image, other_packages
 
-pytestmark = [pytest.mark.gpu_image, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.gpu_image, pytest.mark.timeout(9000)]
 
 CASES: list[tuple[str, RecipeName]] = [(model, recipe) for model in model_names() for recipe in get_args(RecipeName)]
 
@@ -54,6 +54,20 @@ def test_its_transformer_engine_is_compiled_for_its_cuda(checkout: Checkout) -> 
 def test_what_is_installed_is_what_the_packages_ask_for(checkout: Checkout) -> None:
     """All but what the lock leaves out on purpose."""
     assert "No broken requirements" in inside(checkout, "python3", "-m", "pip", "check")
+
+
+def test_every_package_is_the_locks(checkout: Checkout) -> None:
+    record = json.loads((checkout.root / image_file("gpu")).with_suffix(".json").read_text())
+    assert other_packages(record["packages"]["pip"], checkout.root / "requirements-gpu.lock") == set()
+
+
+def test_nccl_finds_the_libraries_of_infiniband(checkout: Checkout) -> None:
+    program = "import ctypes; [ctypes.CDLL(name) for name in ('libibverbs.so.1', 'librdmacm.so.1')]"
+    inside(checkout, "python3", "-c", program)
+
+
+def test_triton_may_write_its_cache_without_a_home(checkout: Checkout) -> None:
+    inside(checkout, "sh", "-c", 'mkdir -p "$TRITON_CACHE_DIR" && touch "$TRITON_CACHE_DIR/x" && ! touch ~/x')
 
 
 @pytest.fixture(scope="module")

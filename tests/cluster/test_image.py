@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from octavo.layout import image_file
-from tests.cluster.conftest import Checkout, checkout_with_image
+from tests.cluster.conftest import Checkout, checkout_with_image, other_packages
 from tests.cluster.slurm_cluster import SlurmCluster
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(1800)]
@@ -36,17 +36,7 @@ def test_the_record_names_the_image_by_its_digest_and_lists_its_packages(checkou
 
 def test_every_package_is_the_locks(checkout: Checkout) -> None:
     record = json.loads((checkout.root / image_file("cpu")).with_suffix(".json").read_text())
-    lock = (checkout.root / "requirements.lock").read_text()
-    locked = {spelling(line.split()[0]) for line in lock.splitlines() if "==" in line.split(" ")[0]}
-    own = ("octavo", "pip", "setuptools")  # pip comes with Debian's venv
-    packages = {spelling(package) for package in record["packages"]["pip"]}
-    assert {package for package in packages if not package.startswith(own)} <= locked
-
-
-def spelling(requirement: str) -> str:
-    """`Jinja2_X==3.1+cpu` -> `jinja2-x==3.1`: one spelling of names, no build tags."""
-    name, _, version = requirement.partition("==")
-    return f"{name.lower().replace('_', '-').replace('.', '-')}=={version.split('+')[0]}"
+    assert other_packages(record["packages"]["pip"], checkout.root / "requirements.lock") == set()
 
 
 @pytest.mark.cluster

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -9,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from octavo.cluster import launch as launching
 from octavo.cluster.image import Image
-from octavo.cluster.job import allocation, caps, resources, sbatch_command
+from octavo.cluster.job import allocation, caps, check_comments, resources, sbatch_command
 from octavo.cluster.launch import Launch, in_allocation, made_steps, refuse_hopeless
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Slurm
 from octavo.experiment.config import Parallelism
-from octavo.experiment.run import CellConfig, Experiment, load_experiment
-from octavo.layout import ConfigFolders, RunFolder
+from octavo.experiment.run import CellConfig, Experiment, data_identifier, load_experiment
+from octavo.layout import ConfigFolders, RunFolder, data_folder
 from octavo.records import AttemptRecord
 from tests.synthetic import write_experiment
 
@@ -68,8 +72,10 @@ def test_what_the_cluster_file_leaves_out_is_not_asked_for(ask: Ask) -> None:
 
 
 def test_the_submitted_command(ask: Ask) -> None:
-    command = sbatch_command(*ask(16, qos="high", constraint="ib", extra=["--exclusive"], signal_seconds=90), 1)
+    asked = ask(16, qos="high", constraint="ib", extra=["--exclusive"], signal_seconds=90)
+    command = sbatch_command(*asked, 1, requeue=True)
     for option in (
+        *("--requeue", "--wrap=", "--target-jobs 'train:experiment=synthetic,cell=dense-bf16,seed=1'"),
         *("-p gpu", "-A lab", "--qos=high", "-C ib", "-t 60", "--mem 512000", "--nodes=2", "--ntasks-per-node=8"),
         *(
             "--gres=gpu:h100:8",
@@ -83,7 +89,9 @@ def test_the_submitted_command(ask: Ask) -> None:
 
 
 def test_requeueing_can_be_forbidden(ask: Ask) -> None:
-    assert "--no-requeue" in sbatch_command(*ask(8, requeue=False), 1)
+    """The last of the two options counts, and what the cluster file asks for comes after the profile's."""
+    command = sbatch_command(*ask(8, requeue=False), 1, requeue=True)
+    assert command.index(" --no-requeue") > command.index(" --requeue")
 
 
 def test_without_an_image_ranks_run_in_the_python_that_runs_octavo(ask: Ask) -> None:
@@ -116,6 +124,43 @@ def test_data_are_staged_to_scratch_once_per_node_and_bound_in_their_place(ask: 
     assert "--bind /local/octavo-data-" in step
 
 
+def test_data_prepared_anew_are_staged_anew(ask: Ask, tmp_path: Path) -> None:
+    """The configuration, and with it the folder below results/data, is the same."""
+    asked, image = ask(8, scratch="/local"), Image("gpu", Path("results/images/gpu.sif"), "sha256:abc")
+    run = asked[0].run("dense-bf16", 1)
+    folder = tmp_path / data_folder(data_identifier(run.data, run.tokenizer))
+    folder.mkdir(parents=True)
+    staged = set()
+    for text in ("{}", '{"documents": 7}'):
+        (folder / "manifest.json").write_text(text)
+        binds = Launch(asked[0], run, ("train", "results/x"), tmp_path, image).script()
+        staged |= set(re.findall(r"--bind (/local/octavo-data-[^:\s]+):", binds))
+    # echo -n '{}' | sha256sum: 44136fa355b3678a...
+    assert len(staged) == 2
+    assert f"/local/octavo-data-{folder.name}-44136fa355b3678a" in staged
+
+
+def test_scratch_without_an_image_is_refused(ask: Ask) -> None:
+    with pytest.raises(ValueError, match="scratch needs an image"):
+        ask(8, scratch="/local", image=None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["exec sleep 9", "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1"],
+)
+def test_a_controller_that_is_down_is_one_clear_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{body}\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(launching, "ANSWER_SECONDS", 0.2)
+    with pytest.raises(OctavoError, match="Slurm's controller cannot be reached") as error:
+        launching._ask("squeue", "--me")
+    assert "scontrol ping" in str(error.value)
+
+
 def test_caps_are_the_cluster_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCTAVO_ROOT", str(tmp_path))
     clusters = tmp_path / "configs" / "clusters"
@@ -123,6 +168,28 @@ def test_caps_are_the_cluster_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (clusters / "h100-node.yaml").write_text("slurm: {max_concurrent_devices: 64}\n")
     (clusters / "laptop.yaml").write_text("device: cpu\n")
     assert caps() == {"devices_h100_node": 64}
+
+
+def test_a_run_that_takes_more_than_the_cap_is_refused_with_both_numbers(ask: Ask) -> None:
+    resources(*ask(8, max_concurrent_devices=8))
+    with pytest.raises(OctavoError) as error:
+        resources(*ask(16, max_concurrent_devices=8))
+    for said in ("takes 16 devices", "may hold 8", "configs/clusters/", "slurm.max_concurrent_devices"):
+        assert said in str(error.value)
+
+
+def test_experiments_whose_jobs_have_the_same_comments_are_refused(ask: Ask, tmp_path: Path) -> None:
+    """(synthetic, tall_dense-bf16) and (synthetic_tall, dense-bf16): both ..._synthetic_tall_dense-bf16_1."""
+    experiments = tmp_path / "configs/experiments"
+    text = (experiments / "synthetic.yaml").read_text()
+    (experiments / "synthetic_tall.yaml").write_text(text)
+    check_comments(load_experiment("synthetic_tall", ConfigFolders(tmp_path / "configs")))  # names apart so far
+    models = yaml.safe_load(text)
+    models["models"]["tall_dense"] = models["models"]["dense"]
+    (experiments / "synthetic.yaml").write_text(yaml.safe_dump(models, sort_keys=False))
+    for name in ("synthetic", "synthetic_tall"):
+        with pytest.raises(OctavoError, match="both have jobs named synthetic_tall_dense-bf16"):
+            check_comments(load_experiment(name, ConfigFolders(tmp_path / "configs")))
 
 
 def test_a_batch_step_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:

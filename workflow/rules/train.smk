@@ -14,12 +14,25 @@ for name, cap in jobs.caps().items():
 
 
 @cache
+def submitted(name):
+    """An experiment whose runs may be Slurm jobs."""
+    try:
+        jobs.check_comments(experiment(name))
+    except OctavoError as error:
+        raise WorkflowError(str(error)) from None
+    return experiment(name)
+
+
+@cache
 def job_resources(name, cell):
     """What a run asks of Slurm (octavo.cluster.job); other executors take no notice."""
     of = experiment(name)
     if of.cluster.slurm is None:
         return {"mem_mb": 0, "runtime": 0}  # not asked for; of these two Snakemake wants numbers
-    return jobs.resources(of, of.cells[cell])
+    try:
+        return jobs.resources(submitted(name), of.cells[cell])
+    except OctavoError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def prerequisites(wildcards):

@@ -36,13 +36,18 @@ def attempts_frame(experiment: Experiment) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = [row for folder in experiment.folder.run_folders() for row in _rows(experiment, folder)]
+    rows = trainers_rows(experiment)
     if experiment.cluster.slurm and (allocated := slurm_books(experiment, rows)):
         rows = join(experiment, rows, allocated)
     frame = pd.DataFrame(rows, columns=[name for name, _, _ in TABLE_FIELDS["attempts"]])
     for column in ("submit", "start", "end"):
         frame[column] = pd.to_datetime(frame[column], utc=True)
     return frame
+
+
+def trainers_rows(experiment: Experiment) -> list[dict[str, Any]]:
+    """The books by the trainer's word alone: every line of every `attempts.jsonl`."""
+    return [row for folder in experiment.folder.run_folders() for row in _rows(experiment, folder)]
 
 
 def running(folder: RunFolder) -> bool:

@@ -51,8 +51,10 @@ def status(results: Results, json: Annotated[bool, typer.Option("--json", help="
 def reconcile(results: Results) -> None:
     """Hold every attempt in attempts.parquet against Slurm's accounting; fail where they differ by more than 1 s."""
     from octavo.accounting import slurm
+    from octavo.accounting.books import trainers_rows
     from octavo.accounting.reconcile import reconcile as compare
     from octavo.errors import OctavoError
+    from octavo.experiment.cluster import gives_gpus
     from octavo.experiment.run import load_experiment
     from octavo.layout import ExperimentFolder
     from octavo.records import read_table
@@ -62,12 +64,22 @@ def reconcile(results: Results) -> None:
     if not slurm.available():
         raise OctavoError("Slurm's accounting cannot be read here", where="sacct", fix="run this on the cluster")
     attempts = read_table(folder.attempts_table, "attempts", made_by=f"octavo aggregate {results}")
-    found = compare(attempts, slurm.slurm_books(experiment, attempts.to_dict("records")))
+    kept, word = slurm.kept_rows(experiment), trainers_rows(experiment)
+    gpus = gives_gpus(experiment.cluster, experiment.device)
+    trained = {row["job"]: row["devices"] for row in word if gpus and row["job"]}
+    found = compare(attempts, slurm.query(experiment, word, kept), kept, trained)
     for one in found.differences:
         typer.echo(f"{one.run}  job {one.job}  {one.what}")
     typer.echo(
         f"{found.compared} attempts compared: {found.device_hours:.4f} device-hours in our books, "
         f"{found.slurm_device_hours:.4f} in sacct, {len(found.differences)} differences"
     )
-    if found.differences:
+    if found.purged:
+        typer.echo(f"{found.purged} more are in sacct no longer, and were not compared: the site has purged them")
+    if found.seconds_only:
+        typer.echo(
+            f"of {found.seconds_only} the seconds alone were compared: Slurm counts no GPUs here "
+            "(gres/gpu is not in its AccountingStorageTRES)"
+        )
+    if found.differences or (found.purged and not found.compared):
         raise typer.Exit(1)

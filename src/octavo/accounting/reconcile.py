@@ -1,12 +1,17 @@
-"""Do our books agree with Slurm's? Every attempt against `sacct`, to the second."""
+"""Do our books agree with Slurm's? Every attempt against what `sacct` says now, to the second.
+
+Rows that we kept (`sacct.json`) are no witnesses: what sacct has purged since is not compared, and that is said. Nor is
+a number of GPUs that Slurm did not count. Where it did, it is held against what the trainer found as well, which is not
+read from sacct.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from octavo.accounting.slurm import EXIT_REASONS
+from octavo.accounting.slurm import EXIT_REASONS, SUBMITTED_DEVICES, TRAINERS_DEVICES
 from octavo.records import SlurmRow
 
 if TYPE_CHECKING:
@@ -14,6 +19,11 @@ if TYPE_CHECKING:
 
 TOLERANCE_SECONDS = 1.0
 """By which an attempt may differ: sacct counts whole seconds."""
+
+ONLY_SECONDS = (TRAINERS_DEVICES, SUBMITTED_DEVICES)
+"""Sources in which the number of devices is not Slurm's."""
+
+Key = tuple[str, datetime]
 
 
 @dataclass(frozen=True)
@@ -35,39 +45,82 @@ class Reconciliation:
     """By our books, over the rows compared."""
     slurm_device_hours: float
     differences: list[Difference]
+    purged: int
+    """Rows of our books that sacct had once and has no more: not compared."""
+    seconds_only: int
+    """Rows compared whose number of devices Slurm does not count; it is ours in both sums."""
 
 
-def reconcile(attempts: pd.DataFrame, rows: list[SlurmRow]) -> Reconciliation:
-    """Compare `attempts.parquet` with the rows that sacct has now; attempts without a Slurm job are not compared."""
+@dataclass
+class _Ours:
+    """What our books say of one row of Slurm's: the attempts made in it, added up."""
+
+    run: str
+    devices: int
+    seconds: float
+    device_hours: float
+    source: str
+
+
+def reconcile(
+    attempts: pd.DataFrame, rows: list[SlurmRow], kept: list[SlurmRow], trained: dict[str, int]
+) -> Reconciliation:
+    """Compare `attempts.parquet` with `rows`, which sacct has now; attempts without a Slurm job are not compared.
+
+    `kept`: the rows that it had when the books were made; `trained`: job -> devices that the trainer found (GPUs alone:
+    a process on a CPU may hold several cores).
+    """
+    ours, differences = _our_rows(attempts.loc[attempts["job"].notna()].to_dict("records"))
     ended = {row.key: row for row in rows if row.state in EXIT_REASONS}
-    ours: dict[tuple[str, datetime], tuple[str, float, int, float]] = {}
-    differences = []
-    for one in attempts.loc[attempts["job"].notna()].to_dict("records"):
-        run = f"{one['cell']}/seed-{one['seed']}"
-        if one["source"] != "sacct":
-            differences.append(Difference(str(one["job"]), None, run, "not in sacct: the hours are the trainer's own"))
-            continue
-        key = (str(one["job"]), one["submit"].to_pydatetime().astimezone(UTC))
-        _, seconds, _, hours = ours.get(key, ("", 0.0, 0, 0.0))
-        more = float(one["device_hours"])
-        ours[key] = (run, seconds + more * 3600 / one["devices"], int(one["devices"]), hours + more)
-    for key, row in ended.items():
-        if key not in ours:
-            run = f"{row.cell}/seed-{row.seed}"
-            differences.append(Difference(row.job, row.submit, run, f"in sacct alone: {row.elapsed_seconds} s"))
-    for key, (run, seconds, devices, _) in ours.items():
-        row = ended.get(key)
-        if row is None:
-            if not any(key == other.key for other in rows):
-                differences.append(Difference(*key, run, f"in our books alone: {seconds:.0f} s"))
-        elif abs(seconds - row.elapsed_seconds) > TOLERANCE_SECONDS:
-            differences.append(Difference(*key, run, f"{seconds:.0f} s in ours, {row.elapsed_seconds} s in sacct"))
-        elif devices != row.devices:
-            differences.append(Difference(*key, run, f"{devices} devices in ours, {row.devices} in sacct"))
+    moving, before = {row.key for row in rows} - set(ended), {row.key for row in kept}
     both = [key for key in ours if key in ended]
+    for key in both:
+        differences += [Difference(*key, ours[key].run, what) for what in _differ(ours[key], ended[key], trained)]
+    for key in set(ended) - set(ours):
+        row = ended[key]
+        what = f"in sacct alone: {row.elapsed_seconds} s"
+        differences.append(Difference(*key, f"{row.cell}/seed-{row.seed}", what))
+    gone = [key for key in ours if key not in ended and key not in moving]
+    for key in gone:
+        if key not in before:
+            differences.append(Difference(*key, ours[key].run, f"in our books alone: {ours[key].seconds:.0f} s"))
     return Reconciliation(
         compared=len(both),
-        device_hours=sum(ours[key][3] for key in both),
-        slurm_device_hours=sum(ended[key].devices * ended[key].elapsed_seconds / 3600 for key in both),
+        device_hours=sum(ours[key].device_hours for key in both),
+        slurm_device_hours=sum(
+            (ended[key].devices or ours[key].devices) * ended[key].elapsed_seconds / 3600 for key in both
+        ),
         differences=differences,
+        purged=sum(key in before for key in gone),
+        seconds_only=sum(ended[key].devices is None for key in both),
     )
+
+
+def _our_rows(attempts: list[dict[Any, Any]]) -> tuple[dict[Key, _Ours], list[Difference]]:
+    """Our books by Slurm's key, and the attempts of jobs that they found no row for."""
+    ours: dict[Key, _Ours] = {}
+    strangers = []
+    for one in attempts:
+        job, run = str(one["job"]), f"{one['cell']}/seed-{one['seed']}"
+        if one["submit"] is None or one["submit"] != one["submit"]:  # NaT
+            strangers.append(Difference(job, None, run, "not in sacct: the hours are the trainer's own"))
+            continue
+        key = (job, one["submit"].to_pydatetime().astimezone(UTC))
+        row = ours.setdefault(key, _Ours(run, int(one["devices"]), 0.0, 0.0, one["source"]))
+        row.device_hours += float(one["device_hours"])
+        row.seconds += float(one["device_hours"]) * 3600 / row.devices
+    return ours, strangers
+
+
+def _differ(ours: _Ours, row: SlurmRow, trained: dict[str, int]) -> list[str]:
+    """What two rows with one key do not agree on."""
+    if abs(ours.seconds - row.elapsed_seconds) > TOLERANCE_SECONDS:
+        return [f"{ours.seconds:.0f} s in ours, {row.elapsed_seconds} s in sacct"]
+    if row.devices is None:
+        return [] if ours.source in ONLY_SECONDS else [f"{ours.devices} devices in ours, none counted in sacct"]
+    if ours.devices != row.devices:
+        return [f"{ours.devices} devices in ours, {row.devices} in sacct"]
+    # whole nodes may be given out for less; less than was trained on cannot be
+    if trained.get(row.job, 0) > row.devices:
+        return [f"{row.devices} devices in sacct, but {trained[row.job]} trained"]
+    return []

@@ -2,13 +2,14 @@
 
 Slurm keeps one row for every time that a job held devices: a job that was pre-empted or requeued has earlier rows under
 the same number, shown only with `--duplicates`, so a row's key is (JobID, Submit). Device-hours are the row's allocated
-GPUs (AllocTRES gres/gpu; cores where a cluster of CPUs gives none) x ElapsedRaw, whole seconds. What has been read is
-kept in `results/<experiment>/sacct.json`, so that a report can be made again where there is no Slurm, and after the
-site has purged its accounting.
+GPUs (AllocTRES gres/gpu), or cores on a cluster of CPUs, x ElapsedRaw, whole seconds. Where AccountingStorageTRES does
+not list gres/gpu a row has no GPUs: they are then those that the trainer found, or that were asked for, and the books'
+column `source` says so. What has been read is kept in `results/<experiment>/sacct.json`, so that a report can be made
+again where there is no Slurm, and after the site has purged its accounting.
 
-A row belongs to the run that its job's comment names, among jobs submitted from this checkout. Some sites do not store
-comments, and Slurm stores none before a job ends: the submit line holds it too. Failing that, the trainer wrote the
-number of its job into `attempts.jsonl`.
+A row belongs to the run that its job's comment names (`octavo.cluster.job.comment`), among jobs submitted from this
+checkout. Some sites do not store comments, and Slurm stores none before a job ends: the submit line holds it too.
+Failing that, the trainer wrote the number of its job into `attempts.jsonl`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any, get_args
@@ -24,6 +26,7 @@ from typing import Any, get_args
 from octavo.accounting.money import cost, device_energy_kwh
 from octavo.cluster.job import comment
 from octavo.errors import OctavoError
+from octavo.experiment.cluster import gives_gpus
 from octavo.experiment.run import Experiment
 from octavo.files import write_json
 from octavo.layout import repository
@@ -50,6 +53,17 @@ EXIT_REASONS: dict[str, ExitReason] = {
 }
 """Slurm's states (`man sacct`, JOB STATE CODES) of a row that has ended, in Octavo's words."""
 
+SACCT = "sacct"
+TRAINERS_DEVICES = "sacct (GPUs as the trainer found them)"
+SUBMITTED_DEVICES = "sacct (GPUs as they were asked for)"
+"""Sources of a row's hours: all Slurm's, or its seconds alone, where it does not count GPUs."""
+
+ROW = re.compile(r"\d+\|(\d+|Unknown|None)\|[A-Z_]+( by \d+)?\|")
+"""How a row of FIELDS begins; a comment or submit line of some other job of the user's may go on over several lines."""
+
+CLOCK_LAG = timedelta(minutes=5)
+"""By which a node's clock may be off from the controller's."""
+
 BEFORE = timedelta(days=7)
 """How long before the first attempt jobs are looked for: those that failed before training began."""
 
@@ -70,34 +84,49 @@ def slurm_books(experiment: Experiment, attempts: list[dict[str, Any]]) -> list[
     `attempts` are the books' rows by the trainer's word. What is read is kept in `sacct.json`. Empty where there is
     neither.
     """
-    path = experiment.folder.sacct
-    made_by = f"octavo aggregate {experiment.folder.path}, on the cluster"
-    kept = read_record(path, SlurmBooks, made_by=made_by).rows if path.exists() else []
+    kept = kept_rows(experiment)
     if not available():
         return kept
-    begun = [*(attempt["start"] for attempt in attempts), *(row.start for row in kept)]
-    jobs = {attempt["job"]: (attempt["cell"], attempt["seed"]) for attempt in attempts if attempt["job"]}
-    asked = query(experiment, jobs, since=min(begun, default=datetime.now(UTC)))
-    rows = _ordered({row.key: row for row in [*kept, *asked]})
+    rows = _ordered({row.key: row for row in [*kept, *query(experiment, attempts, kept)]})
     if rows != kept:
-        write_json(path, SlurmBooks(rows=rows).model_dump(mode="json"))
+        write_json(experiment.folder.sacct, SlurmBooks(rows=rows).model_dump(mode="json"))
     return rows
 
 
-def query(experiment: Experiment, jobs: dict[str, tuple[str, int]], since: datetime) -> list[SlurmRow]:
-    """Ask sacct for the rows of the experiment's jobs, and of `jobs`. Raises OctavoError where it fails."""
+def kept_rows(experiment: Experiment) -> list[SlurmRow]:
+    """What was read before; empty where nothing was."""
+    path = experiment.folder.sacct
+    made_by = f"octavo aggregate {experiment.folder.path}, on the cluster"
+    return read_record(path, SlurmBooks, made_by=made_by).rows if path.exists() else []
+
+
+def query(experiment: Experiment, attempts: list[dict[str, Any]], kept: list[SlurmRow]) -> list[SlurmRow]:
+    """What sacct has now of the experiment's jobs. Raises OctavoError where it fails.
+
+    It is asked for all jobs since the first of `attempts` (the books' rows by the trainer's word) and of `kept` rows.
+    """
+    begun = [*(attempt["start"] for attempt in attempts), *(row.start for row in kept)]
+    since = min(begun, default=datetime.now(UTC))
+    jobs = {attempt["job"]: (attempt["cell"], attempt["seed"]) for attempt in attempts if attempt["job"]}
     command = ["sacct", "--duplicates", "--allocations", "--parsable2", "--noheader", "--noconvert"]
     begin = (since - BEFORE).strftime("%Y-%m-%dT%H:%M:%S")
     asked = subprocess.run(
         [*command, f"--starttime={begin}", f"--format={','.join(FIELDS)}"],
         check=False,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",  # other jobs' submit lines may hold any bytes
         env={**os.environ, "SLURM_TIME_FORMAT": "%s", "TZ": "UTC"},  # seconds since 1970
     )
     if asked.returncode:
         raise OctavoError(f"sacct failed: {asked.stderr.strip()}", where=" ".join(command))
-    return parse(asked.stdout, runs_by_comment(experiment), jobs, str(repository()))
+    return parse(
+        asked.stdout,
+        runs_by_comment(experiment),
+        jobs,
+        str(repository()),
+        gpus=gives_gpus(experiment.cluster, experiment.device),
+    )
 
 
 def runs_by_comment(experiment: Experiment) -> dict[str, tuple[str, int]]:
@@ -108,18 +137,20 @@ def runs_by_comment(experiment: Experiment) -> dict[str, tuple[str, int]]:
 
 
 def parse(
-    text: str, runs: dict[str, tuple[str, int]], jobs: dict[str, tuple[str, int]], work_dir: str
+    text: str, runs: dict[str, tuple[str, int]], jobs: dict[str, tuple[str, int]], work_dir: str, *, gpus: bool
 ) -> list[SlurmRow]:
     """The rows of sacct's output (FIELDS, times in seconds since 1970) that held devices for a run.
 
-    `runs`: job comment -> (cell, seed); `jobs`: the same by job number; `work_dir`: where jobs were submitted.
+    `runs`: job comment -> (cell, seed); `jobs`: the same by job number; `work_dir`: where jobs were submitted;
+    `gpus`: whether the devices are GPUs, and not cores. Raises OctavoError where this is no such output.
     """
     rows = []
-    for line in text.splitlines():
-        values = dict(zip(FIELDS, line.split("|", len(FIELDS) - 1), strict=True))
-        named = values["Comment"] or _submitted_comment(values["SubmitLine"])
+    for record in _records(text):
+        values = dict(zip(FIELDS, record.split("|", len(FIELDS) - 1), strict=False))
+        line = values.get("SubmitLine", "")
+        named = values.get("Comment") or _submitted_comment(line)
         run = runs.get(named) or jobs.get(values["JobIDRaw"])
-        if values["WorkDir"] != work_dir or run is None or not values["Start"].isdigit():
+        if values.get("WorkDir") != work_dir or run is None or not values["Start"].isdigit():
             continue
         cell, seed = run
         elapsed, start = int(values["ElapsedRaw"]), int(values["Start"])
@@ -133,7 +164,8 @@ def parse(
                 start=_instant(start),
                 end=_instant(int(values["End"]) if values["End"].isdigit() else start + elapsed),
                 elapsed_seconds=elapsed,
-                devices=devices_in(values["AllocTRES"]),
+                devices=devices_in(values["AllocTRES"], gpus=gpus),
+                requested=_submitted_gpus(line, values["AllocTRES"]) if gpus else None,
                 nodes=values["NodeList"],
                 energy_joules=float(values["ConsumedEnergyRaw"] or 0) or None,
             )
@@ -141,11 +173,16 @@ def parse(
     return rows
 
 
-def devices_in(tres: str) -> int:
-    """GPUs in an AllocTRES such as `cpu=2,gres/gpu:h100=4,gres/gpu=4,mem=1000M`, or its cores where it has none."""
-    counts = dict(part.split("=") for part in tres.split(",") if "=" in part)
-    typed = sum(int(count) for name, count in counts.items() if name.startswith("gres/gpu:"))
-    return int(counts.get("gres/gpu", 0)) or typed or int(counts.get("cpu", 0))
+def devices_in(tres: str, *, gpus: bool) -> int | None:
+    """GPUs, or cores, in an AllocTRES such as `cpu=2,gres/gpu:h100=4,gres/gpu=4,mem=1000M`.
+
+    None where it has none of them: a site counts GPUs only if its AccountingStorageTRES lists them. Cores are no GPUs.
+    """
+    counts = _counts(tres)
+    if not gpus:
+        return counts.get("cpu")
+    typed = sum(count for name, count in counts.items() if name.startswith("gres/gpu:"))
+    return counts.get("gres/gpu") or typed or None
 
 
 def exit_reason(state: str, said: str | None) -> str:
@@ -180,9 +217,18 @@ def join(experiment: Experiment, attempts: list[dict[str, Any]], rows: list[Slur
 
 
 def _row_of(attempt: dict[str, Any], rows: list[SlurmRow]) -> SlurmRow | None:
-    """The last of a job's rows that began before the attempt did; sacct's times are whole seconds."""
-    begun = [row for row in rows if row.start <= attempt["start"] + timedelta(seconds=1)]
-    return begun[-1] if begun else None
+    """The row of a job in which an attempt was made: the one that shares most of its time.
+
+    Times of attempts are by the node's clock, those of rows by the controller's: where they share none it is the
+    nearest, if that is not further away than clocks may be off.
+    """
+
+    def apart(row: SlurmRow) -> timedelta:
+        """Time between the two; negative: the time that they share."""
+        return max(row.start, attempt["start"]) - min(row.end, attempt["end"])
+
+    near = [row for row in rows if apart(row) <= CLOCK_LAG]
+    return min(near, key=apart, default=None)
 
 
 def _of_row(experiment: Experiment, row: SlurmRow, attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -190,12 +236,14 @@ def _of_row(experiment: Experiment, row: SlurmRow, attempts: list[dict[str, Any]
     if not attempts:
         attempts = [_orphan(experiment, row)]
     attempts = sorted(attempts, key=lambda one: one["start"])
-    borders = [row.start, *(one["start"] for one in attempts[1:]), row.end]
+    inner = (min(max(one["start"], row.start), row.end) for one in attempts[1:])  # by the node's clock
+    borders = [row.start, *inner, row.end]
     whole = max((row.end - row.start).total_seconds(), 1e-9)
     books = []
     for attempt, (start, end) in zip(attempts, pairwise(borders), strict=True):
         share = (end - start).total_seconds() / whole if len(attempts) > 1 else 1.0
-        hours = row.devices * row.elapsed_seconds * share / 3600  # suspended time is not in elapsed
+        devices, source = _devices(row, attempt)
+        hours = devices * row.elapsed_seconds * share / 3600  # suspended time is not in elapsed
         books.append(
             attempt
             | {
@@ -203,16 +251,32 @@ def _of_row(experiment: Experiment, row: SlurmRow, attempts: list[dict[str, Any]
                 "submit": row.submit,
                 "state": exit_reason(row.state, attempt["state"]),
                 "nodes": row.nodes,
-                "devices": row.devices,
+                "devices": devices,
                 "start": start,
                 "end": end,
                 "device_hours": hours,
                 **_energy(experiment, row, attempt, hours, share),
                 "cost": cost(experiment.cluster, experiment.device, hours),
-                "source": "sacct",
+                "source": source,
             }
         )
     return books
+
+
+def _devices(row: SlurmRow, attempt: dict[str, Any]) -> tuple[int, str]:
+    """How many devices an attempt held, and by whose word."""
+    if row.devices is not None:
+        return row.devices, SACCT
+    if attempt["devices"] is not None:
+        return attempt["devices"], TRAINERS_DEVICES
+    if row.requested is not None:
+        return row.requested, SUBMITTED_DEVICES
+    raise OctavoError(
+        f"how many devices job {row.job} of {row.cell}/seed-{row.seed} held is nowhere to be read",
+        where="sacct: AllocTRES, SubmitLine",
+        expected="gres/gpu in AllocTRES",
+        fix="ask for gres/gpu in slurm.conf's AccountingStorageTRES",
+    )
 
 
 def _energy(
@@ -232,6 +296,7 @@ def _orphan(experiment: Experiment, row: SlurmRow) -> dict[str, Any]:
         "cell": row.cell,
         "seed": row.seed,
         "attempt": ORPHAN,
+        "devices": None,
         "state": None,
         "device_kind": "cpu" if experiment.device.kind == "cpu" else experiment.device.name,
         "start": row.start,
@@ -247,6 +312,35 @@ def _orphan(experiment: Experiment, row: SlurmRow) -> dict[str, Any]:
 def _submitted_comment(submit_line: str) -> str:
     found = re.search(r"--comment[ =]'?([^\s']+)", submit_line)
     return found.group(1) if found else ""
+
+
+def _submitted_gpus(submit_line: str, tres: str) -> int | None:
+    """GPUs that a job asked for on all of its nodes (`--gres` is of one)."""
+    found = re.search(r"--gres[ =]gpu:(?:[^\s:,]+:)?(\d+)\b", submit_line)
+    nodes = _counts(tres).get("node")
+    return int(found.group(1)) * nodes if found and nodes else None
+
+
+def _counts(tres: str) -> dict[str, int]:
+    """`cpu=2,mem=1000M,node=1` -> its whole numbers."""
+    parts = (part.partition("=") for part in tres.split(","))
+    return {name: int(count) for name, _, count in parts if count.isdigit()}
+
+
+def _records(text: str) -> Iterator[str]:
+    """The rows of sacct's output, those of several lines in one piece."""
+    record = ""
+    for line in text.split("\n"):  # nothing else ends a line: splitlines() knows of a dozen more
+        if ROW.match(line):
+            if record:
+                yield record
+            record = line
+        elif record:
+            record += f"\n{line}"
+        elif line:
+            raise OctavoError(f"not a row of sacct: {line[:200]!r}", where="sacct", expected="|".join(FIELDS))
+    if record:
+        yield record
 
 
 def _ordered(rows: dict[tuple[str, datetime], SlurmRow]) -> list[SlurmRow]:

@@ -27,8 +27,9 @@ def show(
 ) -> None:
     """Print what would be submitted for a run and what its job would start. Nothing is submitted."""
     from octavo.cluster.image import Image, read_image
-    from octavo.cluster.job import sbatch_command
+    from octavo.cluster.job import sbatch_command, slurm_section
     from octavo.cluster.launch import Launch
+    from octavo.configuration import read_yaml
     from octavo.errors import OctavoError
     from octavo.experiment.run import load_experiment
     from octavo.layout import image_file, repository
@@ -38,15 +39,18 @@ def show(
         raise OctavoError(f"{run!r} names no run", expected="CELL/seed-N, moe-bf16/seed-1 say")
     loaded = load_experiment(experiment)
     config, folder = loaded.run(cell, int(seed)), loaded.folder.run(cell, int(seed))
-    submitted = sbatch_command(loaded, config, int(seed))
-    built = None
-    if variant := loaded.cluster.slurm.image if loaded.cluster.slurm else None:
+    profile = read_yaml(repository() / "workflow" / "profiles" / "slurm" / "config.yaml")
+    submitted = sbatch_command(loaded, config, int(seed), requeue=bool(profile.get("slurm-requeue")))
+    slurm, built = slurm_section(loaded), None
+    if variant := slurm.image:
         try:
             built = read_image(repository(), variant)
         except OctavoError:
             built = Image(variant, image_file(variant), "(not built yet)")
     planned = Launch(loaded, config, ("train", str(folder.path)), repository(), built)
-    typer.echo(f"# submitted, around a snakemake that runs `octavo {' '.join(planned.arguments)}`\n{submitted}\n")
+    if left := [key for key in ("partition", "account") if getattr(slurm, key) is None]:
+        typer.echo(f"# {' and '.join(left)}: not in the cluster file; your default is added when it is submitted")
+    typer.echo(f"# submitted: the snakemake inside runs `octavo {' '.join(planned.arguments)}`\n{submitted}\n")
     typer.echo(f"# started inside the job\n{planned.script()}")
 
 

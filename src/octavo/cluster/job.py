@@ -8,14 +8,16 @@ options. One training run is one job with one task per device; inside it `octavo
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from octavo.configuration import read_yaml
 from octavo.errors import OctavoError
-from octavo.experiment.cluster import Slurm
-from octavo.experiment.run import CellConfig, Experiment
-from octavo.layout import configs
+from octavo.experiment.cluster import Slurm, gives_gpus
+from octavo.experiment.run import CellConfig, Experiment, load_experiment
+from octavo.layout import configs, repository
 
 Resource = int | str | None
 
@@ -78,14 +80,22 @@ def allocation(experiment: Experiment, cell: CellConfig) -> Allocation:
 
 
 def _gres(experiment: Experiment, slurm: Slurm, count: int) -> str | None:
-    if experiment.device.kind == "cpu" and slurm.gpu_type is None:
+    if not gives_gpus(experiment.cluster, experiment.device):
         return None
     return f"gpu:{slurm.gpu_type}:{count}" if slurm.gpu_type else f"gpu:{count}"
 
 
 def resources(experiment: Experiment, cell: CellConfig) -> dict[str, Resource]:
-    """The executor's resources of a cell's runs; None: not asked for."""
+    """The executor's resources of a cell's runs; None: not asked for. Raises OctavoError where they cannot be had."""
     slurm, shape = slurm_section(experiment), allocation(experiment, cell)
+    if slurm.max_concurrent_devices is not None and shape.tasks > slurm.max_concurrent_devices:
+        raise OctavoError(
+            f"a run of {cell.cell} takes {shape.tasks} devices, and all runs together may hold "
+            f"{slurm.max_concurrent_devices}",
+            where=f"configs/clusters/{experiment.file.cluster}.yaml slurm.max_concurrent_devices",
+            expected=f"at least {shape.tasks}",
+            fix="raise it, or make the run's parallelism smaller",
+        )
     return {
         "slurm_partition": slurm.partition,
         "slurm_account": slurm.account,
@@ -133,27 +143,59 @@ def caps() -> dict[str, int]:
 
 
 def comment(experiment: str, cell: str, seed: int) -> str:
-    """The comment that the executor gives a training job: what joins Slurm's books to runs."""
+    """The comment that the executor gives a training job: what joins Slurm's books to runs (`check_comments`)."""
     return f"rule_train_wildcards_{experiment}_{cell}_{seed}"
 
 
-def sbatch_command(experiment: Experiment, cell: CellConfig, seed: int) -> str:
-    """The `sbatch` call that the executor would make, up to the command that it wraps."""
+def check_comments(experiment: Experiment) -> None:
+    """Refuse an experiment whose jobs have the comments of another one's: (a, b_c-bf16) and (a_b, c-bf16) are alike.
+
+    Raises OctavoError.
+    """
+    name, ours = experiment.name, {f"{experiment.name}_{cell}" for cell in experiment.cells}
+    for path in sorted(configs().experiments.glob("*.yaml")):
+        longer, shorter = max(path.stem, name, key=len), min(path.stem, name, key=len)
+        if not longer.startswith(f"{shorter}_"):
+            continue
+        try:
+            theirs = load_experiment(path.stem)
+        except OctavoError:
+            continue  # submits nothing
+        if alike := ours & {f"{path.stem}_{cell}" for cell in theirs.cells}:
+            raise OctavoError(
+                f"Slurm could not tell the runs of {name} from those of {path.stem}: both have jobs named {min(alike)}",
+                where=experiment.path,
+                fix="rename one of the experiments",
+            )
+
+
+def sbatch_command(experiment: Experiment, cell: CellConfig, seed: int, *, requeue: bool) -> str:
+    """The `sbatch` call that the executor would make; `requeue`: as the profile has it (`slurm-requeue`).
+
+    Of the snakemake that it wraps only what is of this job: how the outer one was started is left out ("...").
+    """
     from snakemake_executor_plugin_slurm.submit_string import get_submit_command
     from snakemake_executor_plugin_slurm.utils import set_gres_string
 
+    check_comments(experiment)
     asked = _Resources({name: value for name, value in resources(experiment, cell).items() if value is not None})
-    slurm = slurm_section(experiment)
+    slurm, root = slurm_section(experiment), repository()
     parameters = {
         "run_uuid": "<id of the snakemake that submits>",
-        "slurm_logfile": f".snakemake/slurm_logs/rule_train/{experiment.name}_{cell.cell}_{seed}/%j.log",
+        "slurm_logfile": f"{root}/.snakemake/slurm_logs/rule_train/{experiment.name}_{cell.cell}_{seed}/%j.log",
         "comment_str": comment(experiment.name, cell.cell, seed),
         "account": f"-A {shlex.quote(slurm.account)}" if slurm.account else "",
         "partition": f"-p {shlex.quote(slurm.partition)}" if slurm.partition else "",
-        "workdir": None,
+        "workdir": root,
     }
+    profile: Any = SimpleNamespace(requeue=requeue, no_requeue=False, qos=None, reservation=None)
     job: Any = _Job(asked, threads=asked["cpus_per_task"])
-    return f"{get_submit_command(job, parameters)}{set_gres_string(job)}"
+    target = f"train:experiment={experiment.name},cell={cell.cell},seed={seed}"
+    wrapped = (
+        f"{sys.executable} -m snakemake --snakefile '{root}/Snakefile' --target-jobs '{target}' --allowed-rules train "
+        "... --executor slurm-jobstep --jobs 1 --mode 'remote'"
+    )
+    return f'{get_submit_command(job, parameters, profile)}{set_gres_string(job)} --wrap="{wrapped}"'
 
 
 class _Resources(dict[str, Any]):

@@ -28,6 +28,7 @@ from octavo.cluster.image import Image, read_image
 from octavo.cluster.job import Allocation, allocation, comment, slurm_section
 from octavo.errors import OctavoError
 from octavo.experiment.run import Experiment, RunConfig, data_identifier
+from octavo.files import sha256
 from octavo.layout import RunFolder, data_folder, repository
 from octavo.records import AttemptRecord, read_lines
 
@@ -44,6 +45,10 @@ TASK_VARIABLES = (
     "SLURM_STEP_NUM_TASKS",
 )
 """What a rank must know of its place; they differ by task, so the task's shell passes them on."""
+
+
+ANSWER_SECONDS = 60
+"""How long Slurm's commands may take; they try to reach the controller for some seconds themselves."""
 
 
 def in_allocation() -> bool:
@@ -142,7 +147,10 @@ class Launch:
     def _staged(self) -> Path:
         scratch = slurm_section(self.experiment).scratch
         assert scratch is not None
-        return Path(scratch) / f"octavo-data-{self._data().name}"
+        # by what is in it, too: data prepared anew under the same configuration are not those that lie there
+        manifest = self.root / self._data() / "manifest.json"
+        version = sha256(manifest)[:16] if manifest.exists() else "not-prepared-yet"
+        return Path(scratch) / f"octavo-data-{self._data().name}-{version}"
 
     def _stage(self) -> str:
         """Copy the data set to a node's scratch, once and whole, also when two jobs do it at the same time."""
@@ -241,7 +249,23 @@ def _requeue(job: str) -> None:
 
 
 def _ask(*command: str) -> str:
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60).stdout
+    """What a command of Slurm's prints, be it an error about a job that is gone.
+
+    Raises OctavoError where the controller does not answer: who else trains this run cannot be known then.
+    """
+    try:
+        asked = subprocess.run(command, check=False, capture_output=True, text=True, timeout=ANSWER_SECONDS)
+    except subprocess.TimeoutExpired:
+        silent = f"no answer within {ANSWER_SECONDS} s"
+    else:
+        if "nable to contact slurm controller" not in asked.stderr:
+            return asked.stdout
+        silent = asked.stderr.strip()
+    raise OctavoError(
+        f"Slurm's controller cannot be reached: {silent}",
+        where=shlex.join(command),
+        fix="wait until `scontrol ping` says UP; the pipeline tries again, or goes on when it is started again",
+    )
 
 
 def _commit(root: Path) -> str:

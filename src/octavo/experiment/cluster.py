@@ -91,7 +91,13 @@ class Slurm(Section):
     image: Literal["gpu", "cpu"] | None = "gpu"
     """The variant of container.def that runs happen in; None: the Python that runs Octavo."""
     scratch: str | None = None
-    """Node-local folder that data sets are copied to; None: read where they are."""
+    """Node-local folder that data sets are copied to (it needs an image); None: read where they are."""
+
+    @model_validator(mode="after")
+    def _staged(self) -> Self:
+        if self.scratch is not None and self.image is None:
+            raise ValueError("scratch needs an image, in which its copy of the data takes the place of the original")
+        return self
 
 
 class Cluster(Section):
@@ -125,3 +131,8 @@ class Cluster(Section):
     def devices(self) -> int:
         """All devices of the cluster."""
         return self.devices_per_node * self.nodes
+
+
+def gives_gpus(cluster: Cluster, device: Device) -> bool:
+    """Whether the devices that Slurm is asked for are GPUs; otherwise they are cores."""
+    return device.kind == "gpu" or (cluster.slurm is not None and cluster.slurm.gpu_type is not None)

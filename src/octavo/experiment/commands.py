@@ -67,13 +67,14 @@ def doctor(
     from rich.markup import escape
     from rich.table import Table
 
-    from octavo.experiment.doctor import examine, examine_cluster
+    from octavo.experiment.doctor import examine
     from octavo.experiment.run import load_cluster
+    from octavo.experiment.site import examine_cluster
     from octavo.layout import configs
 
     findings = list(examine())
     if cluster is not None:
-        findings += examine_cluster(cluster, load_cluster(cluster, configs())[0])
+        findings += examine_cluster(cluster, *load_cluster(cluster, configs()))
     marks = {"ok": "[green]ok[/]", "missing": "[red]missing[/]", "note": "[yellow]note[/]"}
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:

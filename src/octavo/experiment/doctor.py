@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from octavo.experiment.cluster import Cluster
-
 State = Literal["ok", "missing", "note"]
 PROBE_SECONDS = 20
 
@@ -46,34 +44,6 @@ def examine() -> Iterator[Finding]:
     yield _tool("sbatch", ["sbatch", "--version"], "submit to a cluster", "run on a node that has Slurm's commands")
     yield _accounting()
     yield _tool("apptainer", ["apptainer", "--version"], "run in the image", "https://apptainer.org/docs/admin/main")
-
-
-def examine_cluster(name: str, cluster: Cluster) -> Iterator[Finding]:
-    """Hold a cluster file against what Slurm says of this cluster."""
-    slurm = cluster.slurm
-    if slurm is None:
-        yield Finding(name, "ok", "runs on this machine: it has no section slurm")
-        return
-    if (listed := _output(["sinfo", "--noheader", "--format", "%R|%G|%l|%D"])) is None:
-        yield Finding(name, "missing", "sinfo does not answer", "run on a node that reaches the Slurm controller")
-        return
-    partitions = {line.split("|")[0]: line.split("|") for line in listed.splitlines() if line}
-    wanted = slurm.partition
-    if wanted is not None and wanted not in partitions:
-        yield Finding(f"{name}: partition", "missing", f"there is no {wanted!r}",
-                      f"slurm.partition: one of {', '.join(sorted(partitions))}")  # fmt: skip
-        return
-    of = [partitions[wanted]] if wanted else list(partitions.values())
-    yield Finding(f"{name}: partition", "ok", ", ".join(sorted(row[0] for row in of)))
-    generic = {row[1] for row in of}
-    gpu = f"gpu:{slurm.gpu_type}" if slurm.gpu_type else "gpu"
-    found = any(gpu in resource for resource in generic)
-    yield Finding(f"{name}: {gpu}", "ok" if found else "missing", ", ".join(sorted(generic)),
-                  "" if found else "slurm.gpu_type: a type that sinfo lists")  # fmt: skip
-    if slurm.account is not None:
-        known = _output(["sacctmgr", "--noheader", "--parsable2", "show", "account", slurm.account, "format=account"])
-        yield Finding(f"{name}: account", "ok" if known and known.strip() else "missing", slurm.account,
-                      "" if known and known.strip() else "slurm.account: an account that sacctmgr lists")  # fmt: skip
 
 
 def _processor() -> Finding:
@@ -109,7 +79,7 @@ def _compiled_loops() -> Finding:
 
 
 def _gpus() -> Iterator[Finding]:
-    listed = _output(
+    listed = output_of(
         ["nvidia-smi", "--query-gpu=name,compute_cap,memory.total,driver_version", "--format=csv,noheader"]
     )
     if not listed or not listed.strip():
@@ -124,7 +94,7 @@ def _gpus() -> Iterator[Finding]:
 
 
 def _tool(name: str, command: list[str], purpose: str, fix: str) -> Finding:
-    printed = _output(command)
+    printed = output_of(command)
     if printed is None:
         return Finding(name, "note", f"not found; needed to {purpose}", fix)
     return Finding(name, "ok", printed.strip().splitlines()[0])
@@ -133,13 +103,13 @@ def _tool(name: str, command: list[str], purpose: str, fix: str) -> Finding:
 def _accounting() -> Finding:
     if shutil.which("sacct") is None:
         return Finding("sacct", "note", "not found; hours come from attempts.jsonl", "use Slurm's accounting")
-    if _output(["sacct", "--noheader", "--allocations", "--starttime", "now"]) is None:
+    if output_of(["sacct", "--noheader", "--allocations", "--starttime", "now"]) is None:
         return Finding("sacct", "note", "Slurm keeps no accounting here; hours come from attempts.jsonl",
                        "ask for slurmdbd")  # fmt: skip
     return Finding("sacct", "ok", "Slurm's own books are used")
 
 
-def _output(command: list[str]) -> str | None:
+def output_of(command: list[str]) -> str | None:
     """What a command prints; None when it is not there or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_SECONDS, check=False)

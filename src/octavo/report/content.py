@@ -493,7 +493,7 @@ def ledger(inputs: Inputs, charts: dict[str, Chart]) -> Section:
         Text(
             f"The final runs took {number(final)} {inputs.hours}; with every attempt they took {number(everything)}, "
             f"{number(everything / final) if final else MISSING} times as many, and cost {all_in}. "
-            f"The books are from {sources}."
+            f"The books are from {sources}. Runs that octavo verify makes again are in none."
         )
     )
     by_state = attempts.assign(state=attempts["state"].where(~attempts["superseded"], "superseded")).groupby("state")

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
 import octavo
+from octavo.cluster.image import lock_of_image
 from octavo.errors import OctavoError
 from octavo.files import sha256
 from octavo.layout import repository
@@ -62,14 +64,15 @@ def collect(
 ) -> Provenance:
     """The provenance of the run that this process trains."""
     commit, dirty = _commit()
+    image, packages = os.environ.get("OCTAVO_IMAGE_DIGEST"), _versions()
     return Provenance(
         octavo_version=octavo.__version__,
         git_commit=commit,
         git_dirty=dirty,
-        image_digest=os.environ.get("OCTAVO_IMAGE_DIGEST"),
+        image_digest=image,
         python=platform.python_version(),
-        packages=_versions(),
-        lock_sha256=_lock(),
+        packages=packages,
+        lock_sha256=lock_sha256(image, packages),
         hardware=hardware(),
         threads=threads,
         environment={name: os.environ[name] for name in ALLOWED_ENVIRONMENT if name in os.environ},
@@ -143,11 +146,23 @@ def _versions() -> dict[str, str]:
     return installed
 
 
-def _lock() -> str | None:
+def lock_sha256(image: str | None, packages: dict[str, str]) -> str | None:
+    """SHA-256 of the lock that this process's packages were installed from; None where that is not known.
+
+    In an image (its digest is given) it is the one that the image's record names. Elsewhere it is requirements.lock,
+    which `make setup` installs: not, though, where that names no or another version of one of `packages`.
+    """
     try:
-        return sha256(repository() / "requirements.lock")
+        root = repository()
+        return lock_of_image(root, image) if image else _lock_of(packages, root / "requirements.lock")
     except (OctavoError, OSError):
         return None
+
+
+def _lock_of(packages: dict[str, str], lock: Path) -> str | None:
+    locked = set(re.findall(r"^([\w.-]+)==([^\s;]+)", lock.read_text(encoding="utf-8"), re.MULTILINE))
+    installed = {(name, version.partition("+")[0]) for name, version in packages.items() if name != "octavo"}
+    return sha256(lock) if installed <= locked else None
 
 
 def _commit() -> tuple[str | None, bool | None]:

