@@ -32,8 +32,9 @@ def device(capability: str | None) -> Device:
     return known.model_copy(update={"compute_capability": capability, "name": f"GPU {capability}"})
 
 
-def check(precision: dict[str, Any], capability: str | None, cuda: str | None = "13.0") -> None:
-    check_recipe(Precision(**precision), device=device(capability), cuda=cuda, where="experiment.yaml precisions")
+def check(precision: dict[str, Any], capability: str | None, cuda: str | None = "13.0", *, layers: int = 32) -> None:
+    where = "experiment.yaml precisions"
+    check_recipe(Precision(**precision), layers=layers, device=device(capability), cuda=cuda, where=where)
 
 
 @pytest.mark.parametrize("capability", HAVE)
@@ -80,7 +81,7 @@ def test_a_gpu_emulates_what_it_lacks_if_told_to() -> None:
 @pytest.mark.parametrize(
     ("precision", "capability", "message"),
     [
-        ({"recipe": "nvfp4"}, None, "not emulated"),
+        ({"recipe": "nvfp4"}, None, "has no emulation"),
         ({"recipe": "bf16", "accumulation": "fp14"}, None, "bf16 has no accumulation"),
         ({"recipe": "bf16", "emulate": True}, "9.0", "bf16 has no emulate"),
         ({"recipe": "fp8_tensorwise", "products": []}, None, "no product in FP8"),
@@ -103,3 +104,26 @@ def test_what_cannot_be_is_refused(precision: dict[str, Any], capability: str | 
 def test_transformer_engine_leaves_the_weight_gradient_in_bf16_with_delayed_scaling() -> None:
     """`override_linear_precision`, by Megatron-Core's `fp8_wgrad`."""
     check({"recipe": "fp8_delayed", "products": ["input_gradient", "forward"]}, "9.0")
+
+
+def test_a_model_must_have_layers_between_the_first_and_the_last() -> None:
+    precision = {"recipe": "fp8_tensorwise", "first_last_layers_bf16": True}
+    check(precision, "9.0", layers=3)
+    with pytest.raises(OctavoError, match="leaves no layer in fp8_tensorwise: the model has 2") as caught:
+        check(precision, "9.0", layers=2)
+    assert "leave first_last_layers_bf16 out" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(("capability", "fix"), [("10.0", "leave emulate out: GPU 10.0"), ("9.0", None)])
+def test_what_is_not_emulated_but_there_needs_no_emulation(capability: str, fix: str | None) -> None:
+    with pytest.raises(OctavoError, match="nvfp4 has no emulation") as caught:
+        check({"recipe": "nvfp4", "emulate": True}, capability)
+    assert (caught.value.fix or "").startswith(fix or "")
+    assert bool(caught.value.fix) == bool(fix)
+
+
+def test_block_sizes_are_recommended_where_they_can_be_chosen() -> None:
+    """Not for nvfp4: Transformer Engine's are fixed, and it is not emulated."""
+    with pytest.raises(OctavoError) as caught:
+        check({"recipe": "fp8_tensorwise", "block_size": 64}, None)
+    assert caught.value.expected == "block_size with one of fp8_blockwise, fp8_mxfp8 (emulated)"

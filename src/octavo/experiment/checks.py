@@ -98,6 +98,7 @@ def _check_recipe(experiment: Experiment, cell: CellConfig, where: str) -> None:
 
     check_recipe(
         cell.precision,
+        layers=cell.model.layers,
         device=experiment.device,
         cuda=experiment.cluster.cuda,
         where=where,

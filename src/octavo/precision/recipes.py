@@ -153,13 +153,20 @@ RECIPES: MappingProxyType[RecipeName, Recipe] = MappingProxyType(
 ALL_PRODUCTS: tuple[Product, ...] = get_args(Product)
 
 
-def check_recipe(precision: Precision, *, device: Device, cuda: str | None, where: str) -> None:
-    """Raise an OctavoError if `device` (with that CUDA version) cannot train in `precision`.
+def check_recipe(precision: Precision, *, layers: int, device: Device, cuda: str | None, where: str) -> None:
+    """Raise an OctavoError if `device` (with that CUDA version) cannot train a model of `layers` in `precision`.
 
     `where` names the file and key for the message.
     """
     recipe = RECIPES[precision.recipe]
     _check_options(precision, recipe, where)
+    if precision.first_last_layers_bf16 and layers <= 2:
+        raise OctavoError(
+            f"first_last_layers_bf16 leaves no layer in {recipe.name}: the model has {layers}",
+            where=where,
+            expected="a model of 3 layers or more",
+            fix="leave first_last_layers_bf16 out, or use recipe bf16",
+        )
     if device.kind == "cpu" or precision.emulate:
         _check_emulation(precision, recipe, device, where)
     else:
@@ -182,11 +189,11 @@ def _check_options(precision: Precision, recipe: Recipe, where: str) -> None:
             f"recipe {recipe.name} with no product in FP8 is bf16", where=where, fix="use recipe bf16, or name products"
         )
     if precision.block_size is not None and not recipe.blocks:
-        with_blocks = [name for name, other in RECIPES.items() if other.blocks]
+        with_blocks = [name for name, other in RECIPES.items() if other.blocks and other.emulated]
         raise OctavoError(
             f"block_size {precision.block_size} for {recipe.name}, which has no blocks",
             where=where,
-            expected=f"block_size with one of {', '.join(with_blocks)}",
+            expected=f"block_size with one of {', '.join(with_blocks)} (emulated)",
         )
     if precision.first_last_layers_bf16 and recipe.scaling == "delayed":
         raise OctavoError(
@@ -199,11 +206,13 @@ def _check_options(precision: Precision, recipe: Recipe, where: str) -> None:
 
 def _check_emulation(precision: Precision, recipe: Recipe, device: Device, where: str) -> None:
     if not recipe.emulated:
+        has_it = device.kind == "gpu" and device.compute_capability in recipe.capabilities
         raise OctavoError(
-            f"recipe {recipe.name} is not emulated, and {device.name} has no Transformer Engine",
+            f"recipe {recipe.name} has no emulation",
             where=where,
             expected=f"one of {', '.join(name for name, other in RECIPES.items() if other.emulated)}, "
             f"or a GPU of {_devices_that_can(recipe)}",
+            fix=f"leave emulate out: {device.name} has the recipe itself" if has_it else None,
         )
     if precision.fp8_parameters:
         raise OctavoError(
