@@ -25,6 +25,8 @@ def set_up_process(run: RunConfig, place: Place) -> None:
     )  # it misses a cache that it was told to do without
     torch.set_num_threads(training.threads)
     torch.set_flush_denormal(training.flush_denormals)
+    # else cuBLAS may add partial sums of BF16 products in BF16: the reference that FP8 is held against sums in FP32
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     _keep_memory()
     if on_gpu:
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
