@@ -84,6 +84,8 @@ def test_a_gpu_emulates_what_it_lacks_if_told_to() -> None:
         ({"recipe": "nvfp4"}, None, "has no emulation"),
         ({"recipe": "bf16", "accumulation": "fp14"}, None, "bf16 has no accumulation"),
         ({"recipe": "bf16", "emulate": True}, "9.0", "bf16 has no emulate"),
+        ({"recipe": "fp8_blockwise", "amax_history": 16}, None, "fp8_blockwise, whose scales have no history"),
+        ({"recipe": "bf16", "amax_history": 16}, None, "bf16, whose scales have no history"),
         ({"recipe": "fp8_tensorwise", "products": []}, None, "no product in FP8"),
         ({"recipe": "fp8_tensorwise", "block_size": 64}, None, "has no blocks"),
         ({"recipe": "fp8_delayed", "first_last_layers_bf16": True}, None, "first_last_layers_bf16 with fp8_delayed"),

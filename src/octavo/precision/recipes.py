@@ -184,6 +184,12 @@ def _check_options(precision: Precision, recipe: Recipe, where: str) -> None:
                     where=where,
                     fix=f"leave {name} out, or choose one of {', '.join(quantised_recipes())}",
                 )
+    if precision.amax_history != Precision().amax_history and recipe.scaling != "delayed":
+        raise OctavoError(
+            f"amax_history {precision.amax_history} for {recipe.name}, whose scales have no history",
+            where=where,
+            fix="leave amax_history out, or choose fp8_delayed",
+        )
     if not precision.products and recipe.quantised:
         raise OctavoError(
             f"recipe {recipe.name} with no product in FP8 is bf16", where=where, fix="use recipe bf16, or name products"
