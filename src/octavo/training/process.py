@@ -27,7 +27,7 @@ def set_up_process(run: RunConfig, place: Place) -> None:
     torch.set_flush_denormal(training.flush_denormals)
     # else cuBLAS may add partial sums of BF16 products in BF16: the reference that FP8 is held against sums in FP32
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    _keep_memory()
+    keep_memory()
     if on_gpu:
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
         torch.use_deterministic_algorithms(training.deterministic)
@@ -54,7 +54,7 @@ def set_up_process(run: RunConfig, place: Place) -> None:
     tensor_parallel.model_parallel_cuda_manual_seed(run.seed + 1)
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Tell glibc to keep freed memory: every step takes the same again, and pages fresh from the kernel are slow."""
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     allocator = getattr(ctypes.CDLL(None), "mallopt", None)
