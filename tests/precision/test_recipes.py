@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from octavo.configuration import read_section
 from octavo.errors import OctavoError
+from octavo.experiment.checks import check_experiment
 from octavo.experiment.cluster import Device
 from octavo.experiment.config import Precision
+from octavo.experiment.run import load_experiment
 from octavo.layout import configs
 from octavo.precision.recipes import RECIPES, check_recipe
 
@@ -129,3 +134,48 @@ def test_block_sizes_are_recommended_where_they_can_be_chosen() -> None:
     with pytest.raises(OctavoError) as caught:
         check({"recipe": "fp8_tensorwise", "block_size": 64}, None)
     assert caught.value.expected == "block_size with one of fp8_blockwise, fp8_mxfp8 (emulated)"
+
+
+def test_the_table_in_the_docs_is_the_recipes() -> None:
+    """Every column but the measured one."""
+    lines = (configs().root.parent / "docs" / "precision.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    table = {row[0].strip("`"): row[1:] for row in rows if len(row) == 9}
+    assert list(table) == list(RECIPES)
+    for recipe in RECIPES.values():
+        operands, gradient, shared, scale, gpus, emulated, _, source = table[recipe.name]
+        formats = {kind: format.name for kind, format in recipe.formats.items()}
+        assert (operands, operands, gradient) == tuple(
+            formats.get(kind, "BF16") for kind in ("input", "weight", "gradient")
+        )
+        blocks = {f"{across}x{along}" for across, along in recipe.blocks.values()}
+        assert set(re.findall(r"\d+x\d+", shared)) == blocks
+        assert scale == (recipe.scale if recipe.quantised else "")
+        assert tuple(re.findall(r"\b\d+\.\d\b", gpus.partition(", with CUDA")[0])) == recipe.capabilities
+        assert gpus.partition("with CUDA ")[2] == (recipe.minimum_cuda or "")
+        assert (
+            emulated.partition(":")[0] == ("yes" if recipe.emulated else "no") if recipe.quantised else "the reference"
+        )
+        for reference in (*re.findall(r"`(\w+)`", source), *re.findall(r"arXiv [\d.]+", source)):
+            assert reference in recipe.source
+        assert len(re.findall(r"arXiv", source)) == len(re.findall(r"arXiv", recipe.source))
+
+
+def test_the_ablations_shown_as_comments_are_ablations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """laptop-ablations.yaml with its last comments taken for what they are."""
+    shutil.copytree(configs().root, tmp_path / "configs")
+    path = tmp_path / "configs" / "experiments" / "laptop-ablations.yaml"
+    text, shown = path.read_text().split("  # Others are a line each")
+    lines = [line.replace("  #   ", "  ", 1) for line in shown.splitlines()[1:]]
+    path.write_text("\n".join([text, *lines]))
+    monkeypatch.setenv("OCTAVO_ROOT", str(tmp_path))
+    experiment = load_experiment("laptop-ablations")
+    check_experiment(experiment)
+    cells = {name: cell for name, cell in experiment.cells.items() if cell.ablation}
+    assert cells["moe-fp8_blockwise+forward_alone"].precision.products == ["forward"]
+    assert cells["moe-fp8_blockwise+ends_in_bf16"].precision.first_last_layers_bf16
+    assert cells["moe-fp8_blockwise+small_blocks"].precision.block_size == 32
+    assert cells["moe-fp8_blockwise+head_in_fp8"].precision.output_head
+    router = cells["moe-fp8_blockwise+router_in_bf16"].model.experts
+    assert router is not None
+    assert router.router.dtype == "bf16"

@@ -5,8 +5,8 @@
     found.fields()  # the fp8_* fields of a MetricsRecord
 
 While it is on, every quantised operand and every product of `octavo.precision.products` is looked at as it is made, and
-each product is computed a second time from the BF16 operands; a step takes about three times as long. When it is off
-the cost is one comparison with None per layer.
+each product is computed a second time from the BF16 operands; a step takes about twice as long (docs/precision.md has
+the figures). When it is off the cost is one comparison with None per layer.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Recipe:
     blocks: dict[TensorKind, tuple[int, int]] = field(default_factory=dict)
     """Elements that share a scale: (across, along) the summed dimension; empty: one scale per tensor."""
     scale: str = "none"
-    """The scales' own format, for the table in the docs."""
+    """The scales' own format."""
     capabilities: tuple[str, ...] = ()
     """Compute capabilities of the GPUs that have it; empty: every GPU."""
     minimum_cuda: str | None = None
