@@ -249,7 +249,7 @@ def _check_gpu(precision: Precision, recipe: Recipe, device: Device, cuda: str |
             fix=f"choose {', '.join(recipes_of(device.compute_capability))}; or set emulate: true",
         )
     needed = recipe.minimum_cuda
-    if needed and (cuda is None or _version(cuda) < _version(needed)):
+    if needed and (cuda is None or version(cuda) < version(needed)):
         raise OctavoError(
             f"recipe {recipe.name} on {device.name} needs CUDA {needed}; the cluster file says {cuda or 'nothing'}",
             where=where,
@@ -290,5 +290,6 @@ def _join(items: Iterable[str]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _version(text: str) -> tuple[int, ...]:
+def version(text: str) -> tuple[int, ...]:
+    """`12.10` as numbers that compare."""
     return tuple(int(part) for part in text.split("."))

@@ -12,14 +12,14 @@ from torch._C._distributed_c10d import HashStore
 
 from octavo.experiment.run import RunConfig
 from octavo.training.launch import Place
-from octavo.training.requirements import check_device
+from octavo.training.requirements import Gpu, check_device
 
 
 def set_up_process(run: RunConfig, place: Place) -> None:
     """Threads, kernels, process group and parallel state of this rank."""
     training, layout = run.training, run.parallelism
     on_gpu = torch.cuda.is_available()
-    check_device(run, on_gpu=on_gpu)
+    check_device(run, _gpu() if on_gpu else None)
     logging.getLogger("megatron.core.datasets").setLevel(
         logging.ERROR
     )  # it misses a cache that it was told to do without
@@ -52,6 +52,12 @@ def set_up_process(run: RunConfig, place: Place) -> None:
     )
     # nothing draws from it (no dropout, initial values of our own), but Megatron-Core wants it there
     tensor_parallel.model_parallel_cuda_manual_seed(run.seed + 1)
+
+
+def _gpu() -> Gpu:
+    """The first GPU: those of a machine are of a kind."""
+    major, minor = torch.cuda.get_device_capability(0)
+    return Gpu(torch.cuda.get_device_name(0), f"{major}.{minor}", torch.version.cuda or "0")
 
 
 def keep_memory() -> None:
