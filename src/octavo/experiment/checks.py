@@ -95,6 +95,7 @@ def _check_layout(experiment: Experiment, cell: CellConfig) -> None:
 
 def _check_recipe(experiment: Experiment, cell: CellConfig, where: str) -> None:
     from octavo.precision.recipes import check_recipe
+    from octavo.precision.sizes import check_sizes
 
     check_recipe(
         cell.precision,
@@ -103,3 +104,4 @@ def _check_recipe(experiment: Experiment, cell: CellConfig, where: str) -> None:
         cuda=experiment.cluster.cuda,
         where=where,
     )
+    check_sizes(cell, experiment.device, where)

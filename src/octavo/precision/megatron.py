@@ -31,6 +31,7 @@ from octavo.precision.experts import GroupedExperts
 from octavo.precision.history import AmaxHistory
 from octavo.precision.products import BF16, Numerics, linear
 from octavo.precision.recipes import RECIPES, delayed_weight_gradient_only
+from octavo.precision.sizes import column_multiple
 
 
 def spec_provider(precision: Precision, *, on_gpu: bool) -> BackendSpecProvider:
@@ -301,7 +302,7 @@ def _check_scales(config: Any) -> None:
 
 def _check_sizes(name: str, module: nn.Module, precision: Precision) -> None:
     """Transformer Engine asserts these in the first forward pass, minutes into a job."""
-    multiple = 32 if precision.recipe == "fp8_mxfp8" else 16
+    multiple = column_multiple(precision.recipe)
     for key, weight in module.named_parameters(recurse=False):
         if key.startswith("weight") and weight.dim() == 2 and any(size % multiple for size in weight.shape):
             raise OctavoError(
