@@ -35,7 +35,7 @@ from octavo.precision.history import AmaxHistory  # noqa: E402
 from octavo.precision.products import Numerics, grouped_linear, linear  # noqa: E402
 from octavo.precision.recipes import E4M3, E5M2, Format, quantised_recipes  # noqa: E402
 from octavo.precision.rounding import KERNEL, largest_magnitude, round_blocks, round_scaled, tensor_scale  # noqa: E402
-from octavo.training.process import _keep_memory  # noqa: E402
+from octavo.training.process import keep_memory  # noqa: E402
 
 TOKENS = 1024
 BLOCKS = {"1x128": (1, 128), "128x128": (128, 128), "128x1": (128, 1), "1x32": (1, 32), "32x1": (32, 1)}
@@ -271,7 +271,7 @@ def main() -> None:
     if arguments.peers:
         sys.path.insert(0, str(arguments.peers.resolve()))
     torch.set_num_threads(1)
-    _keep_memory()  # as in training
+    keep_memory()  # as in training
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one thread, "
           f"{'compiled rounding' if KERNEL else 'rounding in torch'}")  # fmt: skip
     rows: list[Row] = []

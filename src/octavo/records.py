@@ -76,10 +76,10 @@ class MetricsRecord(Record):
     """Fraction of non-zero values that quantising turned to zero."""
     fp8_overflow: dict[TensorKind, float] | None = None
     """Fraction of values that saturated."""
-    fp8_amax: dict[TensorKind, float] | None = None
-    """Largest magnitude before scaling, over layers."""
-    fp8_product_error: dict[Product, float] | None = None
-    """Relative error (Frobenius) of the FP8 product against the BF16 one, mean over layers."""
+    fp8_amax: dict[TensorKind, float | None] | None = None
+    """Largest magnitude before scaling, over layers; None: infinite, or there was a NaN."""
+    fp8_product_error: dict[Product, float | None] | None = None
+    """Relative error (Frobenius) of the FP8 product against the BF16 one, mean over layers; None: infinite or NaN."""
     validation_loss: float | None = None
     validation_bits_per_byte: float | None = None
     validation_loss_by_domain: dict[str, float] | None = None

@@ -1,7 +1,8 @@
 """Construct models with Transformer Engine's layers on the meta device, as a program: a JSON list of
 [model, precision, whether to replace a layer by a plain one] on standard input, one JSON line for each on standard
 output: the linear layers by implementation and the parameters, or the error. With `--compiled` Transformer Engine's
-own libraries are loaded, which the GPU image has; without, stand-ins for them.
+own libraries are loaded, which the GPU image has; without, stand-ins for them. With `--second-of-four` the models are
+the second of four pipeline stages, in a process group that exchanges nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ transformer_engine_without_gpu.pretend(compiled="--compiled" in sys.argv[1:])
 import torch  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
 from megatron.core.tensor_parallel import random  # noqa: E402
-from torch._C._distributed_c10d import HashStore  # noqa: E402
+from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: E402
 
 from octavo.errors import OctavoError  # noqa: E402
 from octavo.experiment.config import Precision  # noqa: E402
@@ -36,11 +37,19 @@ def construct(model: str, precision: Precision, *, replace: bool) -> dict[str, A
     """The linear layers of a model by implementation, and the recipe."""
     architecture = with_vocabulary(read_architecture(model))
     run = load_experiment("quickstart").run("dense-bf16", 1)
-    run = run.model_copy(update={"model": architecture, "precision": precision})
+    stages = parallel_state.get_pipeline_model_parallel_world_size()
+    layout = run.parallelism.model_copy(update={"pipeline": stages})
+    run = run.model_copy(update={"model": architecture, "precision": precision, "parallelism": layout})
     config = model_config(run, on_gpu=True)
     provider = precisions.spec_provider(precision, on_gpu=True)
     with torch.device("meta"):
-        built = build_model(run, config, provider)
+        built = build_model(
+            run,
+            config,
+            provider,
+            pre_process=parallel_state.is_pipeline_first_stage(),
+            post_process=parallel_state.is_pipeline_last_stage(),
+        )
     precisions.finish_model(built, precision, on_gpu=True)
     if replace:
         built.decoder.layers[1].self_attention.linear_proj = torch.nn.Linear(8, 8, device="meta")
@@ -52,8 +61,9 @@ def construct(model: str, precision: Precision, *, replace: bool) -> dict[str, A
 
 
 def main() -> None:
-    torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
-    parallel_state.initialize_model_parallel(create_gloo_process_groups=False)
+    rank, stages = (1, 4) if "--second-of-four" in sys.argv[1:] else (0, 1)
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=stages)
+    parallel_state.initialize_model_parallel(pipeline_model_parallel_size=stages, create_gloo_process_groups=False)
     random.model_parallel_cuda_manual_seed(1)
     for model, options, replace in json.load(sys.stdin):
         try:

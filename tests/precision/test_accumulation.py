@@ -16,6 +16,7 @@ pytest.importorskip("megatron.core")
 import torch
 
 from octavo.cli import app
+from octavo.errors import OctavoError
 from octavo.precision.accumulation import accumulate, accumulation_errors
 
 SMALL = ["accumulation", "--largest", "512", "--outputs", "16"]
@@ -83,3 +84,21 @@ def test_without_torch_the_verb_says_what_to_install() -> None:
     assert done.returncode == 1
     assert "is not installed" in done.stderr
     assert "octavo[train]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--largest", "1000"], "1000 is no power of two"),
+        (["--largest", str(2**20), "--outputs", "8192"], "need 19"),  # (24 x 2^20 + 48 x 8192) x 8192 bytes: 195 GiB
+    ],
+)
+def test_what_cannot_be_measured_is_refused(options: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine of 64 GiB."""
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**24}.__getitem__)
+    with pytest.raises(OctavoError, match=message):
+        CliRunner().invoke(app, ["accumulation", *options], catch_exceptions=False)
+
+
+def test_seeds_are_those_that_torch_takes() -> None:
+    assert CliRunner().invoke(app, ["accumulation", "--seed", str(2**70)]).exit_code == 2

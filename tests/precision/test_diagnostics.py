@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 pytest.importorskip("megatron.core")
@@ -68,3 +70,31 @@ def test_nothing_is_seen_outside() -> None:
     with pytest.raises(RuntimeError):
         _fail()
     assert current() is None
+
+
+def test_what_is_not_a_number_is_told_as_none_and_does_not_vanish() -> None:
+    """max(0.0, NaN) is 0.0: a diverged tensor would look like one of zeros. JSON has no NaN."""
+    found, values = Diagnostics(), torch.tensor([math.nan, 1.0])
+    found.see_operand("input", values, values, None, E4M3)
+    found.see_operand("input", torch.ones(2), torch.ones(2), None, E4M3)
+    found.see_product("forward", [values], [values])
+    found.see_product("forward", [torch.ones(2)], [torch.ones(2)])
+    assert found.fields()["fp8_amax"] == {"input": None}
+    assert found.fields()["fp8_product_error"] == {"forward": None}
+
+
+def test_asking_twice_gives_the_same_over_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks that saw the same: counts double, fractions and magnitudes stay."""
+    found = Diagnostics()
+    found.see_operand("weight", torch.tensor([1.0, 2.0**-20]), torch.tensor([1.0, 0.0]), 1.0, E4M3)
+    alone = found.fields()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
+
+    def all_reduce(values: torch.Tensor, operation: object) -> None:
+        if operation == torch.distributed.ReduceOp.SUM:
+            values.mul_(2)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    assert found.fields() == found.fields() == alone

@@ -78,6 +78,11 @@ print(json.dumps([
     assert found == [{plain: 13}, {plain: 2 * 4 + 1, "fp8_tensorwise (emulated)": 4}, {"fp8_tensorwise (emulated)": 13}]
 
 
+def test_no_partial_sum_of_bf16_products_is_kept_in_bf16() -> None:
+    """torch's default lets cuBLAS do so; the recipe is FP32 sums."""
+    assert run("print(torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction * 1)") == 0
+
+
 def test_a_model_that_is_not_as_asked_is_refused() -> None:
     """One layer replaced by a plain one; left in BF16; of another recipe; in another accumulation; a head in BF16."""
     found = run("""

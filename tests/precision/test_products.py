@@ -284,3 +284,15 @@ def test_short_accumulators_do_not_read_memory_that_nobody_wrote(monkeypatch: py
     x, weight, g = tensors(11)
     for one in run(x, weight, g, Numerics.of(Precision(recipe="fp8_tensorwise", accumulation="fp14"))):
         assert one.isfinite().all()
+
+
+def test_products_left_in_bf16_are_summed_in_fp32() -> None:
+    """Short accumulators are those of FP8 instructions: with one product in FP8, one has them."""
+    x, weight, g = tensors(10)
+    short, plain = (
+        run(x, weight, g, Numerics.of(Precision(recipe="fp8_blockwise", products=["forward"], accumulation=sums)))
+        for sums in ("fp14", "fp32")
+    )
+    assert not torch.equal(short[0], plain[0])
+    assert torch.equal(short[1], plain[1])
+    assert torch.equal(short[2], plain[2])

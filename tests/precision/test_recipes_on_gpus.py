@@ -23,7 +23,8 @@ pytest.importorskip("megatron.core")
 import torch
 
 from octavo.experiment.config import Precision
-from octavo.experiment.run import RunConfig, load_experiment
+from octavo.experiment.run import RunConfig, load_cluster, load_experiment
+from octavo.layout import configs
 from octavo.models.architecture import Architecture
 from octavo.precision.recipes import RECIPES
 
@@ -58,8 +59,17 @@ def has(recipe: str) -> bool:
     return cuda >= needed and (not known.capabilities or f"{major}.{minor}" in known.capabilities)
 
 
+def cluster() -> str:
+    """A cluster that Octavo knows with GPUs like this one; skips the test if there is none."""
+    capability = "{}.{}".format(*torch.cuda.get_device_capability())
+    for path in sorted(configs().clusters.glob("*.yaml")):
+        if load_cluster(path.stem, configs())[1].compute_capability == capability:
+            return path.stem
+    pytest.skip(f"no cluster file has GPUs of compute capability {capability}")
+
+
 def configuration(model: str, precision: Precision) -> RunConfig:
-    """The quickstart's data, and a model of four layers."""
+    """The quickstart's data, and a model of four layers, on this machine's kind of GPU."""
     run = load_experiment("quickstart").run("dense-bf16", 1)
     architecture = Architecture.model_validate(
         {
@@ -73,7 +83,8 @@ def configuration(model: str, precision: Precision) -> RunConfig:
         }
     )
     training = run.training.model_copy(update={"steps": STEPS})
-    return run.model_copy(update={"model": architecture, "precision": precision, "training": training})
+    changes = {"model": architecture, "precision": precision, "training": training, "cluster": cluster()}
+    return run.model_copy(update=changes)
 
 
 def train(folder: Path, run: RunConfig) -> tuple[list[float], float]:

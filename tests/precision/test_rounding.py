@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import subprocess
 from pathlib import Path
 
 import ml_dtypes
@@ -254,3 +256,19 @@ def test_mx_scales_of_the_specification_differ_where_the_largest_would_saturate(
     agree = (ours == theirs).all(-1)
     assert agree[mantissa <= 1.75].all()
     assert not agree[mantissa > 1.75].all()
+
+
+def test_a_library_that_lacks_a_function_is_not_used(tmp_path: Path) -> None:
+    """An earlier checkout's may still be there: torch's operators take its place."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    source = Path(rounding.__file__).with_name("rounding.c").read_text()
+    for name, text in {"whole": source, "older": source.replace("octavo_round_rows", "octavo_round_lines")}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "rounding.c").write_text(text)
+        command = [compiler, "-shared", "-fPIC", "-o", str(folder / "_rounding.so"), str(folder / "rounding.c")]
+        subprocess.run(command, check=True)
+    assert rounding.load_kernel(tmp_path / "whole") is not None
+    assert rounding.load_kernel(tmp_path / "older") is None

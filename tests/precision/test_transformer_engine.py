@@ -28,6 +28,8 @@ LINEARS = {
     # the multi-token prediction, which has a projection of its own (arXiv 2412.19437, section 4.2).
     "deepseek-v3": 62 * 5 + 3 * 2 + 59 * (2 + 2) + 1,
 }
+PREDICTION = 5 + (2 + 2) + 1
+"""DeepSeek-V3's multi-token prediction: MLA, experts and the shared one, its projection."""
 PARAMETERS = {
     "llama-3.1-8b": 8.03e9,  # its model card
     "qwen3-30b-a3b": 30.5e9,  # arXiv 2505.09388, table 2
@@ -38,10 +40,12 @@ PARAMETERS = {
 CASES = [(model, recipe) for model in MODELS for recipe in RECIPES]
 
 
-def construct(package: Path, cases: list[tuple[str, dict[str, Any], bool]], **environment: str) -> list[Any]:
+def construct(
+    package: Path, cases: list[tuple[str, dict[str, Any], bool]], *options: str, **environment: str
+) -> list[Any]:
     """Build models in a process of their own; the answer for each."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("construct_models.py"))],
+        [sys.executable, "-W", "ignore", str(Path(__file__).with_name("construct_models.py")), *options],
         input=json.dumps(cases),
         env={**os.environ, "PYTHONPATH": str(package), **environment},
         capture_output=True,
@@ -60,11 +64,16 @@ def built(transformer_engine: Path) -> dict[tuple[str, str], Any]:
 
 @pytest.mark.parametrize(("model", "recipe"), CASES)
 def test_every_model_is_built_in_every_recipe(built: dict[tuple[str, str], Any], model: str, recipe: str) -> None:
-    """All linear layers are Transformer Engine's in the recipe, and the output head is left in BF16."""
+    """All linear layers are Transformer Engine's in the recipe, and the output head is left in BF16.
+
+    So is, by Megatron-Core, multi-token prediction where the recipe is of four bits.
+    """
+    left = PREDICTION if (model, recipe) == ("deepseek-v3", "nvfp4") else 0
     assert built[model, recipe].get("error") is None
     assert built[model, recipe]["built"] == {
-        f"{recipe} (Transformer Engine)": LINEARS[model],
+        f"{recipe} (Transformer Engine)": LINEARS[model] - left,
         "bf16 (Megatron-Core)": 1,
+        **({"bf16 (Transformer Engine)": left} if left else {}),
     }
 
 
@@ -90,6 +99,11 @@ def test_published_models_have_the_parameters_that_were_published(built: Any, mo
 def special(transformer_engine: Path) -> dict[str, Any]:
     cases = {
         "first and last": ("llama-3.1-8b", {"recipe": "fp8_tensorwise", "first_last_layers_bf16": True}, False),
+        "first and last, prediction": (
+            "deepseek-v3",
+            {"recipe": "fp8_blockwise", "first_last_layers_bf16": True},
+            False,
+        ),
         "parameters": ("llama-3.1-8b", {"recipe": "fp8_delayed", "fp8_parameters": True}, False),
         "replaced": ("laptop-dense", {"recipe": "fp8_tensorwise"}, True),
         "odd width": ("laptop-moe", {"recipe": "fp8_tensorwise"}, False),
@@ -103,6 +117,23 @@ def test_first_and_last_layers_in_bf16_are_counted_as_such(special: dict[str, An
         "bf16 (Transformer Engine)": 2 * 4,
         "bf16 (Megatron-Core)": 1,
     }
+
+
+def test_multi_token_prediction_is_neither_first_nor_last(special: dict[str, Any]) -> None:
+    """Megatron-Core enters FP8 around it without a layer's number. The first layer is dense, the last has experts."""
+    first, last = 5 + 2, 5 + (2 + 2)
+    assert special["first and last, prediction"]["built"] == {
+        "fp8_blockwise (Transformer Engine)": LINEARS["deepseek-v3"] - first - last,
+        "bf16 (Transformer Engine)": first + last,
+        "bf16 (Megatron-Core)": 1,
+    }
+
+
+def test_a_pipeline_stage_in_the_middle_has_neither_first_nor_last_layer(transformer_engine: Path) -> None:
+    """Layers 9 to 16 of 32: `decoder.layers.0` is the ninth."""
+    case = ("llama-3.1-8b", {"recipe": "fp8_tensorwise", "first_last_layers_bf16": True}, False)
+    (answer,) = construct(transformer_engine, [case], "--second-of-four")
+    assert answer["built"] == {"fp8_tensorwise (Transformer Engine)": 8 * 4}
 
 
 def test_a_layer_that_is_not_transformer_engines_is_found(special: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from octavo.cli import app
 from octavo.layout import ExperimentFolder
+from octavo.precision.recipes import RECIPES
 from octavo.report.content import document, forecast
 from octavo.report.document import Table, Text
 from octavo.report.figures import charts
@@ -94,6 +95,41 @@ def test_page_one_has_every_verdict(report: Path) -> None:
     assert len(claims) == 11
     for claim in claims:
         assert f"{claim['number']} {claim['title']} {claim['verdict']}" in page
+
+
+def test_what_fp8_does_to_the_numbers_is_drawn_for_every_tensor_and_product(report: Path) -> None:
+    """Each logged number of tests/synthetic.py in a panel of its own: fractions in %, magnitudes as they are."""
+    shown = {}
+    for name in ("fp8_underflow", "fp8_errors", "fp8_amax"):
+        frame = pd.read_csv(report / "figures" / f"{name}.csv")
+        assert {"dense-fp8_blockwise", "moe-fp8_blockwise"} <= set(frame["series"])
+        shown |= frame.groupby("panel")["y"].mean().round(9).to_dict()
+    kinds, products = ("input", "weight", "gradient"), ("forward", "input_gradient", "weight_gradient")
+    assert shown == {
+        **dict(zip([f"fp8_underflow_{kind}" for kind in kinds], (0.1, 0.01, 1.0), strict=True)),
+        **dict(zip([f"fp8_amax_{kind}" for kind in kinds], (9.0, 0.3, 1e-3), strict=True)),
+        **dict(zip([f"fp8_product_error_{product}" for product in products], (3.0, 4.0, 4.0), strict=True)),
+    }
+
+
+def test_saturation_is_drawn_where_there_is_some(report: Path) -> None:
+    """None in tests/synthetic.py."""
+    inputs = load_inputs(ExperimentFolder(report))
+    assert "fp8_overflow" not in charts(inputs)
+    steps = inputs.steps.assign(fp8_overflow_input=inputs.steps["fp8_overflow_input"] + 0.02)
+    frame = charts(replace(inputs, steps=steps))["fp8_overflow"].frame
+    assert frame.groupby("panel")["y"].max().to_dict() == {
+        "fp8_overflow_input": 2.0,
+        "fp8_overflow_weight": 0.0,
+        "fp8_overflow_gradient": 0.0,
+    }
+
+
+def test_the_methods_say_what_each_precision_is_and_where_that_is_written(report: Path) -> None:
+    text = flat((report / "report.html").read_text())
+    for name in ("bf16", "fp8_blockwise"):
+        assert RECIPES[name].summary in text
+        assert RECIPES[name].source in text
 
 
 def test_both_formats_say_the_same(report: Path) -> None:

@@ -116,6 +116,10 @@ class Run:
         """The result."""
         return json.loads((self.path / "result.json").read_text())
 
+    def precision_built(self) -> dict[str, int]:
+        """Linear layers by implementation, of the provenance."""
+        return json.loads((self.path / "provenance.json").read_text())["precision_built"]
+
     @property
     def complete(self) -> bool:
         """Whether there is a result."""

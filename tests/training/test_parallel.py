@@ -39,10 +39,33 @@ def test_spread_over_two_ranks_the_losses_stay(
     assert run.losses() == pytest.approx(alone, rel=2e-3)
     assert run.losses()[0] == pytest.approx(alone[0], rel=2e-4)  # initial values do not know of ranks
     assert run.result()["device_count"] == 2
+    assert run.precision_built() == uninterrupted(cell).precision_built()  # of all pipeline stages
 
 
 def _paths(layout: dict[str, int]) -> dict[str, int]:
     return {f"parallelism.{key}": value for key, value in layout.items()}
+
+
+def test_a_pipeline_stage_may_have_no_layer_in_fp8(workshop: Workshop) -> None:
+    """3 layers in stages of 2 and 1, the first and the last in BF16: 4 linear layers each, and the output head."""
+    changes = {
+        "models.dense.layers": 3,
+        "precisions": ["bf16"],
+        "ablations": {
+            "ends": {
+                "description": "first and last layers in BF16",
+                "cells": ["dense-bf16"],
+                "change": {"precision.recipe": "fp8_tensorwise", "precision.first_last_layers_bf16": True},
+            }
+        },
+    }
+    workshop.experiment("ends", {"training.steps": 2, "parallelism": {"pipeline": 2}, **changes})
+    run = workshop.run("dense-bf16+ends", "ends")
+    run.train()
+    assert run.precision_built() == {
+        "bf16 (FP32 sums of BF16 products)": 2 * 4 + 1,
+        "fp8_tensorwise (emulated)": 4,
+    }
 
 
 def test_two_ranks_killed_and_started_again_equal_uninterrupted(workshop: Workshop) -> None:

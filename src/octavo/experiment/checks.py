@@ -128,10 +128,13 @@ def check_layout(
 
 def _check_recipe(experiment: Experiment, cell: CellConfig, where: str) -> None:
     from octavo.precision.recipes import check_recipe
+    from octavo.precision.sizes import check_sizes
 
     check_recipe(
         cell.precision,
+        layers=cell.model.layers,
         device=experiment.device,
         cuda=experiment.cluster.cuda,
         where=where,
     )
+    check_sizes(cell, experiment.device, where)

@@ -52,7 +52,7 @@ def forecast_layout(asked: Layout) -> dict[str, Any]:
     if device.kind != "gpu":
         raise OctavoError(f"{device.name} is no GPU", where="--gpu", fix="plan CPU experiments with `octavo plan`")
     precision = Precision(recipe=asked.precision)
-    check_recipe(precision, device=device, cuda=NEWEST_CUDA, where="--precision")
+    check_recipe(precision, layers=model.layers, device=device, cuda=NEWEST_CUDA, where="--precision")
     layout = plain_layout(asked.n_gpus, asked.tp, asked.pp, asked.cp, asked.vp, asked.ep)
     check_layout(model, layout, asked.seq_length, lambda axis: OPTIONS[axis])
     if asked.gbs % (asked.mbs * layout.data):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +31,7 @@ def accumulation(
         int, typer.Option(min=32, max=2**20, help="The largest K; K doubles from 128 up to it.")
     ] = 16384,
     outputs: Annotated[int, typer.Option(min=1, max=8192, help="Rows and columns of each product.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of the random matrices.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the random matrices.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this CSV file too.")] = None,
 ) -> None:
@@ -48,6 +49,7 @@ def accumulation(
             f"{error.name} is not installed, and this verb computes with it",
             fix="install Octavo with its extra `train`: pip install 'octavo[train]'",
         ) from None
+    _check_sizes(largest, outputs)
     smallest = min(128, largest)
     sizes = [smallest << step for step in range(largest.bit_length()) if smallest << step <= largest]
     found = accumulation_errors(sizes, outputs, seed)
@@ -57,6 +59,25 @@ def accumulation(
         typer.echo(json.dumps([asdict(one) for one in found], indent=2))
     else:
         _print(found)
+
+
+def _check_sizes(largest: int, outputs: int) -> None:
+    if largest & (largest - 1):
+        below = 1 << largest.bit_length() - 1
+        raise OctavoError(
+            f"K doubles up to the largest, and {largest} is no power of two",
+            where="--largest",
+            expected=f"{below} or {2 * below}, say",
+        )
+    # two matrices of FP32 and their FP64 copies; the exact product, its error and what FP32 sums need
+    needed = (24 * largest + 48 * outputs) * outputs
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise OctavoError(
+            f"matrices of {outputs} x {largest} need {needed / 2**30:.0f} GiB; this machine has {memory / 2**30:.0f}",
+            where="--largest, --outputs",
+            fix="ask for fewer outputs or a smaller K",
+        )
 
 
 def _write(path: Path, found: list[AccumulationError]) -> None:

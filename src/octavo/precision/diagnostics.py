@@ -5,12 +5,13 @@
     found.fields()  # the fp8_* fields of a MetricsRecord
 
 While it is on, every quantised operand and every product of `octavo.precision.products` is looked at as it is made, and
-each product is computed a second time from the BF16 operands; a step takes about three times as long. When it is off
-the cost is one comparison with None per layer.
+each product is computed a second time from the BF16 operands; a step takes about twice as long (docs/precision.md has
+the figures). When it is off the cost is one comparison with None per layer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, get_args
@@ -49,7 +50,8 @@ class Diagnostics:
         self._values[kind] += magnitudes.numel()
         self._nonzero[kind] += int(nonzero.sum())
         self._zeroed[kind] += int((nonzero & (after == 0)).sum())
-        self._amax[kind] = max(self._amax[kind], magnitudes.max().item())
+        amax = magnitudes.max().item()
+        self._amax[kind] = max(self._amax[kind], math.inf if math.isnan(amax) else amax)  # max(0.0, NaN) is 0.0
         if scale is not None:
             self._saturated[kind] += int((magnitudes * scale > format.overflow).sum())
 
@@ -57,45 +59,45 @@ class Diagnostics:
         """Note one layer's product, each expert's part by itself, and the same from BF16 operands."""
         error = sum((one - other).square().sum().item() for one, other in zip(got, exact, strict=True))
         norm = sum(other.square().sum().item() for other in exact)
-        if norm > 0:
+        if norm != 0:  # NaN too: it must not vanish
             self._errors[product] += (error / norm) ** 0.5
             self._compared[product] += 1
 
     def fields(self) -> dict[str, Any]:
         """`fp8_underflow`, `fp8_overflow`, `fp8_amax`, `fp8_product_error`, over all ranks (a collective call).
 
-        Kinds that were nowhere quantised and products that were not compared are left out; None: all of them.
+        Kinds that were nowhere quantised and products that were not compared are left out; None: all of them. A number
+        that is infinite or none is None, as losses are.
         """
-        self._reduce()
+        sums = (self._values, self._saturated, self._nonzero, self._zeroed, self._errors, self._compared)
+        values, saturated, nonzero, zeroed, errors, compared = _over_ranks(sums, torch.distributed.ReduceOp.SUM)
+        (amax,) = _over_ranks((self._amax,), torch.distributed.ReduceOp.MAX)
         return {
-            "fp8_underflow": _ratios(self._zeroed, self._nonzero),
-            "fp8_overflow": _ratios(self._saturated, self._values),
-            "fp8_amax": {kind: self._amax[kind] for kind, count in self._values.items() if count} or None,
-            "fp8_product_error": _ratios(self._errors, self._compared),
+            "fp8_underflow": _ratios(zeroed, nonzero),
+            "fp8_overflow": _ratios(saturated, values),
+            "fp8_amax": {kind: _finite(amax[kind]) for kind, count in values.items() if count} or None,
+            "fp8_product_error": _ratios(errors, compared),
         }
 
-    def _reduce(self) -> None:
-        """Sum the counts and take the largest magnitudes over all ranks."""
-        if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
-            return
-        device: Any = torch.cuda.current_device()
-        sums = (self._values, self._saturated, self._nonzero, self._zeroed, self._errors, self._compared)
-        _reduce_tables(sums, torch.distributed.ReduceOp.SUM, device)
-        _reduce_tables((self._amax,), torch.distributed.ReduceOp.MAX, device)
+
+def _ratios(parts: Mapping[Any, float], wholes: Mapping[Any, float]) -> dict[Any, float | None] | None:
+    return {key: _finite(parts[key] / whole) for key, whole in wholes.items() if whole} or None
 
 
-def _ratios(parts: Mapping[Any, float], wholes: Mapping[Any, int]) -> dict[Any, float] | None:
-    return {key: parts[key] / whole for key, whole in wholes.items() if whole} or None
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
-def _reduce_tables(tables: Sequence[dict[Any, Any]], operation: Any, device: Any) -> None:
+def _over_ranks(tables: Sequence[Mapping[Any, float]], operation: Any) -> Sequence[Mapping[Any, float]]:
+    """The tables with every number reduced over all ranks; the tables themselves where there is one."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return tables
+    device: Any = torch.cuda.current_device()
     flat = [float(value) for table in tables for value in table.values()]
     reduced = torch.tensor(flat, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(reduced, operation)
     values = iter(reduced.tolist())
-    for table in tables:
-        for key in table:
-            table[key] = next(values)
+    return [{key: next(values) for key in table} for table in tables]
 
 
 _current: Diagnostics | None = None

@@ -11,9 +11,11 @@ train in BF16 and say nothing. So nothing is believed here: `verify_built` walks
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
-from megatron.core import fp8_utils
+import torch.distributed
+from megatron.core import fp8_utils, parallel_state
 from megatron.core.models.backends import BackendSpecProvider, LocalSpecProvider
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.tensor_parallel.mappings import (
@@ -29,6 +31,7 @@ from octavo.precision.experts import GroupedExperts
 from octavo.precision.history import AmaxHistory
 from octavo.precision.products import BF16, Numerics, linear
 from octavo.precision.recipes import RECIPES, delayed_weight_gradient_only
+from octavo.precision.sizes import column_multiple
 
 
 def spec_provider(precision: Precision, *, on_gpu: bool) -> BackendSpecProvider:
@@ -78,13 +81,36 @@ def _kept_in_bf16(model: nn.Module, precision: Precision) -> list[Any]:
 
 
 def verify_built(model: nn.Module, precision: Precision, *, on_gpu: bool) -> dict[str, int]:
-    """Linear layers by implementation, the proof for `provenance.json`; an OctavoError if one is not what it should be.
+    """Linear layers of a chunk by implementation; an OctavoError if one of them is not what it should be.
 
     Experts count as two layers each (all experts of a layer and rank are one group).
     """
     if on_gpu and not precision.emulate:
         return _verify_transformer_engine(model, precision)
     return _verify_own(model, precision)
+
+
+def verify_stages(built: Mapping[str, int], precision: Precision, *, on_gpu: bool) -> dict[str, int]:
+    """The linear layers of all pipeline stages, of this rank's `built`: the proof for `provenance.json`.
+
+    A collective call. Some of a model's layers must be in the recipe, or it is an OctavoError; a stage by itself may
+    have none, where first and last layers stay in BF16.
+    """
+    counts, stages = Counter[str](), parallel_state.get_pipeline_model_parallel_world_size()
+    of_stages: list[Mapping[str, int]] = [built] * stages
+    if stages > 1:
+        group = parallel_state.get_pipeline_model_parallel_group()
+        torch.distributed.all_gather_object(of_stages, dict(built), group=group)
+    for stage in of_stages:
+        counts.update(stage)
+    how = _ENGINE if on_gpu and not precision.emulate else _EMULATED
+    if RECIPES[precision.recipe].quantised and not counts[f"{precision.recipe} ({how})"]:
+        raise OctavoError(
+            f"no linear layer of the model computes in {precision.recipe}: {dict(counts)}",
+            expected=f"layers of {precision.recipe} ({how})",
+            fix="this is a bug in Octavo: the run was stopped before it could pass for what it is not",
+        )
+    return dict(sorted(counts.items()))
 
 
 # --- without Transformer Engine ---------------------------------------------------------------------------------------
@@ -131,6 +157,7 @@ class _RowLinear(_OwnProducts, RowParallelLinear):
 
 
 _OWN = (_ColumnLinear, _RowLinear, GroupedExperts)
+_EMULATED, _ENGINE = "emulated", "Transformer Engine"
 
 
 class _OwnSpecProvider(LocalSpecProvider):
@@ -176,22 +203,14 @@ def _verify_own(model: nn.Module, precision: Precision) -> dict[str, int]:
             in_bf16 = id(module) in exempt or (_is_head(name) and not precision.output_head)
             if module.numerics != (BF16 if in_bf16 else numerics):
                 raise _not_built(name, module, precision)
-            counts[_own_name(module)] += layers
+            counts[_own_name(module.numerics)] += layers
         elif isinstance(module, ColumnParallelLinear | RowParallelLinear | nn.Linear):
             raise _not_built(name, module, precision)
-    expected = {_own_name_of(numerics)} if numerics.recipe.quantised else set()
-    if expected - set(counts):
-        raise _not_built("the model", model, precision)
-    return dict(sorted(counts.items()))
+    return dict(counts)
 
 
-def _own_name(module: Any) -> str:
-    return _own_name_of(module.numerics)
-
-
-def _own_name_of(numerics: Numerics) -> str:
-    how = "emulated" if numerics.recipe.quantised else "FP32 sums of BF16 products"
-    return f"{numerics.recipe.name} ({how})"
+def _own_name(numerics: Numerics) -> str:
+    return f"{numerics.recipe.name} ({_EMULATED if numerics.recipe.quantised else 'FP32 sums of BF16 products'})"
 
 
 def _is_head(name: str) -> bool:
@@ -237,20 +256,33 @@ def _verify_transformer_engine(model: nn.Module, precision: Precision) -> dict[s
         )
     _check_scales(config)
     linears = (te.TELinear, te.TELayerNormColumnParallelLinear, te.TEGroupedLinear)
+    exempt = _left_in_bf16(model, config)
     counts = Counter[str]()
     for name, module in model.named_modules():
         if isinstance(module, linears):
-            in_bf16 = not recipe.quantised or fp8_utils.is_first_last_bf16_layer(config, _layer_index(name))
-            counts[f"{'bf16' if in_bf16 else precision.recipe} (Transformer Engine)"] += 1
+            in_bf16 = not recipe.quantised or id(module) in exempt
+            counts[f"{'bf16' if in_bf16 else precision.recipe} ({_ENGINE})"] += 1
             if not in_bf16:
                 _check_sizes(name, module, precision)
         elif isinstance(module, ColumnParallelLinear) and _is_head(name):
             counts["bf16 (Megatron-Core)"] += 1
         elif isinstance(module, ColumnParallelLinear | RowParallelLinear | nn.Linear):
             raise _not_built(name, module, precision)
-    if not counts[f"{precision.recipe} (Transformer Engine)"]:
-        raise _not_built("the model", model, precision)
-    return dict(sorted(counts.items()))
+    return dict(counts)
+
+
+def _left_in_bf16(model: Any, config: Any) -> set[int]:
+    """The modules (by id) around which Megatron-Core enters no FP8 or FP4 context, though a recipe was asked for.
+
+    These are the decoder's first and last layers, if asked for, by their numbers over all pipeline stages, and with FP4
+    the multi-token prediction (Megatron-Core 0.16.1, `MultiTokenPredictionLayer._proj_and_transformer_layer`).
+    """
+    left: list[nn.Module] = [
+        layer for layer in model.decoder.layers if fp8_utils.is_first_last_bf16_layer(config, layer.layer_number - 1)
+    ]
+    if config.fp4 and (prediction := getattr(model, "mtp", None)) is not None:
+        left.append(prediction)
+    return {id(module) for part in left for module in part.modules()}
 
 
 def _check_scales(config: Any) -> None:
@@ -270,7 +302,7 @@ def _check_scales(config: Any) -> None:
 
 def _check_sizes(name: str, module: nn.Module, precision: Precision) -> None:
     """Transformer Engine asserts these in the first forward pass, minutes into a job."""
-    multiple = 32 if precision.recipe == "fp8_mxfp8" else 16
+    multiple = column_multiple(precision.recipe)
     for key, weight in module.named_parameters(recurse=False):
         if key.startswith("weight") and weight.dim() == 2 and any(size % multiple for size in weight.shape):
             raise OctavoError(
@@ -301,9 +333,3 @@ def _entered_recipe(config: Any) -> str | None:
     else:
         return None
     return next((one.__name__ for one in type(recipe).__mro__ if one.__name__ in _ENTERED.values()), str(recipe))
-
-
-def _layer_index(name: str) -> int:
-    """The layer's number, from 0, in a module's name; -1 outside the decoder's layers."""
-    parts = name.split(".")
-    return int(parts[parts.index("layers") + 1]) if "layers" in parts else -1

@@ -179,7 +179,7 @@ class Quantiser:
         for expert, (plain_left, plain_right) in enumerate(pairs):
             a, b = _oriented(product, left.parts[expert], right.parts[expert])
             out = torch.zeros(a.shape[0], b.shape[1], device=a.device)
-            self.multiply(a, b, left.factors[expert] * right.factors[expert], out)
+            self.multiply(product, a, b, left.factors[expert] * right.factors[expert], out)
             got.append(out)
             wanted.append(torch.mm(*_oriented(product, plain_left, plain_right)))
         found.see_product(product, got, wanted)
@@ -203,11 +203,16 @@ class Quantiser:
         fits = alone and tensor.dtype == torch.bfloat16 and _multiplies_bf16(tensor.device)
         return torch.bfloat16 if fits else torch.float32
 
-    def multiply(self, left: Tensor, right: Tensor, factor: float, out: Tensor, *, add: bool = False) -> None:
-        """`out` (+)= `factor` times the product of two matrices; the sum is rounded once, to the type of `out`."""
+    def multiply(
+        self, product: Product, left: Tensor, right: Tensor, factor: float, out: Tensor, *, add: bool = False
+    ) -> None:
+        """`out` (+)= `factor` times the product of two matrices; the sum is rounded once, to the type of `out`.
+
+        Short accumulators are the FP8 instructions' own: products left in BF16 are summed in FP32.
+        """
         if left.dtype != out.dtype:
             left, right = left.to(out.dtype), right.to(out.dtype)
-        if self.numerics.accumulation == "fp32":
+        if self.numerics.accumulation == "fp32" or product not in self.numerics.products:
             out.addmm_(left, right, beta=float(add), alpha=to_fp32(factor))
         else:
             promoted = self.numerics.accumulation == "promoted"
@@ -255,7 +260,7 @@ class _LinearProducts(torch.autograd.Function):
         for expert, out in enumerate(y.split(counts)):
             if counts[expert]:
                 factor = x_columns.factors[expert] * w_columns.factors[expert]
-                quantiser.multiply(x_columns.parts[expert], w_columns.parts[expert].t(), factor, out)
+                quantiser.multiply("forward", x_columns.parts[expert], w_columns.parts[expert].t(), factor, out)
                 if bias is not None:
                     out.add_(bias.view(len(counts), -1)[expert])
         quantiser.report_product("forward", x_columns, w_columns, (x, stacked))
@@ -278,7 +283,7 @@ class _LinearProducts(torch.autograd.Function):
             for expert, out in enumerate(gx.split(counts)):
                 if counts[expert]:
                     factor = g_columns.factors[expert] * w.factors[expert]
-                    quantiser.multiply(g_columns.parts[expert], w.parts[expert], factor, out)
+                    quantiser.multiply("input_gradient", g_columns.parts[expert], w.parts[expert], factor, out)
             gx = gx.to(gradient.dtype)
             if ctx.plain:
                 quantiser.report_product("input_gradient", g_columns, w, (gradient, ctx.plain[1]))
@@ -291,7 +296,8 @@ class _LinearProducts(torch.autograd.Function):
             for expert, out in enumerate(stacked):
                 if counts[expert]:
                     factor = g_rows.factors[expert] * x.factors[expert]
-                    quantiser.multiply(g_rows.parts[expert].t(), x.parts[expert], factor, out, add=True)
+                    left = g_rows.parts[expert].t()
+                    quantiser.multiply("weight_gradient", left, x.parts[expert], factor, out, add=True)
             gw = _already_accumulated(weight) if fused else total.to(weight.dtype)
             if ctx.plain:
                 quantiser.report_product("weight_gradient", g_rows, x, (gradient, ctx.plain[0]))

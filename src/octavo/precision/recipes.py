@@ -65,7 +65,7 @@ class Recipe:
     blocks: dict[TensorKind, tuple[int, int]] = field(default_factory=dict)
     """Elements that share a scale: (across, along) the summed dimension; empty: one scale per tensor."""
     scale: str = "none"
-    """The scales' own format, for the table in the docs."""
+    """The scales' own format."""
     capabilities: tuple[str, ...] = ()
     """Compute capabilities of the GPUs that have it; empty: every GPU."""
     minimum_cuda: str | None = None
@@ -153,13 +153,20 @@ RECIPES: MappingProxyType[RecipeName, Recipe] = MappingProxyType(
 ALL_PRODUCTS: tuple[Product, ...] = get_args(Product)
 
 
-def check_recipe(precision: Precision, *, device: Device, cuda: str | None, where: str) -> None:
-    """Raise an OctavoError if `device` (with that CUDA version) cannot train in `precision`.
+def check_recipe(precision: Precision, *, layers: int, device: Device, cuda: str | None, where: str) -> None:
+    """Raise an OctavoError if `device` (with that CUDA version) cannot train a model of `layers` in `precision`.
 
     `where` names the file and key for the message.
     """
     recipe = RECIPES[precision.recipe]
     _check_options(precision, recipe, where)
+    if precision.first_last_layers_bf16 and layers <= 2:
+        raise OctavoError(
+            f"first_last_layers_bf16 leaves no layer in {recipe.name}: the model has {layers}",
+            where=where,
+            expected="a model of 3 layers or more",
+            fix="leave first_last_layers_bf16 out, or use recipe bf16",
+        )
     if device.kind == "cpu" or precision.emulate:
         _check_emulation(precision, recipe, device, where)
     else:
@@ -177,16 +184,22 @@ def _check_options(precision: Precision, recipe: Recipe, where: str) -> None:
                     where=where,
                     fix=f"leave {name} out, or choose one of {', '.join(quantised_recipes())}",
                 )
+    if precision.amax_history != Precision().amax_history and recipe.scaling != "delayed":
+        raise OctavoError(
+            f"amax_history {precision.amax_history} for {recipe.name}, whose scales have no history",
+            where=where,
+            fix="leave amax_history out, or choose fp8_delayed",
+        )
     if not precision.products and recipe.quantised:
         raise OctavoError(
             f"recipe {recipe.name} with no product in FP8 is bf16", where=where, fix="use recipe bf16, or name products"
         )
     if precision.block_size is not None and not recipe.blocks:
-        with_blocks = [name for name, other in RECIPES.items() if other.blocks]
+        with_blocks = [name for name, other in RECIPES.items() if other.blocks and other.emulated]
         raise OctavoError(
             f"block_size {precision.block_size} for {recipe.name}, which has no blocks",
             where=where,
-            expected=f"block_size with one of {', '.join(with_blocks)}",
+            expected=f"block_size with one of {', '.join(with_blocks)} (emulated)",
         )
     if precision.first_last_layers_bf16 and recipe.scaling == "delayed":
         raise OctavoError(
@@ -199,11 +212,13 @@ def _check_options(precision: Precision, recipe: Recipe, where: str) -> None:
 
 def _check_emulation(precision: Precision, recipe: Recipe, device: Device, where: str) -> None:
     if not recipe.emulated:
+        has_it = device.kind == "gpu" and device.compute_capability in recipe.capabilities
         raise OctavoError(
-            f"recipe {recipe.name} is not emulated, and {device.name} has no Transformer Engine",
+            f"recipe {recipe.name} has no emulation",
             where=where,
             expected=f"one of {', '.join(name for name, other in RECIPES.items() if other.emulated)}, "
             f"or a GPU of {_devices_that_can(recipe)}",
+            fix=f"leave emulate out: {device.name} has the recipe itself" if has_it else None,
         )
     if precision.fp8_parameters:
         raise OctavoError(
@@ -234,7 +249,7 @@ def _check_gpu(precision: Precision, recipe: Recipe, device: Device, cuda: str |
             fix=f"choose {', '.join(recipes_of(device.compute_capability))}; or set emulate: true",
         )
     needed = recipe.minimum_cuda
-    if needed and (cuda is None or _version(cuda) < _version(needed)):
+    if needed and (cuda is None or version(cuda) < version(needed)):
         raise OctavoError(
             f"recipe {recipe.name} on {device.name} needs CUDA {needed}; the cluster file says {cuda or 'nothing'}",
             where=where,
@@ -275,5 +290,6 @@ def _join(items: Iterable[str]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _version(text: str) -> tuple[int, ...]:
+def version(text: str) -> tuple[int, ...]:
+    """`12.10` as numbers that compare."""
     return tuple(int(part) for part in text.split("."))

@@ -118,24 +118,31 @@ def _cuts(size: int, block: int) -> list[tuple[slice, int]]:
 # --- the compiled functions -------------------------------------------------------------------------------------------
 
 
-def _load() -> ctypes.CDLL | None:
+_FORMAT = [c_float, c_float, c_float]
+_ARGUMENTS = {
+    "octavo_amax": [c_void_p, c_int64],
+    "octavo_round_scaled": [c_void_p, c_void_p, c_int64, c_float, *_FORMAT],
+    "octavo_round_rows": [c_void_p, c_void_p, *[c_int64] * 3, *_FORMAT],
+    "octavo_round_blocks": [c_void_p, c_void_p, *[c_int64] * 4, *_FORMAT, c_void_p, c_void_p],
+}
+
+
+def load_kernel(folder: Path) -> ctypes.CDLL | None:
     """The library that installation built of rounding.c, if it could."""
-    for path in Path(__file__).parent.glob("_rounding*.so"):
+    for path in sorted(folder.glob("_rounding*.so")):
         try:
             library = ctypes.CDLL(str(path))
-        except OSError:  # of another machine
+            for name, types in _ARGUMENTS.items():
+                getattr(library, name).argtypes = types
+                getattr(library, name).restype = None
+        except (OSError, AttributeError):  # of another machine; of another version, which lacks a function
             continue
-        format = [c_float, c_float, c_float]
-        library.octavo_amax.argtypes = [c_void_p, c_int64]
         library.octavo_amax.restype = c_float
-        library.octavo_round_scaled.argtypes = [c_void_p, c_void_p, c_int64, c_float, *format]
-        library.octavo_round_rows.argtypes = [c_void_p, c_void_p, *[c_int64] * 3, *format]
-        library.octavo_round_blocks.argtypes = [c_void_p, c_void_p, *[c_int64] * 4, *format, c_void_p, c_void_p]
         return library
     return None
 
 
-KERNEL = _load()
+KERNEL = load_kernel(Path(__file__).parent)
 """The compiled functions; None: torch's operators do it all."""
 
 

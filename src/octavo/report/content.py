@@ -15,13 +15,14 @@ from octavo.accounting.money import hour_price
 from octavo.evidence.statistics import t_interval
 from octavo.experiment.cluster import Cluster, Device
 from octavo.experiment.run import Experiment
+from octavo.precision.recipes import RECIPES
 from octavo.records import ClaimResult, Comparison, Estimate
 from octavo.report.charts import Chart, Curves
 from octavo.report.document import Block, Document, Picture, Section, Table, Text
 from octavo.report.figures import AXIS_NAMES, losses_of, pair_name
 from octavo.report.inputs import Inputs, shared
 from octavo.report.sentences import listed, loss_sentence, ratio_sentence
-from octavo.report.style import MISSING, count, duration, money, number, percent, words
+from octavo.report.style import MISSING, PRECISIONS, count, duration, money, number, percent, words
 
 EMULATED = (
     "FP8 is emulated here: its numbers are real (values are rounded to FP8 with the recipe's scales in every product), "
@@ -330,18 +331,43 @@ def precision(inputs: Inputs, charts: dict[str, Chart]) -> Section:
             )
         )
     blocks += [Text(_loss(inputs, one)) for one in inputs.compared("precision") if one.axis == "tokens"]
-    if "fp8_numbers" in charts:
+    if "fp8_underflow" in charts:
         blocks.append(
             Picture(
-                "fp8_numbers",
-                "What FP8 does to the numbers: share of non-zero values that quantising turns to zero (underflow), by "
-                "kind of tensor, and the relative error of the FP8 product against the BF16 one.",
-                "Line charts of underflow fractions and product errors over training steps.",
+                "fp8_underflow",
+                "What FP8 loses: the share of non-zero values that quantising turns to zero, by kind of tensor.",
+                "Line charts of the share of values turned to zero over training steps.",
             )
         )
         overflow = inputs.steps[[f"fp8_overflow_{kind}" for kind in ("input", "weight", "gradient")]].max().max()
         saturated = f"at most {percent(100 * overflow, 4).lstrip('+±')} of" if overflow > 0 else "none of"
         blocks.append(Text(f"Saturation: {saturated} the values that were looked at saturated at any logged step."))
+    if "fp8_overflow" in charts:
+        blocks.append(
+            Picture(
+                "fp8_overflow",
+                "The share of values beyond the format's range, which saturate, by kind of tensor.",
+                "Line charts of the share of saturated values over training steps.",
+            )
+        )
+    if "fp8_errors" in charts:
+        blocks.append(
+            Picture(
+                "fp8_errors",
+                "The error of each FP8 product: its difference from the product of the BF16 operands, relative to that "
+                "product (Frobenius norms), mean over layers.",
+                "Line charts of the three products' errors over training steps.",
+            )
+        )
+    if "fp8_amax" in charts:
+        blocks.append(
+            Picture(
+                "fp8_amax",
+                "The largest magnitude over all layers before scaling, by kind of tensor: what the scales bring into "
+                "FP8's range.",
+                "Line charts of the largest magnitudes over training steps.",
+            )
+        )
     return Section("Does eight bits cost accuracy?", blocks, page=True)
 
 
@@ -623,6 +649,7 @@ def methods(inputs: Inputs) -> Section:
     """How the runs were made and compared."""
     blocks: list[Block] = [
         *(_training(inputs.experiment) if inputs.experiment else _training_elsewhere()),
+        _recipes(inputs),
         Text(
             "Equal resources. Each run's validation losses are smoothed by isotonic regression and interpolated by a "
             "monotone cubic in the logarithm of the resource. The loss difference is read where the shorter of two "
@@ -642,6 +669,13 @@ def methods(inputs: Inputs) -> Section:
         ),
     ]
     return Section("Methods", blocks, page=True)
+
+
+def _recipes(inputs: Inputs) -> Table:
+    """What the precisions of the runs are, and where that is written."""
+    used = set(inputs.runs["precision"])
+    rows = [[PRECISIONS[name], recipe.summary, recipe.source] for name, recipe in RECIPES.items() if name in used]
+    return Table(["precision", "what it is", "source"], rows, "lll", "The precisions.", [1.3, 3, 3], small=True)
 
 
 def _training(experiment: Experiment) -> list[Text]:

@@ -33,7 +33,10 @@ def charts(inputs: Inputs) -> dict[str, Chart]:
         final_loss(inputs),
         fair_axes(inputs),
         loss_error(inputs),
-        precision_diagnostics(inputs),
+        fp8_underflow(inputs),
+        fp8_overflow(inputs),
+        fp8_errors(inputs),
+        fp8_amax(inputs),
         throughput(inputs),
         expert_load(inputs),
         specialisation(inputs),
@@ -156,27 +159,49 @@ def loss_error(inputs: Inputs) -> Chart | None:
     return Intervals("loss_error", frame, axis, list(dict.fromkeys(frame["row"])), zero={"error": 0.0}, band=band)
 
 
-def precision_diagnostics(inputs: Inputs) -> Chart | None:
-    """What FP8 does to the numbers: underflow by tensor, and the error of each product against BF16."""
-    steps = inputs.steps.dropna(subset=["fp8_underflow_input"])
-    if steps.empty:
-        return None
-    panels = {
-        "fp8_underflow_input": "inputs",
-        "fp8_underflow_weight": "weights",
-        "fp8_underflow_gradient": "gradients",
-        "fp8_product_error_forward": "forward product",
-        "fp8_product_error_weight_gradient": "weight gradient",
-    }
+_KINDS = {"input": "inputs", "weight": "weights", "gradient": "gradients"}
+_PRODUCTS = {"forward": "forward", "input_gradient": "input gradient", "weight_gradient": "weight gradient"}
+
+
+def fp8_underflow(inputs: Inputs) -> Chart | None:
+    """Values that FP8 turns to zero, by kind of tensor."""
+    panels = {f"fp8_underflow_{kind}": name for kind, name in _KINDS.items()}
+    return _fp8_curves(inputs, "fp8_underflow", panels, Axis("turned to zero (%)"), factor=100)
+
+
+def fp8_overflow(inputs: Inputs) -> Chart | None:
+    """Values that saturate, by kind of tensor; None where none does, as with scales that leave nothing over."""
+    panels = {f"fp8_overflow_{kind}": name for kind, name in _KINDS.items()}
+    chart = _fp8_curves(inputs, "fp8_overflow", panels, Axis("saturated (%)"), factor=100)
+    return chart if chart is not None and chart.frame["y"].any() else None
+
+
+def fp8_amax(inputs: Inputs) -> Chart | None:
+    """The largest magnitudes that are scaled into FP8's range, by kind of tensor."""
+    panels = {f"fp8_amax_{kind}": name for kind, name in _KINDS.items()}
+    return _fp8_curves(inputs, "fp8_amax", panels, Axis("largest magnitude", log=True))
+
+
+def fp8_errors(inputs: Inputs) -> Chart | None:
+    """The error of each FP8 product against the BF16 one."""
+    panels = {f"fp8_product_error_{product}": name for product, name in _PRODUCTS.items()}
+    return _fp8_curves(inputs, "fp8_errors", panels, Axis("relative error (%)"), factor=100)
+
+
+def _fp8_curves(inputs: Inputs, name: str, titles: dict[str, str], y: Axis, factor: float = 1.0) -> Chart | None:
+    """A column of the logged steps over steps in each panel."""
+    steps = inputs.steps
     frames = [
-        steps.assign(panel=panel, series=steps["cell"], x=steps["step"], y=100 * steps[panel])[
+        steps.assign(panel=panel, series=steps["cell"], x=steps["step"], y=factor * steps[panel])[
             ["panel", "series", "seed", "x", "y"]
         ]
-        for panel in panels
+        for panel in titles
     ]
     frame = pd.concat(frames).dropna()
-    titles = {name: f"{'underflow' if 'underflow' in name else 'error'}\n{title}" for name, title in panels.items()}
-    return Curves("fp8_numbers", frame, dict.fromkeys(panels, Axis("step")), Axis("%"), titles, shared=False)
+    present = [panel for panel in titles if (frame["panel"] == panel).any()]
+    if not present:
+        return None
+    return Curves(name, frame, dict.fromkeys(present, Axis("step")), y, titles, shared=False)
 
 
 def throughput(inputs: Inputs) -> Chart | None:

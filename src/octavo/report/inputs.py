@@ -32,7 +32,8 @@ from octavo.report.style import CellStyle, cell_styles, hours_name, words
 STEP_COLUMNS = [
     "cell", "seed", "step", "tokens", "model_flops", "device_hours", "step_seconds", "loss", "validation_loss",
     "validation_bits_per_byte", "fp8_underflow_input", "fp8_underflow_weight", "fp8_underflow_gradient",
-    "fp8_overflow_input", "fp8_overflow_weight", "fp8_overflow_gradient", "fp8_product_error_forward",
+    "fp8_overflow_input", "fp8_overflow_weight", "fp8_overflow_gradient", "fp8_amax_input",
+    "fp8_amax_weight", "fp8_amax_gradient", "fp8_product_error_forward",
     "fp8_product_error_input_gradient", "fp8_product_error_weight_gradient", "expert_load",
 ]  # fmt: skip
 """What figures and tables need of `steps.parquet`."""

@@ -19,7 +19,7 @@ from octavo.training.initial_values import initialise
 
 
 def build_chunks(run: RunConfig) -> tuple[TransformerConfig, list[DistributedDataParallel], dict[str, int]]:
-    """The model's chunks on this pipeline rank, ready to train, and the linear layers that were built by kind.
+    """The model's chunks on this pipeline rank, ready to train, and all stages' linear layers by what they are.
 
     One chunk, or as many as there are virtual pipeline stages. Raises OctavoError when what was built is not in the
     precision that was asked for.
@@ -51,7 +51,7 @@ def build_chunks(run: RunConfig) -> tuple[TransformerConfig, list[DistributedDat
     config.finalize_model_grads_func = finalize_model_grads
     no_sync: Any = [chunk.no_sync for chunk in chunks]
     config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
-    return config, chunks, dict(built)
+    return config, chunks, precision.verify_stages(built, run.precision, on_gpu=on_gpu)
 
 
 def model_config(run: CellConfig, *, on_gpu: bool) -> TransformerConfig:

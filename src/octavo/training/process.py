@@ -12,20 +12,22 @@ from torch._C._distributed_c10d import HashStore
 
 from octavo.experiment.run import RunConfig
 from octavo.training.launch import Place
-from octavo.training.requirements import check_device
+from octavo.training.requirements import Gpu, check_device
 
 
 def set_up_process(run: RunConfig, place: Place) -> None:
     """Threads, kernels, process group and parallel state of this rank."""
     training, layout = run.training, run.parallelism
     on_gpu = torch.cuda.is_available()
-    check_device(run, on_gpu=on_gpu)
+    check_device(run, _gpu() if on_gpu else None)
     logging.getLogger("megatron.core.datasets").setLevel(
         logging.ERROR
     )  # it misses a cache that it was told to do without
     torch.set_num_threads(training.threads)
     torch.set_flush_denormal(training.flush_denormals)
-    _keep_memory()
+    # else cuBLAS may add partial sums of BF16 products in BF16: the reference that FP8 is held against sums in FP32
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    keep_memory()
     if on_gpu:
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
         torch.use_deterministic_algorithms(training.deterministic)
@@ -52,7 +54,13 @@ def set_up_process(run: RunConfig, place: Place) -> None:
     tensor_parallel.model_parallel_cuda_manual_seed(run.seed + 1)
 
 
-def _keep_memory() -> None:
+def _gpu() -> Gpu:
+    """The first GPU: those of a machine are of a kind."""
+    major, minor = torch.cuda.get_device_capability(0)
+    return Gpu(torch.cuda.get_device_name(0), f"{major}.{minor}", torch.version.cuda or "0")
+
+
+def keep_memory() -> None:
     """Tell glibc to keep freed memory: every step takes the same again, and pages fresh from the kernel are slow."""
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     allocator = getattr(ctypes.CDLL(None), "mallopt", None)

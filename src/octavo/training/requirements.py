@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Device
 from octavo.experiment.run import RunConfig, load_cluster
 from octavo.layout import configs
+from octavo.precision.recipes import check_recipe, version
 
 
 def device_of(run: RunConfig) -> Device:
@@ -37,13 +40,50 @@ def check_layout(run: RunConfig) -> None:
             )
 
 
-def check_device(run: RunConfig, *, on_gpu: bool) -> None:
-    """Refuse to train on CPUs what says that it trains on GPUs."""
-    device = device_of(run)
-    if device.kind == "gpu" and not on_gpu:
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU that this process would train on, and what it was found with."""
+
+    name: str
+    compute_capability: str
+    cuda: str
+    """The CUDA that torch was built with."""
+
+
+def check_device(run: RunConfig, gpu: Gpu | None) -> None:
+    """Refuse to train on another device than the run's cluster file says; None: CUDA finds no GPU.
+
+    The plan was made from that file: whether the GPU has the recipe, what a step takes, what an hour costs.
+    """
+    cluster, device = load_cluster(run.cluster, configs())
+    where = f"cluster {run.cluster} of experiment {run.experiment}"
+    if device.kind == "cpu":
+        if gpu is not None:
+            raise OctavoError(
+                f"the run is for {device.name}, and CUDA shows this process {gpu.name}",
+                where=where,
+                fix="start it with `octavo train`, which hides GPUs from runs on CPUs; or name a cluster of GPUs",
+            )
+        return
+    if gpu is None:
         raise OctavoError(
             f"the run is for {device.name}, and this machine has no GPU that CUDA can use",
-            where=f"cluster {run.cluster} of experiment {run.experiment}",
+            where=where,
             expected=device.name,
             fix="run it on that cluster, or name a cluster of CPUs in the experiment (configs/clusters/laptop.yaml)",
         )
+    if gpu.compute_capability != device.compute_capability:
+        raise OctavoError(
+            f"this machine has {gpu.name}, of compute capability {gpu.compute_capability}",
+            where=where,
+            expected=f"{device.name}, of compute capability {device.compute_capability}",
+            fix="run it on that cluster, or name the cluster in the experiment that it does run on",
+        )
+    if cluster.cuda and version(gpu.cuda) < version(cluster.cuda):
+        raise OctavoError(
+            f"torch has CUDA {gpu.cuda} here, and the cluster file says {cluster.cuda}",
+            where=where,
+            expected=f"CUDA {cluster.cuda} or newer",
+            fix=f'run in the image, or write cuda: "{gpu.cuda}" and check the experiment again',
+        )
+    check_recipe(run.precision, layers=run.model.layers, device=device, cuda=gpu.cuda, where=where)

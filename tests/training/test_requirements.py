@@ -1,0 +1,53 @@
+"""A run starts on the devices that its cluster file names, and on no others."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("megatron.core")
+
+from octavo.errors import OctavoError
+from octavo.experiment.config import Precision
+from octavo.experiment.run import RunConfig, load_experiment
+from octavo.training.requirements import Gpu, check_device
+
+H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0")
+
+
+def run(cluster: str, recipe: str = "bf16", *, emulate: bool = False) -> RunConfig:
+    precision = Precision(recipe=recipe, emulate=emulate)  # type: ignore[arg-type]
+    own = load_experiment("quickstart").run("dense-bf16", 1)
+    return own.model_copy(update={"cluster": cluster, "precision": precision})
+
+
+@pytest.mark.parametrize(
+    ("cluster", "recipe", "gpu"),
+    [
+        ("laptop", "fp8_mxfp8", None),
+        ("h100-node", "fp8_blockwise", H100),
+        ("h100-node", "bf16", Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.1")),  # newer than the file says
+    ],
+)
+def test_the_device_that_the_run_is_for(cluster: str, recipe: str, gpu: Gpu | None) -> None:
+    check_device(run(cluster, recipe), gpu)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "recipe", "gpu", "message"),
+    [
+        ("laptop", "bf16", H100, "CUDA shows this process NVIDIA H100"),
+        ("h100-node", "bf16", None, "no GPU that CUDA can use"),
+        ("b200-node", "bf16", H100, r"NVIDIA H100 80GB HBM3, of compute capability 9\.0"),
+        ("h100-node", "bf16", Gpu("NVIDIA H100 80GB HBM3", "9.0", "12.8"), r"CUDA 12\.8 here, .* says 13\.0"),
+        ("h100-node", "fp8_mxfp8", H100, "does not have recipe fp8_mxfp8"),
+    ],
+)
+def test_other_devices_are_refused(cluster: str, recipe: str, gpu: Gpu | None, message: str) -> None:
+    """A cluster of CPUs too: on a GPU its run would be built of Transformer Engine's layers, not of the emulation."""
+    with pytest.raises(OctavoError, match=message) as caught:
+        check_device(run(cluster, recipe), gpu)
+    assert caught.value.where == f"cluster {cluster} of experiment quickstart"
+
+
+def test_a_gpu_emulates_what_it_lacks() -> None:
+    check_device(run("h100-node", "fp8_mxfp8", emulate=True), H100)
