@@ -299,7 +299,7 @@ TABLE_FIELDS: dict[str, list[tuple[str, str, bool]]] = {
         ("expert_size", "int", True),
         ("shared_expert_size", "int", True),
         ("accumulation", "string", True),  # of FP8 products
-        ("status", "string", False),  # completed, diverged, unfinished; imported runs are completed
+        ("status", "string", False),  # completed, diverged, unfinished
         ("steps", "int", False),
         ("tokens", "int", True),
         ("total_parameters", "int", True),

@@ -27,11 +27,11 @@ from octavo.records import ClaimsFile, ComparisonsFile, read_record, read_table
 
 MEGATRON = """\
  > building train, validation, and test datasets for GPT ...
- [2026-04-27 00:00:01] iteration       10/     100 | consumed samples:         2560 | elapsed time per iteration (ms): \
+ [2026-04-27 00:00:01] iteration       10/      30 | consumed samples:         2560 | elapsed time per iteration (ms): \
 4000.0 | throughput per GPU (TFLOP/s/GPU): 123.4 | learning rate: 1.500000E-05 | global batch size:   256 | \
 lm loss: 9.500000E+00 | load_balancing_loss: 1.041994E+00 | loss scale: 1.0 | grad norm: 5.960 | \
 number of skipped iterations:   0 | number of nan iterations:   0 |
- [2026-04-27 00:00:41] iteration       20/     100 | consumed samples:         5120 | elapsed time per iteration (ms): \
+ [2026-04-27 00:00:41] iteration       20/      30 | consumed samples:         5120 | elapsed time per iteration (ms): \
 2000.0 | learning rate: 3.000000E-05 | global batch size:   256 | lm loss: 8.000000E+00 | loss scale: 1.0 | \
 grad norm: 2.500 | number of skipped iterations:   0 | number of nan iterations:   0 |
 (min, max) time across ranks (ms):
@@ -39,7 +39,7 @@ grad norm: 2.500 | number of skipped iterations:   0 | number of nan iterations:
 -----------------------------------------------------------------------------------------------
  validation loss at iteration 20 | lm loss value: 8.100000E+00 | lm loss PPL: 3.294468E+03 |
 -----------------------------------------------------------------------------------------------
- iteration       30/     100 | consumed samples:         7680 | elapsed time per iteration (ms): 2000.0 | \
+ iteration       30/      30 | consumed samples:         7680 | elapsed time per iteration (ms): 2000.0 | \
 learning rate: 3.0E-05 | global batch size:   256 | lm loss: 7.000000E+00 | grad norm: 2.100 |
  validation loss at iteration 30 on validation set | lm loss value: 7.200000E+00 | lm loss PPL: 1.339431E+03 |
  validation loss at iteration 30 on test set | lm loss value: 6.600000E+00 | lm loss PPL: 7.350952E+02 |
@@ -109,10 +109,10 @@ def test_a_run_that_went_on_from_a_checkpoint(tmp_path: Path) -> None:
     first = write(tmp_path / "a.log", MEGATRON)
     second = write(
         tmp_path / "b.log",
-        " iteration       30/     100 | consumed samples: 7680 | elapsed time per iteration (ms): 2500.0 | "
+        " iteration       30/      30 | consumed samples: 7680 | elapsed time per iteration (ms): 2500.0 | "
         "lm loss: 7.100000E+00 |\n",
     )
-    frame = read_log([first, second], "megatron_log", {})
+    frame = read_log([first, second], "megatron_log", {}).steps
     assert frame["step"].tolist() == [10, 20, 30]
     assert frame["loss"].tolist() == [9.5, 8.0, 7.1]
     assert np.isnan(frame["validation_loss"].iloc[-1])
@@ -123,7 +123,7 @@ def test_a_step_time_and_its_running_mean(tmp_path: Path) -> None:
     line = (
         " iteration 10/ 20 | consumed samples: 80 | elapsed time per iteration (ms): 812.5/830.1 | lm loss: 5.0E+00 |\n"
     )
-    frame = read_log([write(tmp_path / "run.log", line)], "megatron_log", {})
+    frame = read_log([write(tmp_path / "run.log", line)], "megatron_log", {}).steps
     assert frame["step_seconds"].tolist() == [0.8125]
 
 
@@ -363,6 +363,63 @@ def test_a_log_that_is_not_what_it_is_called_is_named(
         bring(tmp_path, repository, format=kind, cells=[cell])
     assert name in str(caught.value.where)
     assert not (tmp_path / "results").exists()
+
+
+MEGATRON_LINES = MEGATRON.splitlines(keepends=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "said"),
+    [
+        ("csv", "step,loss,tokens\n1,5.0,100\n2,4.5\n", ":3"),  # a row cut short
+        ("csv", "step,loss\n1,5.0\n2,4,5\n", ":3"),  # a decimal comma
+        ("csv", "step,loss\ninf,5.0\n", ":2"),
+        ("csv", "step,loss\n1.5,5.0\n", ":2"),
+        ("megatron_log", MEGATRON.replace("8.000000E+00", "8.000000E+"), ":3"),
+    ],
+)
+def test_a_damaged_line_is_named(kind: str, content: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(OctavoError, match="is damaged") as caught:
+        read_log([write(tmp_path / "run", content)], kind, {})  # type: ignore[arg-type]
+    assert str(caught.value.where).endswith(said)
+
+
+@pytest.mark.parametrize("kept", range(1, 9))
+def test_a_line_that_was_cut_off_loses_no_more_than_its_last_field(kept: int, tmp_path: Path) -> None:
+    """Cut anywhere: what is read of it is what was written whole."""
+    line = MEGATRON_LINES[-3]
+    cut = line[: len(line) * kept // 9]
+    steps = read_log([write(tmp_path / "run", "".join(MEGATRON_LINES[:-3]) + cut)], "megatron_log", {}).steps
+    last = steps[steps["step"] == 30].to_dict("records")
+    whole = {"loss": 7.0, "grad_norm": 2.1, "step_seconds": 2.0, "samples": 7680.0, "learning_rate": 3e-5}
+    for row in last:
+        read = {str(name): value for name, value in row.items() if name in whole and np.isfinite(value)}
+        assert read.items() <= whole.items()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    log = read_log([write(tmp_path / "run.csv", "\ufeffstep,loss\n1,5.0\n")], "csv", {})
+    assert log.steps["loss"].tolist() == [5.0]
+
+
+def test_a_log_that_ends_before_the_last_step_is_of_an_unfinished_run(tmp_path: Path, repository: Path) -> None:
+    write(tmp_path / "a.log", MEGATRON)
+    write(tmp_path / "b.log", MEGATRON.replace("/      30 |", "/    1000 |"))
+    cell = {"architecture": "moe", "precision": "bf16", "runs": {1: "a.log", 2: "b.log"}}
+    folder, imported = bring(tmp_path, repository, format="megatron_log", cells=[cell])
+    runs = read_table(folder.runs_table, "runs", made_by="octavo import")
+    assert runs["status"].tolist() == ["completed", "unfinished"]
+    assert "no result of moe-bf16 (seed 2): the log ends before the run's last step" in imported.blank
+
+
+def test_what_is_blank_in_one_run_alone_is_said_of_it(tmp_path: Path, repository: Path) -> None:
+    write(tmp_path / "a.csv", "step,loss,tokens,validation_loss\n1,5.0,100,5.1\n2,4.5,200,4.6\n")
+    write(tmp_path / "b.csv", "step,loss,tokens\n1,5.0,100\n2,4.5,200\n")
+    cell = {"architecture": "moe", "precision": "bf16", "runs": {1: "a.csv", 2: "b.csv"}, "experts": 8}
+    _, imported = bring(tmp_path, repository, format="csv", cells=[cell])
+    assert "no validation losses for moe-bf16 (seed 2): training losses are compared instead" in imported.blank
+    assert "no active parameters for moe-bf16: give active_parameters, or a model" in imported.blank
+    assert not [blank for blank in imported.blank if "tokens for" in blank or "experts" in blank]
 
 
 def test_a_damaged_event_file_is_named(tmp_path: Path, repository: Path) -> None:

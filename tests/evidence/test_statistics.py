@@ -15,6 +15,7 @@ from octavo.evidence.statistics import (
     all_of,
     bootstrap_interval,
     holm,
+    p_diverges_more,
     required_seeds,
     t_interval,
 )
@@ -38,6 +39,12 @@ def rate(verdicts: list[str], wrong: str) -> float:
 
 
 # --- against arithmetic and a reference -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("one", "other", "seeds"), [(3, 0, 3), (5, 0, 5), (4, 1, 5), (2, 2, 3), (0, 4, 6), (7, 2, 8)])
+def test_divergences_are_compared_by_fishers_exact_test(one: int, other: int, seeds: int) -> None:
+    expected = stats.fisher_exact([[one, seeds - one], [other, seeds - other]], alternative="greater").pvalue
+    assert p_diverges_more(one, other, seeds) == pytest.approx(expected)
 
 
 def test_the_t_interval_is_scipys() -> None:

@@ -14,7 +14,7 @@ from octavo.errors import OctavoError
 from octavo.evidence.statistics import ALPHA
 from octavo.evidence.verdicts import read_claims
 from tests.evidence.conftest import Judged
-from tests.synthetic import OWNERSHIP, Failure, Truth
+from tests.synthetic import ABLATIONS, OWNERSHIP, Failure, Truth
 
 Judge = Callable[..., Judged]
 
@@ -25,6 +25,21 @@ TWO_DEVICES = {
     "parallelism": {"data": 2},
     "overrides": {"moe": {"parallelism.expert": 2}},
 }
+
+
+def diverged(cell: str, seeds: tuple[int, ...] = FIVE) -> list[tuple[str, int]]:
+    return [(cell, seed) for seed in seeds]
+
+
+EXPERT_COUNTS: dict[str, dict[str, Any]] = {
+    "few_experts": ABLATIONS["few_experts"],
+    "many_experts": {  # narrower than 64 x 2 / 32: what the router of 128 costs is taken off
+        "description": "128 experts, 32 per token",
+        "cells": ["moe-bf16"],
+        "change": {"model.experts.count": 128, "model.experts.top_k": 32, "model.experts.size": 3},
+    },
+}
+MANY: dict[str, Any] = {"precisions": BF16, "ablations": EXPERT_COUNTS}
 
 
 def small_batches(**changes: Any) -> dict[str, Any]:
@@ -46,6 +61,10 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "1 inconclusive": (
         "01-moe-saves-device-hours", "inconclusive", {"truth": Truth(token_advantage={"moe": 1.35}, run_sd=0.01)},
     ),
+    "1 refuted, the mixture diverged": (
+        "01-moe-saves-device-hours", "refuted",
+        {"seeds": FIVE, "precisions": BF16, "diverged": diverged("moe-bf16")},
+    ),
     "1 not testable": ("01-moe-saves-device-hours", "not testable here", {"precisions": ("fp8_blockwise",)}),
     # claim 2: FP8 has a loss offset
     "2 supported": ("02-fp8-loss-error", "supported", {"seeds": FIVE, "truth": Truth(**QUIET)}),
@@ -54,6 +73,22 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "2 inconclusive": (
         "02-fp8-loss-error", "inconclusive", {"truth": Truth(offsets={"fp8_blockwise": 0.0025}, run_sd=0.002)},
+    ),
+    "2 refuted, one architecture diverged": (  # 2 x 1 / 252: all of 5 runs and none of 5
+        "02-fp8-loss-error", "refuted",
+        {"seeds": FIVE, "diverged": diverged("moe-fp8_blockwise"), "truth": Truth(**QUIET)},
+    ),
+    "2 inconclusive, one architecture diverged": (  # 2 x 1 / 20: all of 3 runs and none of 3
+        "02-fp8-loss-error", "inconclusive",
+        {"diverged": diverged("moe-fp8_blockwise", (1, 2, 3)), "truth": Truth(run_sd=1e-5)},
+    ),
+    "2 inconclusive, BF16 diverged": (
+        "02-fp8-loss-error", "inconclusive",
+        {"seeds": FIVE, "diverged": diverged("moe-bf16"), "truth": Truth(**QUIET)},
+    ),
+    "2 inconclusive, one architecture unfinished": (
+        "02-fp8-loss-error", "inconclusive",
+        {"seeds": FIVE, "unfinished": {("moe-fp8_blockwise", seed): 30 for seed in FIVE}, "truth": Truth(**QUIET)},
     ),
     "2 not testable": ("02-fp8-loss-error", "not testable here", {"precisions": BF16}),
     # claim 3: the time of a step in FP8
@@ -74,6 +109,18 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "4 refuted": ("04-sums-in-32-bits", "refuted", {"seeds": FIVE, "truth": Truth(**QUIET)}),
     "4 inconclusive": ("04-sums-in-32-bits", "inconclusive", {"truth": Truth(offsets={"fp14": 0.0025}, run_sd=0.002)}),
+    "4 supported, sums in 14 bits diverged": (
+        "04-sums-in-32-bits", "supported",
+        {"seeds": FIVE, "diverged": diverged("moe-fp8_blockwise+fp14"), "truth": Truth(**QUIET)},
+    ),
+    "4 refuted, sums in 32 bits diverged": (
+        "04-sums-in-32-bits", "refuted",
+        {"seeds": FIVE, "diverged": diverged("moe-fp8_blockwise"), "truth": Truth(offsets={"fp14": 0.01}, **QUIET)},
+    ),
+    "4 inconclusive, one seed of sums in 32 bits diverged": (
+        "04-sums-in-32-bits", "inconclusive",
+        {"seeds": FIVE, "diverged": [("moe-fp8_blockwise", 2)], "truth": Truth(offsets={"fp14": 0.01}, **QUIET)},
+    ),
     "4 not testable": ("04-sums-in-32-bits", "not testable here", {"ablations": {}}),
     # claim 5: without the shared expert the loss is offset
     "5 supported": (
@@ -84,14 +131,36 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "5 inconclusive": ("05-generalist-helps", "inconclusive", {"precisions": BF16, "truth": Truth(run_sd=0.005)}),
     "5 not testable": ("05-generalist-helps", "not testable here", {"precisions": BF16, "ablations": {}}),
-    # claim 6: with half as many experts, twice as wide, the loss is offset
+    # claim 6: with half as many experts, twice as wide, the loss is offset; a hundred and more are 128
     "6 supported": (
-        "06-many-small-experts", "supported", {"precisions": BF16, "truth": Truth(offsets={"few_experts": 0.01})},
+        "06-many-small-experts", "supported", {**MANY, "truth": Truth(offsets={"many_experts": -0.01})},
     ),
-    "6 refuted": (
-        "06-many-small-experts", "refuted", {"precisions": BF16, "truth": Truth(offsets={"few_experts": -0.01})},
+    "6 refuted": ("06-many-small-experts", "refuted", {**MANY, "truth": Truth(offsets={"many_experts": 0.01})}),
+    "6 refuted, many diverged": (
+        "06-many-small-experts", "refuted",
+        {**MANY, "seeds": FIVE, "diverged": diverged("moe-bf16+many_experts"),
+         "truth": Truth(offsets={"few_experts": 0.01})},
     ),
-    "6 inconclusive": ("06-many-small-experts", "inconclusive", {"precisions": BF16, "truth": Truth(run_sd=0.005)}),
+    "6 inconclusive": ("06-many-small-experts", "inconclusive", {**MANY, "seeds": FIVE, "truth": Truth(run_sd=0.005)}),
+    "6 inconclusive, one of many diverged": (
+        "06-many-small-experts", "inconclusive",
+        {**MANY, "seeds": FIVE, "diverged": [("moe-bf16+many_experts", 2)],
+         "truth": Truth(offsets={"many_experts": -0.01}, **QUIET)},
+    ),
+    "6 not testable, few go on to a few": (
+        "06-many-small-experts", "not testable here",
+        {"precisions": BF16, "truth": Truth(offsets={"few_experts": 0.01})},
+    ),
+    "6 not testable, unequal tokens": (
+        "06-many-small-experts", "not testable here",
+        {**MANY, "ablations": {
+            **EXPERT_COUNTS,
+            "many_experts": {
+                **EXPERT_COUNTS["many_experts"],
+                "change": {**EXPERT_COUNTS["many_experts"]["change"], "training.steps": 30},
+            },
+        }},
+    ),
     "6 not testable": ("06-many-small-experts", "not testable here", {"precisions": BF16, "ablations": {}}),
     # claim 7: a domain prefers its own experts
     "7 supported": ("07-experts-specialise", "supported", {"precisions": BF16, "truth": Truth(specialisation=0.5)}),
@@ -184,7 +253,7 @@ def test_claims_that_are_tested_together_are_adjusted_together(judged: Judge) ->
     truth = Truth(run_sd=0.002)
     together = judged(truth=truth, steps=30).claims
     tested = {number: claim.p_adjusted for number, claim in together.items() if claim.p_adjusted is not None}
-    assert set(tested) == {1, 2, 4, 5, 6, 7, 10}
+    assert set(tested) == {1, 2, 4, 5, 7, 10}
     alone = judged(truth=truth, steps=30, only=[together[2].name]).claims[2].p_adjusted
     assert alone is not None
     assert tested[2] is not None
@@ -209,8 +278,36 @@ def test_a_diverged_run_keeps_its_claim_from_being_supported(judged: Judge) -> N
     claim = judged(**arguments, diverged=[("moe-fp8_blockwise", 4)]).claims[2]
     assert claim.verdict == "inconclusive"
     by_label = {part.label: part for part in claim.parts}
-    assert by_label["MoE FP8 blockwise (emulated)"].note == "in 1 further seed a run diverged"
+    assert by_label["MoE FP8 blockwise (emulated)"].note == "1 of 5 runs of MoE FP8 blockwise (emulated) diverged"
+    assert "1 of 5 runs of MoE FP8 blockwise (emulated) diverged" in claim.sentence
+    assert claim.sentence.endswith("Where runs diverge the claim cannot be supported.")
     assert by_label["Dense FP8 blockwise (emulated)"].verdict == "supported"
+
+
+def test_where_every_run_diverged_there_is_no_loss_to_compare(judged: Judge) -> None:
+    claim = judged(only=["02-fp8-loss-error"], diverged=diverged("moe-fp8_blockwise", (1, 2, 3))).claims[2]
+    assert "3 of 3 runs of MoE FP8 blockwise (emulated) diverged, so there is no loss to compare" in claim.sentence
+    assert [part.effect is None for part in claim.parts] == [False, True]
+
+
+def test_what_a_claim_is_about_but_not_tested_on_is_named(judged: Judge) -> None:
+    unfinished = {("moe-fp8_blockwise", seed): 30 for seed in (1, 2, 3)}
+    claim = judged(only=["02-fp8-loss-error"], ablations={}, unfinished=unfinished).claims[2]
+    assert "Not tested: MoE FP8 blockwise (emulated): no seed is complete for both cells." in claim.sentence
+
+
+def test_how_far_the_number_of_experts_went_is_said(judged: Judge) -> None:
+    """4 and 8 experts say something, but not of a hundred and more."""
+    claim = judged(only=["06-many-small-experts"], precisions=BF16).claims[6]
+    assert "from 4 to 8, at equal active parameters and tokens" in claim.sentence
+    assert "Not tested: 100 experts and more in MoE BF16: the runs go up to 8 experts." in claim.sentence
+    assert [part.verdict for part in claim.parts][1:] == ["not testable here"]
+    assert claim.p_adjusted is None
+
+
+def test_unequal_tokens_are_the_reason_and_not_missing_ablations(judged: Judge) -> None:
+    name, _, arguments = CASES["6 not testable, unequal tokens"]
+    assert "equally many tokens" in judged(only=[name], **arguments).claims[6].sentence
 
 
 def test_a_claim_names_the_runs_it_rests_on(judged: Judge) -> None:

@@ -27,6 +27,8 @@ AXES: dict[Axis, Resource] = {
 }
 """An axis and the resource that its curves run over."""
 
+EQUAL = 1e-3
+"""Runs are on equally many tokens if they are no further apart than this share."""
 EARLY = 0.95
 """A run that is read before this share of its length is said to be."""
 
@@ -83,7 +85,7 @@ def _paired(grid: Grid, pair: Pair, resource: Resource) -> Paired | None:
 def final_difference(pair: Pair, seed: int) -> float | None:
     """Relative difference of the final losses, %, of two runs on equally many tokens; None if they are not that."""
     one, other = pair.cell.runs.loc[seed], pair.against.runs.loc[seed]
-    if not (abs(one["tokens"] - other["tokens"]) <= 1e-3 * other["tokens"]):
+    if not (abs(one["tokens"] - other["tokens"]) <= EQUAL * other["tokens"]):
         return None
     column = f"{final_losses(pair, seed)}_loss"
     difference = float(100 * (one[column] / other[column] - 1))

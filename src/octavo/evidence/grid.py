@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from octavo.evidence.curves import FEWEST, Curve, averaged, smooth
+from octavo.evidence.names import cell_label
 from octavo.layout import ExperimentFolder
 from octavo.records import read_table
 
@@ -29,15 +30,6 @@ Resource = Literal["tokens", "model_flops", "device_hours", "cost"]
 
 TOLERANCE = 0.05
 """Cells agree in a size if they are no further apart than this; how far they are is always given."""
-
-PRECISIONS = {
-    "bf16": "BF16",
-    "fp8_delayed": "FP8 delayed",
-    "fp8_tensorwise": "FP8 tensorwise",
-    "fp8_blockwise": "FP8 blockwise",
-    "fp8_mxfp8": "MXFP8",
-    "nvfp4": "NVFP4",
-}
 
 
 @dataclass(frozen=True)
@@ -73,10 +65,7 @@ class Cell:
     @property
     def label(self) -> str:
         """`MoE FP8 blockwise (emulated), no shared expert`."""
-        architecture = {"dense": "Dense", "moe": "MoE"}.get(self.architecture, self.architecture)
-        name = f"{architecture} {PRECISIONS.get(self.precision, self.precision)}"
-        name += " (emulated)" if self.emulated else ""
-        return f"{name}, {self.ablation.replace('_', ' ')}" if self.ablation else name
+        return cell_label(self.architecture, self.precision, self.ablation, emulated=self.emulated)
 
 
 @dataclass(frozen=True)

@@ -132,16 +132,18 @@ def import_runs(path: Path, folder: ExperimentFolder, configs: ConfigFolders) ->
         sizes = _sizes(cell)
         for seed, logs in cell.runs.items():
             paths = [path.parent / log for log in ([logs] if isinstance(logs, str) else logs)]
-            of_run = _steps(folder.name, cell, seed, read_log(paths, asked.format, asked.columns), sizes)
+            log = read_log(paths, asked.format, asked.columns)
+            of_run = _steps(folder.name, cell, seed, log.steps, sizes)
             steps.append(of_run)
-            runs.append(_run(folder.name, cell, seed, of_run, sizes, price))
-            for log in paths:
-                inside = sorted(one for one in log.rglob("*") if one.is_file()) if log.is_dir() else [log]
-                files |= {os.path.relpath(one, path.parent): sha256(one) for one in inside}
+            runs.append(_run(folder.name, cell, seed, of_run, log.finished, sizes, price))
+            for one in paths:
+                inside = sorted(file for file in one.rglob("*") if file.is_file()) if one.is_dir() else [one]
+                files |= {os.path.relpath(file, path.parent): sha256(file) for file in inside}
     tables = pd.concat(steps, ignore_index=True)
     record = Imported(
         description=asked.description, format=asked.format, cluster=asked.cluster,
-        currency=price[0].currency if price else None, files=files, blank=_blank(asked, tables),
+        currency=price[0].currency if price else None, files=files,
+        blank=_blank(asked, tables, pd.DataFrame(runs)),
     )  # fmt: skip
     write_table(folder.steps_table, tables, "steps")
     write_table(folder.attempts_table, pd.DataFrame({"experiment": []}), "attempts")
@@ -240,6 +242,7 @@ def _run(
     cell: ImportedCell,
     seed: int,
     steps: pd.DataFrame,
+    finished: bool,
     sizes: dict[str, Any],
     price: tuple[Cluster, Device] | None,
 ) -> dict[str, Any]:
@@ -251,6 +254,7 @@ def _run(
     hours = float(steps["device_hours"].iloc[-1])
     tokens = steps["tokens"].dropna()
     charged = cost(*price, hours) if price and np.isfinite(hours) else None
+    diverged = not len(final)  # no finite loss in the last tenth
     return {
         "experiment": experiment,
         "cell": cell.name,
@@ -260,7 +264,7 @@ def _run(
         "ablation": cell.ablation,
         **sizes,
         "accumulation": cell.accumulation,
-        "status": "completed" if len(final) else "diverged",  # no finite loss in the last tenth
+        "status": "diverged" if diverged else "completed" if finished else "unfinished",
         "steps": last,
         "tokens": int(tokens.iloc[-1]) if len(tokens) else None,
         "training_loss": float(final.mean()) if len(final) else None,
@@ -276,18 +280,41 @@ def _run(
     }
 
 
-def _blank(asked: ImportFile, steps: pd.DataFrame) -> list[str]:
+BLANK = {
+    "tokens": ("tokens", "give sequence_length or tokens_per_step"),
+    "model_flops": ("model FLOPs", "give flops_per_token, or a model and sequence_length"),
+    "device_hours": ("device-hours", "give devices (the logs must hold step times)"),
+    "validation_loss": ("validation losses", "training losses are compared instead"),
+    "experts": ("number of experts", "give experts, or a model"),
+    "active_parameters": ("active parameters", "give active_parameters, or a model"),
+    "total_parameters": ("total parameters", "give total_parameters, or a model"),
+    "device_kind": ("kind of device", "give device_kind"),
+}
+"""Column of steps or runs -> what it is, and what would fill it."""
+
+
+def _blank(asked: ImportFile, steps: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
     """What is left out, and what would fill it."""
-    found = []
-    for column, what, missing in (
-        ("tokens", "tokens", "give sequence_length or tokens_per_step"),
-        ("model_flops", "model FLOPs", "give flops_per_token, or a model and sequence_length"),
-        ("device_hours", "device-hours", "give devices (the logs must hold step times)"),
-        ("validation_loss", "validation losses", "training losses are compared instead"),
-    ):
-        empty = steps.groupby("cell", sort=False)[column].apply(lambda values: values.isna().all())
-        if empty.any():
-            found.append(f"no {what} for {', '.join(empty.index[empty])}: {missing}")
+    logged = steps.groupby(["cell", "seed"], sort=False)[[name for name in BLANK if name in steps]].count() == 0
+    given = runs.set_index(["cell", "seed"])[[name for name in BLANK if name not in steps]].isna()
+    found = [
+        f"no {what} for {_runs(empty)}: {missing}"
+        for empty, (what, missing) in ((logged.get(name, given.get(name)), said) for name, said in BLANK.items())
+        if empty is not None and empty.any()
+    ]
+    unfinished = runs.set_index(["cell", "seed"])["status"] == "unfinished"
+    if unfinished.any():
+        found.append(f"no result of {_runs(unfinished)}: the log ends before the run's last step")
     if asked.cluster is None:
         found.append("no costs: give a cluster")
     return found
+
+
+def _runs(chosen: pd.Series) -> str:
+    """`dense-bf16, moe-bf16 (seeds 2, 3)`: cells, and their seeds where it is not all of them."""
+    told = []
+    for cell, own in chosen.groupby(level="cell", sort=False):
+        seeds = [str(seed) for seed in own.index.get_level_values("seed")[own]]
+        if seeds:
+            told.append(str(cell) if own.all() else f"{cell} (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})")
+    return ", ".join(told)

@@ -11,6 +11,9 @@ Formats, as their sources write them:
 - `torchtitan_log`: its console lines, `step: 10  loss: 7.1  grad_norm: 1.2  memory: ...  tps: 7,512 ...`.
 - `csv`: a table with a header.
 
+A Megatron-LM line says of how many steps its run is: a log that stops before is of a run that did not finish. What was
+cut off is left out: each of Megatron-LM's fields ends with a bar, each of torchtitan's lines with a newline.
+
 Of a step that was written twice, because a run went on from a checkpoint, the last counts, and what came after it the
 first time does not. Of several validations at one step the first counts: Megatron-LM evaluates the test set under the
 same tag when it ends.
@@ -22,6 +25,7 @@ import csv
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,16 +73,34 @@ TORCHTITAN_FIELDS = {
 }
 
 _NUMBER = r"[-+]?(?:[\d,]+\.?\d*(?:[eE][-+]?\d+)?|nan|inf)"
-_ITERATION = re.compile(r"\biteration\s+(\d+)\s*/\s*\d+\s*\|(.*)")
+_ITERATION = re.compile(r"\biteration\s+(\d+)\s*/\s*(\d+)\s*\|(.*)\|")
 _VALIDATION = re.compile(
-    rf"validation loss at iteration (\d+)\b(?! on test set)[^|]*\|.*?\blm loss value:\s*({_NUMBER})", re.I
+    rf"validation loss at iteration (\d+)\b(?! on test set)[^|]*\|.*?\blm loss value:\s*({_NUMBER})\s*\|", re.I
 )
 _ELAPSED = "elapsed time per iteration (ms)"
 _TITAN = re.compile(r"(validate )?step:\s*(\d+)\s+(.*)")
 _TITAN_FIELD = re.compile(rf"(\w+):\s*({_NUMBER})", re.I)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
+PLANNED = "steps of the run"
+"""Beside COLUMNS, what a log says of its run's length."""
+
 Rows = dict[int, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Log:
+    """What the logs of one run hold."""
+
+    steps: pd.DataFrame
+    """A row per step that was written, with those of COLUMNS that there are."""
+    planned: int | None
+    """Steps that the run was to make; None where its logs do not say."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether they reach the run's last step, as far as they say which that is."""
+        return self.planned is None or int(self.steps["step"].iloc[-1]) >= self.planned
 
 
 class _Steps:
@@ -86,10 +108,15 @@ class _Steps:
 
     def __init__(self) -> None:
         self.rows: Rows = {}
+        self.planned: int | None = None
         self._latest = 0
 
     def add(self, step: int, column: str, value: float) -> None:
         """Take one value."""
+        if column == PLANNED:
+            self.planned = int(value)  # the last word: a run may be made longer when it goes on
+            return
+        value = value if math.isfinite(value) else math.nan
         if column == "validation_loss":
             self.rows.setdefault(step, {}).setdefault(column, value)
             return
@@ -99,8 +126,8 @@ class _Steps:
         self.rows.setdefault(step, {})[column] = value
 
 
-def read_log(files: list[Path], kind: Format, columns: Mapping[str, str]) -> pd.DataFrame:
-    """One run's log, a row per step it wrote, with those of COLUMNS that it has; `columns` renames those of a CSV.
+def read_log(files: list[Path], kind: Format, columns: Mapping[str, str]) -> Log:
+    """One run's logs; `columns` renames those of a CSV.
 
     Raises OctavoError where a file is missing, damaged, or holds no step.
     """
@@ -123,40 +150,64 @@ def read_log(files: list[Path], kind: Format, columns: Mapping[str, str]) -> pd.
             fix="choose the format that wrote them: megatron_log, tensorboard, megatron_golden, torchtitan_log or csv",
         )  # fmt: skip
     frame = pd.DataFrame.from_dict(steps.rows, orient="index").sort_index().rename_axis("step").reset_index()
-    return frame[[name for name in COLUMNS if name in frame]]
+    return Log(frame[[name for name in COLUMNS if name in frame]], steps.planned)
 
 
 Values = Iterator[tuple[int, str, float]]
 
 
+def _lines(path: Path, read: Callable[[str], Values]) -> Values:
+    """What `read` finds in each line of a console log. Raises OctavoError that names the line where it finds none."""
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield from list(read(line))
+            except ValueError as error:
+                raise _no_number(path, number, error) from None
+
+
+def _no_number(path: Path, line: int, error: Exception) -> OctavoError:
+    return OctavoError(
+        f"line {line} is damaged: {error}", where=f"{path}:{line}", expected="numbers", fix="mend the line or remove it"
+    )
+
+
 def _megatron_log(path: Path, columns: Mapping[str, str]) -> Values:
     del columns
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if found := _VALIDATION.search(line):
-                yield int(found[1]), "validation_loss", _number(found[2])
-            elif found := _ITERATION.search(line):
-                step = int(found[1])
-                for field in found[2].split("|"):
-                    name, _, value = field.strip().partition(":")
-                    if name == _ELAPSED:
-                        yield step, "step_seconds", _number(value.split("/")[0]) / 1000
-                    elif name in MEGATRON_FIELDS and value.strip():
-                        yield step, MEGATRON_FIELDS[name], _number(value)
+    return _lines(path, _megatron_line)
+
+
+def _megatron_line(line: str) -> Values:
+    if found := _VALIDATION.search(line):
+        yield int(found[1]), "validation_loss", _number(found[2])
+    elif found := _ITERATION.search(line):
+        step = int(found[1])
+        yield step, PLANNED, int(found[2])
+        for field in found[3].split("|"):
+            name, _, value = field.strip().partition(":")
+            if name == _ELAPSED:
+                yield step, "step_seconds", _number(value.split("/")[0]) / 1000
+            elif name in MEGATRON_FIELDS and value.strip():
+                yield step, MEGATRON_FIELDS[name], _number(value)
 
 
 def _torchtitan_log(path: Path, columns: Mapping[str, str]) -> Values:
     del columns
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if found := _TITAN.search(_COLOUR.sub("", line)):
-                fields = {name: _number(value) for name, value in _TITAN_FIELD.findall(found[3])}
-                if found[1]:
-                    yield from ((int(found[2]), "validation_loss", fields["loss"]) for _ in "1" if "loss" in fields)
-                else:
-                    for name, column in TORCHTITAN_FIELDS.items():
-                        if name in fields:
-                            yield int(found[2]), column, fields[name]
+    return _lines(path, _torchtitan_line)
+
+
+def _torchtitan_line(line: str) -> Values:
+    found = _TITAN.search(_COLOUR.sub("", line)) if line.endswith("\n") else None
+    if found is None:
+        return
+    fields = {name: _number(value) for name, value in _TITAN_FIELD.findall(found[3])}
+    if found[1]:
+        if "loss" in fields:
+            yield int(found[2]), "validation_loss", fields["loss"]
+        return
+    for name, column in TORCHTITAN_FIELDS.items():
+        if name in fields:
+            yield int(found[2]), column, fields[name]
 
 
 def _golden(path: Path, columns: Mapping[str, str]) -> Values:
@@ -227,26 +278,29 @@ def _csv(path: Path, columns: Mapping[str, str]) -> Values:
     unknown = sorted(set(columns) - set(COLUMNS))
     if unknown:
         raise OctavoError(f"there is no column {unknown[0]!r} to import", expected=f"of {', '.join(COLUMNS)}")
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:  # Excel begins its CSV with a byte order mark
         reader = csv.DictReader(file)
         header = reader.fieldnames or []
         named = {ours: columns.get(ours, ours) for ours in COLUMNS}
         for ours, theirs in named.items():
             if theirs not in header and (ours in columns or ours == "step"):
                 raise OctavoError(f"the table has no column {theirs!r}", where=path, expected=f"of {', '.join(header)}")
-        for number, row in enumerate(reader, 2):
-            try:
-                step = int(float(row[named["step"]]))
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"it has not as many fields as the header, {len(header)}")
+                step = _number(row[named["step"]])
+                if not step.is_integer():
+                    raise ValueError(f"step {row[named['step']]!r} is no whole number")
                 for ours, theirs in named.items():
                     if ours != "step" and row.get(theirs):
-                        yield step, ours, _number(row[theirs])
-            except ValueError as error:
-                raise OctavoError(f"line {number} holds no number: {error}", where=f"{path}:{number}") from None
+                        yield int(step), ours, _number(row[theirs])
+        except (ValueError, csv.Error) as error:
+            raise _no_number(path, reader.line_num, error) from None
 
 
 def _number(text: str) -> float:
-    value = float(text.strip().replace(",", ""))
-    return value if math.isfinite(value) else math.nan
+    return float(text.strip().replace(",", ""))
 
 
 READERS: dict[Format, Callable[[Path, Mapping[str, str]], Values]] = {

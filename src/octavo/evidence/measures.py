@@ -8,19 +8,30 @@ verdicts`). A metric that needs something which the experiment does not have ans
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import PositiveInt
 
 from octavo.configuration import Section
-from octavo.evidence.comparisons import AXES, final_difference, paired, words
+from octavo.evidence.comparisons import AXES, EQUAL, final_difference, paired, words
 from octavo.evidence.grid import Cell, Grid, Kind, Pair
-from octavo.evidence.statistics import Expectation
+from octavo.evidence.statistics import Expectation, p_diverges_more
 from octavo.records import Axis, Estimate, Part
 
 Phrase = Callable[[Estimate], str]
 """Words for what was measured; the interval is added to them."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Runs of a comparison that diverged: they have no loss, and no loss is worse than any."""
+
+    words: str
+    """`2 of 3 runs of MoE FP8 blockwise diverged`."""
+    p_worse: float = 1.0
+    """P value that chance alone makes the cell diverge so much more often than what it is held against."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,7 @@ class Sample:
 
     label: str
     values: np.ndarray
-    """One number per seed; logarithms where `unit` is ratio."""
+    """One number per seed; logarithms where `unit` is ratio. None at all where a run of every seed diverged."""
     unit: str
     says: Expectation
     margin: float
@@ -39,9 +50,13 @@ class Sample:
     runs: list[str]
     p_at_least: float = 0.0
     """A further test (a permutation's, say) must support the claim too: its p value."""
-    diverged: int = 0
-    """Seeds in which a run diverged: the claim cannot be supported then."""
-    note: str | None = None
+    diverged: Divergence | None = None
+
+    @property
+    def blocked(self) -> bool:
+        """Whether runs that diverged keep the claim from being supported: always, unless it says that the cell is
+        worse and it is the cell's runs alone that diverged."""
+        return self.diverged is not None and (self.says != "above" or self.diverged.p_worse == 1)
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,10 @@ class Answer:
     samples: list[Sample] = field(default_factory=list)
     untested: dict[str, str] = field(default_factory=dict)
     """Comparisons that the experiment has but cannot test, and why."""
+    incomplete: bool = False
+    """Among those is one that the claim is about, so that it cannot be supported by the others alone."""
+    decides: bool = True
+    """Whether the samples reach as far as the claim does; where not, it is not testable and they are but told."""
     missing: str | None = None
     """What the experiment would need, where there is nothing to test."""
     arithmetic: list[tuple[Part, str]] = field(default_factory=list)
@@ -147,6 +166,22 @@ def pair_label(pair: Pair) -> str:
     return pair.cell.label
 
 
+def divergence(cell: Cell, against: Cell) -> Divergence | None:
+    """What diverged of two cells, among the seeds that ended for both; None where nothing did."""
+    ended = [one.diverged | set(one.runs.index) for one in (cell, against)]
+    both = ended[0] & ended[1]
+    counts = [len(one.diverged & both) for one in (cell, against)]
+    if not any(counts):
+        return None
+    told = [
+        f"{count} of {len(both)} run{'s' * (len(both) > 1)} of {one.label} diverged"
+        for one, count in zip((cell, against), counts, strict=True)
+        if count
+    ]
+    worse = 1.0 if counts[1] else p_diverges_more(counts[0], counts[1], len(both))
+    return Divergence(" and ".join(told), worse)
+
+
 def _samples_of_pairs(
     grid: Grid,
     parameters: Pairs,
@@ -160,31 +195,38 @@ def _samples_of_pairs(
     """A sample for each pair asked for; `values` are None where the runs do not say what it takes."""
     samples: list[Sample] = []
     untested: dict[str, str] = {}
+    incomplete = False
     for pair in asked(grid, parameters):
         label, equal = pair_label(pair), parameters.equal
-        measured = values(pair) if pair.seeds else None
-        if timed and pair.emulated:
-            untested[label] = "its FP8 is emulated on this device, so its times say nothing about FP8"
-        elif equal and not pair.agrees(equal):
+        if equal and not pair.agrees(equal):
             mismatch = pair.mismatch(equal)
-            apart = "are not known" if mismatch is None else f"are {mismatch:.0%} apart"
+            apart = "are not known" if mismatch is None else f"are {100 * mismatch:.0f} % apart"
             untested[label] = f"its {words(equal)} {apart}"
-        elif not pair.seeds:
-            untested[label] = "no seed is complete for both cells"
+            continue
+        lost = divergence(pair.cell, pair.against)
+        measured = values(pair) if pair.seeds else np.empty(0)
+        why = None
+        if timed and pair.emulated:
+            why = "its FP8 is emulated on this device, so its times say nothing about FP8"
+        elif not pair.seeds and lost is None:
+            why, incomplete = "no seed is complete for both cells", True
         elif measured is None or np.isnan(measured).any():
-            untested[label] = "the runs do not say what the comparison needs, or their curves do not meet"
-        else:
-            samples.append(
-                Sample(
-                    label=label, values=measured, unit=unit, says=said.says,
-                    margin=float(np.log(said.margin)) if unit == "ratio" else said.margin,
-                    phrase=phrase(pair), cells=(pair.cell, pair.against), runs=pair.run_names,
-                    diverged=len(pair.diverged),
-                )
-            )  # fmt: skip
+            why = "the runs do not say what the comparison needs, or their curves do not meet"
+        if why is not None or measured is None:
+            untested[label] = f"{why}; {lost.words}" if lost else str(why)
+            incomplete |= lost is not None
+            continue
+        samples.append(
+            Sample(
+                label=label, values=measured, unit=unit, says=said.says,
+                margin=float(np.log(said.margin)) if unit == "ratio" else said.margin,
+                phrase=phrase(pair), cells=(pair.cell, pair.against), runs=pair.run_names, diverged=lost,
+            )
+        )  # fmt: skip
     return Answer(
         samples,
         untested,
+        incomplete,
         missing=None if samples or untested else "a pair of cells that differ in this and agree in the rest",
         data={"margin": said.margin},
     )
@@ -248,7 +290,13 @@ def time_per_token(grid: Grid, parameters: Pairs, said: Said) -> Answer:
             f"{pair.against.label}"
         )
 
-    return _samples_of_pairs(grid, parameters, said, "ratio", values, phrase, timed=True)
+    answer = _samples_of_pairs(grid, parameters, said, "ratio", values, phrase, timed=True)
+    # that a run diverges says nothing of its speed, whichever way the claim goes
+    return replace(answer, samples=[_of_no_loss(sample) for sample in answer.samples])
+
+
+def _of_no_loss(sample: Sample) -> Sample:
+    return replace(sample, diverged=sample.diverged and replace(sample.diverged, p_worse=1.0))
 
 
 # --- sums in 32 bits ------------------------------------------------------------------------------------------------
@@ -263,7 +311,8 @@ def accumulation(grid: Grid, parameters: Accumulation, said: Said) -> Answer:
     """FP8's loss error against BF16 with sums kept in FP32 (which must be good enough) and in about 14 bits (which must
     not be). Products promoted to FP32 every 128 elements count as the first kind."""
     del parameters
-    samples = []
+    samples: list[Sample] = []
+    untested: dict[str, str] = {}
     rows: dict[str, list[Any]] = {"cell": [], "accumulation": [], "seed": [], "error": []}
     reference = {
         cell.architecture: cell for cell in grid.cells.values() if cell.precision == "bf16" and not cell.ablation
@@ -278,7 +327,9 @@ def accumulation(grid: Grid, parameters: Accumulation, said: Said) -> Answer:
         pair = Pair("precision", cell, reference[cell.architecture])
         errors = [(seed, final_difference(pair, seed)) for seed in pair.seeds]
         values = np.array([error for _, error in errors if error is not None])
-        if not len(values):
+        lost = divergence(cell, pair.against)
+        if not len(values) and lost is None:
+            untested[cell.label] = "no seed is complete for it and for BF16 on equally many tokens"
             continue
         for seed, error in errors:
             for column, value in zip(rows, (cell.name, cell.accumulation, seed, error), strict=True):
@@ -289,13 +340,13 @@ def accumulation(grid: Grid, parameters: Accumulation, said: Said) -> Answer:
                 label=f"{cell.label}, {kept[cell.accumulation]}", values=values, unit="%",
                 says="above" if cell.accumulation == "fp14" else said.says, margin=said.margin,
                 phrase=_with_sums(pair, kept[cell.accumulation]), cells=(cell, pair.against), runs=pair.run_names,
-                diverged=0 if cell.accumulation == "fp14" else len(pair.diverged),
+                diverged=lost,
             )
         )  # fmt: skip
     kinds = {sample.says for sample in samples}
     if len(kinds) < 2:
         return Answer(missing="complete runs of FP8 with sums in FP32 and in 14 bits, and of BF16")
-    return Answer(samples, data=rows)
+    return Answer(samples, untested, incomplete=bool(untested), data=rows)
 
 
 def _sums_alone(cell: Cell, grid: Grid) -> bool:
@@ -313,53 +364,104 @@ def _with_sums(pair: Pair, sums: str) -> Phrase:
 
 
 class ExpertCount(Section):
-    """Nothing to choose."""
+    """How many experts are many."""
+
+    many: PositiveInt
+    """The claim is about so many experts and more: with fewer it is not testable."""
 
 
 @metric("expert_count", ExpertCount, "% per doubling")
 def expert_count(grid: Grid, parameters: ExpertCount, said: Said) -> Answer:
-    """Change of the loss with every doubling of the number of experts, which grow smaller, at equal active parameters:
-    the slope of a straight line through log loss over log2 experts, by seed."""
-    del parameters
-    samples = []
+    """Change of the loss with every doubling of the number of experts, which grow smaller, at equal active parameters
+    and equal tokens: the slope of a straight line through log loss over log2 experts, by seed. Training losses are
+    compared where not every run has a validation loss."""
+    samples: list[Sample] = []
+    untested: dict[str, str] = {}
+    incomplete = False
     rows: dict[str, list[Any]] = {"cell": [], "experts": [], "expert_size": [], "seed": [], "loss": []}
     for base in [cell for cell in grid.cells.values() if cell.mixture and cell.experts and not cell.ablation]:
-        arms = [base, *(one for one in grid.cells.values() if one.baseline == base.name and _finer(one, base))]
-        arms.sort(key=lambda cell: cell.experts or 0)
-        seeds = sorted(set.intersection(*(set(arm.runs.index) for arm in arms)))
-        if len(arms) < 2 or not seeds:
+        others = [one for one in grid.cells.values() if one.ablation and one.baseline == base.name]
+        others = [one for one in others if one.experts not in (None, 0, base.experts)]
+        apart = {one.label: why for one in others if (why := _not_finer(one, base))}
+        untested |= apart
+        arms = sorted([base, *(one for one in others if one.label not in apart)], key=lambda cell: cell.experts or 0)
+        if len(arms) < 2:
             continue
-        losses = np.array([arm.runs.loc[seeds, "validation_loss"].to_numpy() for arm in arms])
-        if not np.isfinite(losses).all():
+        kept, lost = [arm for arm in arms if len(arm.runs)], _lost_arms(arms)
+        seeds = sorted(set.intersection(*(set(arm.runs.index) for arm in kept))) if len(kept) > 1 else []
+        losses, why = _losses_of_arms(kept, seeds)
+        if lost is None and (why or len(kept) < len(arms)):
+            untested[base.label] = why or "not every arm has a complete run"
+            incomplete = True
             continue
-        doublings = np.log2([arm.experts or 1 for arm in arms])
-        slopes = 100 * np.polyfit(doublings, np.log(losses), 1)[0]
-        for arm, of_arm in zip(arms, losses, strict=True):
+        for arm, of_arm in zip(kept, losses, strict=False):
             for seed, loss in zip(seeds, of_arm, strict=True):
                 for column, value in zip(
                     rows, (arm.name, arm.experts, arm.expert_size, seed, float(loss)), strict=True
                 ):
                     rows[column].append(value)
+        doublings = np.log2([arm.experts or 1 for arm in kept])
         samples.append(
             Sample(
-                label=base.label, values=slopes, unit="% per doubling", says=said.says, margin=said.margin,
-                phrase=_per_doubling(base, arms), cells=tuple(arms),
-                runs=[f"{arm.name}/seed-{seed}" for arm in arms for seed in seeds],
+                label=base.label, values=100 * np.polyfit(doublings, np.log(losses), 1)[0] if seeds else np.empty(0),
+                unit="% per doubling", says=said.says, margin=said.margin,
+                phrase=_per_doubling(base, kept), cells=tuple(arms),
+                runs=[f"{arm.name}/seed-{seed}" for arm in kept for seed in seeds], diverged=lost,
             )
         )  # fmt: skip
-    if not samples:
+    if not samples and not untested:
         return Answer(missing="ablations that change the number of experts at equal active parameters")
-    return Answer(samples, data=rows)
+    far = [sample for sample in samples if _most(sample) >= parameters.many]
+    for sample in samples:
+        if _most(sample) < parameters.many:
+            label = f"{parameters.many} experts and more in {sample.label}"
+            untested[label] = f"the runs go up to {_most(sample)} experts"
+    return Answer(far or samples, untested, incomplete, decides=bool(far), data=rows)
 
 
-def _finer(cell: Cell, base: Cell) -> bool:
-    """Whether a cell has more but smaller experts than another, or fewer but larger ones, and is else its equal."""
-    if not (cell.ablation and cell.experts and base.experts and cell.expert_size and base.expert_size):
-        return False
-    more, smaller = cell.experts > base.experts, cell.expert_size < base.expert_size
-    changed = cell.experts != base.experts and cell.expert_size != base.expert_size
-    alike = (cell.shared_expert_size or 0, cell.accumulation) == (base.shared_expert_size or 0, base.accumulation)
-    return changed and more == smaller and alike and Pair("ablation", cell, base).agrees("active_parameters")
+def _most(sample: Sample) -> int:
+    return max(cell.experts or 0 for cell in sample.cells)
+
+
+def _not_finer(cell: Cell, base: Cell) -> str | None:
+    """Why a cell is not one with more but smaller experts than another (or fewer, larger ones) and else its equal."""
+    if not (cell.experts and base.experts and cell.expert_size and base.expert_size):
+        return "the size of its experts is not known"
+    if cell.expert_size == base.expert_size or (cell.experts > base.experts) != (cell.expert_size < base.expert_size):
+        return "its experts do not grow smaller where there are more of them"
+    if (cell.shared_expert_size or 0, cell.accumulation) != (base.shared_expert_size or 0, base.accumulation):
+        return "it changes something else besides the number of experts"
+    pair = Pair("ablation", cell, base)
+    mismatch = pair.mismatch("active_parameters")
+    if mismatch is None:
+        return "its active parameters are not known"
+    return None if pair.agrees("active_parameters") else f"its active parameters are {100 * mismatch:.0f} % apart"
+
+
+def _lost_arms(arms: list[Cell]) -> Divergence | None:
+    """Arms that diverged; the finest against the coarsest says whether it is the small experts that do."""
+    told = [
+        f"{len(arm.diverged)} of {len(arm.diverged) + len(arm.runs)} runs with {arm.experts} experts diverged"
+        for arm in arms
+        if arm.diverged
+    ]
+    ends = divergence(arms[-1], arms[0])
+    return Divergence(" and ".join(told), ends.p_worse if ends else 1.0) if told else None
+
+
+def _losses_of_arms(arms: list[Cell], seeds: list[int]) -> tuple[np.ndarray, str | None]:
+    """Losses by [arm, seed], and why they cannot be compared if so."""
+    if not seeds:
+        return np.empty((0, 0)), "no seed is complete for all numbers of experts"
+    runs = [arm.runs.loc[seeds] for arm in arms]
+    tokens = np.array([one["tokens"].to_numpy() for one in runs])
+    if not (np.abs(tokens / tokens[0] - 1) <= EQUAL).all():
+        return np.empty((0, 0)), "its runs are not all on equally many tokens, or do not say on how many"
+    for column in ("validation_loss", "training_loss"):
+        losses = np.array([one[column].to_numpy() for one in runs])
+        if np.isfinite(losses).all():
+            return losses, None
+    return np.empty((0, 0)), "its runs do not all have a validation loss, nor all a training loss"
 
 
 def _per_doubling(base: Cell, arms: list[Cell]) -> Phrase:
@@ -367,7 +469,7 @@ def _per_doubling(base: Cell, arms: list[Cell]) -> Phrase:
         way = "rises" if effect.value > 0 else "falls"
         return (
             f"the loss of {base.label} {way} by {abs(effect.value):.2f} % with every doubling of its experts, "
-            f"from {arms[0].experts} to {arms[-1].experts}, at equal active parameters"
+            f"from {arms[0].experts} to {arms[-1].experts}, at equal active parameters and tokens"
         )
 
     return phrase

@@ -6,11 +6,13 @@ resampling three values cannot reach beyond them, so the bootstrap is given from
 
 Sources: equivalence by two one-sided tests, Schuirmann (1987), J. Pharmacokinet. Biopharm. 15:657; the expanded
 percentile bootstrap, Hesterberg (2015), Am. Stat. 69:371, section 3.3; Holm (1979), Scand. J. Stat. 6:65, and that it
-controls wrong directions too, Shaffer (1980), Ann. Stat. 8:1342; power of t tests by the noncentral t distribution.
+controls wrong directions too, Shaffer (1980), Ann. Stat. 8:1342; power of t tests by the noncentral t distribution;
+runs that diverge by Fisher's exact test (Fisher 1935, J. R. Stat. Soc. 98:39).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -113,6 +115,16 @@ def _p_below(differences: np.ndarray, bound: float) -> float:
 
 def _p_above(differences: np.ndarray, bound: float) -> float:
     return _p_below(-np.asarray(differences), -bound)
+
+
+def p_diverges_more(diverged: int, of_other: int, seeds: int) -> float:
+    """P value that chance alone makes so many more of a cell's runs diverge than of the other's, of `seeds` each.
+
+    Fisher's exact test, one-sided; pairing by seed makes it err on the safe side.
+    """
+    both = diverged + of_other
+    ways = sum(math.comb(seeds, k) * math.comb(seeds, both - k) for k in range(diverged, min(seeds, both) + 1))
+    return ways / math.comb(2 * seeds, both)
 
 
 def all_of(tests: Sequence[Test]) -> Test:

@@ -67,8 +67,8 @@ class _Held:
 
     @property
     def test(self) -> Test | None:
-        """Of the whole claim; None where a sample has one seed, or there is none."""
-        if not self.tests or any(one is None for one in self.tests):
+        """Of the whole claim; None where a sample has one seed, or there is none that decides."""
+        if not self.answer.decides or not self.tests or any(one is None for one in self.tests):
             return None
         return all_of([one for one in self.tests if one is not None])
 
@@ -166,18 +166,33 @@ def _hold(grid: Grid, asked: _Asked) -> _Held:
 
 
 def _test(sample: Sample) -> Test | None:
+    """What the seeds that can be compared say, and what the runs that diverged say."""
     found = test(sample.values, sample.says, sample.margin)
-    if found is None:
-        return None
-    return Test(1.0 if sample.diverged else max(found.supports, sample.p_at_least), found.refutes)
+    if found is not None:
+        found = Test(max(found.supports, sample.p_at_least), found.refutes)
+    if sample.diverged is None:
+        return found
+    tests = 2 if found else 1  # two ways to a verdict, adjusted by Bonferroni
+    supports, refutes = (found.supports, found.refutes) if found else (1.0, 1.0)
+    if sample.blocked:
+        return Test(1.0, min(1.0, tests * min(refutes, sample.diverged.p_worse)))
+    return Test(min(1.0, tests * min(supports, sample.diverged.p_worse)), 1.0)
 
 
 def _result(grid: Grid, held: _Held, p_adjusted: float | None, tested: int) -> ClaimResult:
     asked, answer = held.asked, held.answer
     claim = asked.claim
-    effects = [estimate(sample.values, sample.unit, confidence_for(sample.says)) for sample in answer.samples]
+    effects = [
+        estimate(sample.values, sample.unit, confidence_for(sample.says)) if len(sample.values) else None
+        for sample in answer.samples
+    ]
     parts = [
-        Part(label=sample.label, effect=effect, verdict=verdict_of(one, one and one.p_value), note=_note(sample))
+        Part(
+            label=sample.label,
+            effect=effect,
+            verdict=verdict_of(one, one and one.p_value),
+            note=sample.diverged.words if sample.diverged else None,
+        )
         for sample, effect, one in zip(answer.samples, effects, held.tests, strict=True)
     ]
     parts += [part for part, _ in answer.arithmetic]
@@ -198,7 +213,7 @@ def _result(grid: Grid, held: _Held, p_adjusted: float | None, tested: int) -> C
         source=claim.source,
         verdict=verdict,
         sentence=_sentence(held, effects, verdict, needed, further, grid.currency),
-        effect=_headline(held, effects),
+        effect=None if verdict == "not testable here" else _headline(held, effects),
         expectation=_expectation(claim),
         p_adjusted=p_adjusted,
         seeds_needed=needed,
@@ -214,19 +229,13 @@ def _claim_verdict(held: _Held, p_adjusted: float | None) -> Verdict:
     if held.answer.arithmetic:
         verdicts = {part.verdict for part, _ in held.answer.arithmetic}
         return "supported" if verdicts == {"supported"} else "refuted"
-    if not held.answer.samples:
+    if not held.answer.samples or not held.answer.decides:
         return "not testable here"
-    return verdict_of(held.test, p_adjusted)
+    verdict = verdict_of(held.test, p_adjusted)
+    return "inconclusive" if verdict == "supported" and held.answer.incomplete else verdict
 
 
-def _note(sample: Sample) -> str | None:
-    notes = [sample.note] if sample.note else []
-    if sample.diverged:
-        notes.append(f"in {sample.diverged} further seed{'s' * (sample.diverged > 1)} a run diverged")
-    return "; ".join(notes) or None
-
-
-def _headline(held: _Held, effects: list[Estimate]) -> Estimate | None:
+def _headline(held: _Held, effects: list[Estimate | None]) -> Estimate | None:
     """The effect that decides: of the sample that refutes most, or that supports least; the first of an arithmetic."""
     if held.answer.arithmetic:
         return held.answer.arithmetic[0][0].effect
@@ -242,7 +251,7 @@ def _headline(held: _Held, effects: list[Estimate]) -> Estimate | None:
 
 
 def _seeds_needed(answer: Answer, tested: int) -> int | None:
-    if any(len(sample.values) < 2 for sample in answer.samples):
+    if answer.incomplete or any(len(sample.values) < 2 or sample.blocked for sample in answer.samples):
         return None
     needed = [
         required_seeds(sample.values, sample.says, sample.margin, claims=max(1, tested)) for sample in answer.samples
@@ -262,29 +271,53 @@ def _expectation(claim: Claim) -> str:
 
 
 def _sentence(
-    held: _Held, effects: list[Estimate], verdict: Verdict, needed: int | None, cost: float | None, currency: str | None
+    held: _Held,
+    effects: list[Estimate | None],
+    verdict: Verdict,
+    needed: int | None,
+    cost: float | None,
+    currency: str | None,
 ) -> str:
     answer = held.answer
-    if verdict == "not testable here":
-        if answer.missing:
-            return _sentences([f"it would need {answer.missing}"])
-        labels: dict[str, list[str]] = {}
-        for label, why in answer.untested.items():
-            labels.setdefault(why, []).append(label)
-        return _sentences([f"{' and '.join(of_reason)}: {why}" for why, of_reason in labels.items()])
+    if answer.missing:
+        return _sentences([f"it would need {answer.missing}"])
+    if not answer.samples and not answer.arithmetic:
+        return _sentences(_untested(answer))
     said = [words for _, words in answer.arithmetic] + [
-        f"{sample.phrase(effect)} ({_interval(effect)})" for sample, effect in zip(answer.samples, effects, strict=True)
+        _what(sample, effect) for sample, effect in zip(answer.samples, effects, strict=True)
     ]
     closing = [answer.remark] if answer.remark else []
+    if answer.untested:
+        closing.append(f"Not tested: {'; '.join(_untested(answer))}.")
     if verdict == "inconclusive":
-        if any(effect.n < 2 for effect in effects):
+        if any(effect is not None and effect.n < 2 for effect in effects):
             closing.append("One seed tells nothing of the spread.")
+        elif any(sample.blocked for sample in answer.samples):
+            closing.append("Where runs diverge the claim cannot be supported.")
+        elif answer.incomplete:
+            closing.append("While a comparison that it is about is missing the claim cannot be supported.")
         elif needed is None:
             closing.append("The mean is so close to the margin that no number of seeds that could be run would tell.")
         else:
             price = "" if cost is None or currency is None else f", for a further {cost:,.2f} {currency}"
             closing.append(f"To tell would take about {needed} seeds{price}.")
     return " ".join([_sentences(said), *closing])
+
+
+def _what(sample: Sample, effect: Estimate | None) -> str:
+    """What a sample shows: the effect, and the runs that diverged."""
+    diverged = sample.diverged.words if sample.diverged else ""
+    if effect is None:
+        return f"{diverged}, so there is no loss to compare"
+    return f"{sample.phrase(effect)} ({'; '.join(filter(None, (_interval(effect), diverged)))})"
+
+
+def _untested(answer: Answer) -> list[str]:
+    """Comparisons that cannot be tested, those with the same reason together."""
+    labels: dict[str, list[str]] = {}
+    for label, why in answer.untested.items():
+        labels.setdefault(why, []).append(label)
+    return [f"{' and '.join(of_reason)}: {why}" for why, of_reason in labels.items()]
 
 
 def _sentences(clauses: list[str]) -> str:

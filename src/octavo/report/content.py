@@ -12,6 +12,7 @@ from dataclasses import replace
 import pandas as pd
 
 from octavo.accounting.money import hour_price
+from octavo.evidence.names import PRECISIONS, words
 from octavo.evidence.statistics import t_interval
 from octavo.experiment.cluster import Cluster, Device
 from octavo.experiment.run import Experiment
@@ -22,7 +23,7 @@ from octavo.report.document import Block, Document, Picture, Section, Table, Tex
 from octavo.report.figures import AXIS_NAMES, losses_of, pair_name
 from octavo.report.inputs import Inputs, shared
 from octavo.report.sentences import listed, loss_sentence, ratio_sentence
-from octavo.report.style import MISSING, PRECISIONS, count, duration, money, number, percent, words
+from octavo.report.style import MISSING, count, duration, money, number, percent
 
 EMULATED = (
     "FP8 is emulated here: its numbers are real (values are rounded to FP8 with the recipe's scales in every product), "

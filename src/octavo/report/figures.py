@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from octavo.evidence.curves import averaged
+from octavo.evidence.names import ARCHITECTURES, PRECISIONS, words
 from octavo.evidence.statistics import t_interval
 from octavo.records import Comparison, Losses
 from octavo.report.charts import Axis, Bars, Chart, Curves, Heat, Intervals
 from octavo.report.inputs import Inputs
-from octavo.report.style import ARCHITECTURES, PRECISIONS, words
 
 MOST_LIFT = 3
 """Preferences are drawn up to 2 to this power."""

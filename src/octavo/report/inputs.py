@@ -15,6 +15,7 @@ import pandas as pd
 
 from octavo.errors import OctavoError
 from octavo.evidence.imports import Imported, read_imported
+from octavo.evidence.names import words
 from octavo.experiment.run import Experiment, data_identifier, load_experiment
 from octavo.files import read_json
 from octavo.layout import ExperimentFolder, data_folder
@@ -27,7 +28,7 @@ from octavo.records import (
     read_record,
     read_table,
 )
-from octavo.report.style import CellStyle, cell_styles, hours_name, words
+from octavo.report.style import CellStyle, cell_styles, hours_name
 
 STEP_COLUMNS = [
     "cell", "seed", "step", "tokens", "model_flops", "device_hours", "step_seconds", "loss", "validation_loss",

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from octavo.evidence.names import cell_label
+
 HUES = (
     ("#0072B2", "#56B4E9", "#00466e", "#9fd3f2"),
     ("#D55E00", "#E69F00", "#7f3800", "#f3c66b"),
@@ -24,16 +26,6 @@ DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1), (6, 1.5, 1, 1.5))
 MARKERS = ("o", "s", "^", "D")
 PLOTLY_DASHES = ("solid", "dash", "dot", "dashdot")
 PLOTLY_MARKERS = ("circle", "square", "triangle-up", "diamond")
-
-ARCHITECTURES = {"dense": "Dense", "moe": "MoE"}
-PRECISIONS = {
-    "bf16": "BF16",
-    "fp8_delayed": "FP8 delayed",
-    "fp8_tensorwise": "FP8 tensorwise",
-    "fp8_blockwise": "FP8 blockwise",
-    "fp8_mxfp8": "MXFP8",
-    "nvfp4": "NVFP4",
-}
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,12 @@ def cell_styles(
             place, shade = (place + 2) % len(HUES), ablations.index(row.ablation)
         styles[row.cell] = CellStyle(
             cell=row.cell,
-            label=cell_label(row.architecture, row.precision, row.ablation, bool(row.emulated)),
+            label=cell_label(
+                row.architecture,
+                row.precision,
+                row.ablation if isinstance(row.ablation, str) else None,
+                emulated=bool(row.emulated),
+            ),
             colour=HUES[place][shade % 4],
             dash=DASHES[shade % 4],
             marker=MARKERS[place],
@@ -78,18 +75,6 @@ def cell_styles(
             plotly_marker=PLOTLY_MARKERS[place],
         )
     return styles
-
-
-def cell_label(architecture: str, precision: str, ablation: object, emulated: bool) -> str:
-    """`MoE FP8 blockwise (emulated), no shared expert`."""
-    name = f"{ARCHITECTURES.get(architecture, architecture)} {PRECISIONS.get(precision, precision)}"
-    name += " (emulated)" if emulated else ""
-    return f"{name}, {words(ablation)}" if isinstance(ablation, str) else name
-
-
-def words(name: str) -> str:
-    """`no_shared_expert` -> `no shared expert`."""
-    return name.replace("_", " ")
 
 
 def hours_name(device_kinds: Iterable[object]) -> str:
