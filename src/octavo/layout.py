@@ -192,6 +192,16 @@ class ExperimentFolder:
         return self.path / "figures"
 
     @property
+    def figure_hashes(self) -> Path:
+        """SHA-256 of every figure, in their folder."""
+        return self.figures / "hashes.json"
+
+    @property
+    def report_hashes(self) -> Path:
+        """SHA-256 of the report's two files."""
+        return self.path / "report.hashes.json"
+
+    @property
     def report_pdf(self) -> Path:
         """The report."""
         return self.path / "report.pdf"

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from synthetic import ABLATIONS, write_experiment
+from synthetic import ABLATIONS, hashes, write_experiment
 from verbs import octavo
 
 from octavo.experiment.run import data_identifier, load_experiment
@@ -37,14 +37,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_data(data)
         digest = sha256(data / "manifest.json")
         for run in folder.run_folders():
-            for path in (run.result, run.provenance):
+            for path in (run.provenance, run.result):
                 value = json.loads(path.read_text())
                 value["data_manifest_sha256"] = digest
                 if path == run.result:
-                    value |= sums(run)
+                    value |= {**sums(run), "files_sha256": hashes(run)}
                 path.write_text(json.dumps(value, indent=2))
     finally:
         patch.undo()
+    assert octavo(root, "plan", "results/synthetic").returncode == 0
     for ablation in ([], ["--ablation", "few_experts"]):
         for verb in ("aggregate", "claims", "figures", "report"):
             done = octavo(root, verb, "results/synthetic", *ablation)

@@ -20,6 +20,7 @@ COMPARED = (
     "loss", "aux_loss", "multi_token_prediction_loss", "grad_norm", "learning_rate", "expert_load", "fp8_underflow",
     "fp8_overflow", "fp8_amax", "fp8_product_error", "validation_loss", "validation_bits_per_byte",
     "validation_loss_by_domain", "final_validation_loss", "final_validation_bits_per_byte",
+    "final_validation_loss_by_domain",
 )  # fmt: skip
 
 
