@@ -33,15 +33,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        flush(temporary)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+        flush(path.parent)  # the name, too
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def flush(path: Path) -> None:
+    """Force a file, or a folder's names, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -52,7 +52,8 @@ def test_training_killed_at_random_points(campaign: Campaign) -> None:
             attempts = campaign.attempts(cell)
             assert len(attempts) == written + (not was_complete)  # every attempt is in the books
             assert [one.attempt for one in attempts] == list(range(1, len(attempts) + 1))
-            assert all(one.exit_reason == "killed" for one in attempts[:-1])
+            # the attempt ends before its result is written: a kill between the two leaves one without the other
+            assert all(one.exit_reason in ("killed", "completed") for one in attempts[:-1])
         points += struck
     campaign.restore()
 

@@ -7,7 +7,6 @@ state and the schedule. Nothing that a checkpoint holds is executed (`octavo.tra
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict as l
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from octavo.errors import OctavoError
-from octavo.files import unwritable
+from octavo.files import flush, unwritable
 from octavo.training.assembly import unwrapped
 from octavo.training.plain_reading import PlainPlanner, PlainReader, check_scaling_state
 from octavo.training.seal import seal
@@ -74,9 +73,11 @@ class Checkpointer:
         if self.leads:
             try:
                 seal(partial, step, self.run_fingerprint)
-                _flush(partial)
+                for path in (*partial.rglob("*"), partial):
+                    flush(path)
                 shutil.rmtree(whole, ignore_errors=True)
                 partial.rename(whole)
+                flush(self.folder)
             except OSError as error:
                 raise unwritable(whole, error) from error
             for old in self.steps_in(self.folder)[: -self.keep]:
@@ -190,13 +191,3 @@ class _PlainlyRead(torch_strategy.TorchDistLoadShardedStrategy):
         restored = torch_strategy._replace_sharded_keys_with_state_dict_keys(loaded, places, names)
         torch_strategy._restore_dict_types(restored, sharded_state_dict)
         return restored
-
-
-def _flush(folder: Path) -> None:
-    """Force a folder's files to disk before the rename that calls them whole."""
-    for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

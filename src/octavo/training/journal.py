@@ -9,7 +9,6 @@ closed by the next as `killed`, at the time of the last line that it wrote.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import IO, Any
 from octavo.errors import OctavoError
 from octavo.files import atomic_path, unwritable, write_text
 from octavo.layout import RunFolder
+from octavo.privacy import redact
 from octavo.records import AttemptRecord, ExitReason, MetricsRecord, Result, read_lines, read_record
 
 MADE_BY = "octavo train {folder}"
@@ -81,11 +81,7 @@ def read_attempts(folder: RunFolder) -> list[AttemptRecord]:
 
 def write_attempts(folder: RunFolder, attempts: list[AttemptRecord]) -> None:
     """Write all attempts anew."""
-    write_text(folder.attempts, _text(attempts))
-
-
-def _text(attempts: list[AttemptRecord]) -> str:
-    return "".join(attempt.model_dump_json() + "\n" for attempt in attempts)
+    write_text(folder.attempts, "".join(attempt.model_dump_json() + "\n" for attempt in attempts))
 
 
 def close_dangling(folder: RunFolder) -> list[AttemptRecord]:
@@ -138,23 +134,25 @@ class Journal:
         except OSError as error:
             raise unwritable(self.folder.metrics, error) from error
 
-    def ended(self, reason: ExitReason, last_step: int, error: str | None = None, **energy: Any) -> AttemptRecord:
-        """The attempt, ended now."""
-        end = {
-            "end": datetime.now(UTC),
-            "exit_reason": reason,
-            "error": error,
-            "last_step": last_step,
-        }
-        return self.attempt.model_copy(update={**end, **energy})
+    def keep(self) -> None:
+        """Force what was logged to disk: before a checkpoint is whole that goes on after these lines."""
+        try:
+            os.fsync(self._metrics.fileno())
+        except OSError as error:
+            raise unwritable(self.folder.metrics, error) from error
 
-    def hash_with(self, ended: AttemptRecord) -> str:
-        """SHA-256 of `attempts.jsonl` as `close` writes it."""
-        return hashlib.sha256(_text([*self._earlier, ended]).encode()).hexdigest()
-
-    def close(self, ended: AttemptRecord) -> None:
-        """End the attempt."""
+    def close(self, reason: ExitReason, last_step: int, error: str | None = None, **energy: Any) -> None:
+        """End the attempt. Errors may name places and secrets of the machine, which the books do not hold."""
         self._metrics.close()
+        ended = self.attempt.model_copy(
+            update={
+                "end": datetime.now(UTC),
+                "exit_reason": reason,
+                "error": error and redact(error),
+                "last_step": last_step,
+                **energy,
+            }
+        )
         write_attempts(self.folder, [*self._earlier, ended])
 
 

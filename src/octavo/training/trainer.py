@@ -85,9 +85,10 @@ class _Trainer:
             torch.distributed.barrier()
             self._build()
             ending = self._loop()
-            ended = self._ended(ending) if ending == "signalled" else self._write_result(ending)
-            if self.journal and ended:
-                self.journal.close(ended)
+            if ending == "signalled":
+                self._close(ending)
+            else:
+                self._write_result(ending)
         except BaseException as error:
             self._close_failed(error)
             raise
@@ -193,6 +194,8 @@ class _Trainer:
             if step % training.evaluation.interval == 0:
                 self._log_validation(self.validator.validate(training.evaluation.sequences))
             if step % training.checkpoints.interval == 0 or result.stop:
+                if self.journal:
+                    self.journal.keep()
                 self.checkpoints.save(step)
             if result.stop:
                 return "signalled"
@@ -259,8 +262,8 @@ class _Trainer:
 
     # --- ending -------------------------------------------------------------------------------------------------------
 
-    def _write_result(self, ending: Ending) -> AttemptRecord | None:
-        """Write what the run came to; the attempt with its end, which the result vouches for (the leading rank's)."""
+    def _write_result(self, ending: Ending) -> None:
+        """End the attempt and write what the run came to: the result vouches for the books, so it is the last."""
         run, validation = self.run, None
         if ending == "completed":
             probe = self.routers if self.routers.layers else None
@@ -271,10 +274,11 @@ class _Trainer:
             self._log_validation(curve, final=validation)
             if probe and self.place.leads:
                 write_table(self.folder.routing, validation.routing_table(probe.layers), "routing")
-        parameters, ended = self._parameters_sha256(), self._ended(ending)
-        if self.journal is None or ended is None:
-            return None
-        files = {path.name: sha256(path) for path in (self.folder.provenance, self.folder.routing) if path.exists()}
+        parameters = self._parameters_sha256()
+        self._close(ending)
+        if not self.place.leads:
+            return
+        files = (self.folder.attempts, self.folder.provenance, self.folder.routing)
         steps = {one.step: one for one in read_lines(self.folder.metrics, MetricsRecord) if one.step_seconds}
         last = [one.loss for step, one in steps.items() if step > self.total_steps * 0.9 and one.loss is not None]
         result = Result(
@@ -300,12 +304,11 @@ class _Trainer:
             device_kind=torch.cuda.get_device_name() if self.on_gpu else "cpu",
             device_count=self.place.world_size,
             metrics_sha256=sha256(self.folder.metrics),
-            files_sha256={self.folder.attempts.name: self.journal.hash_with(ended), **files},
+            files_sha256={path.name: sha256(path) for path in files if path.exists()},
             parameters_sha256=parameters,
             data_manifest_sha256=self.data.manifest_sha256,
         )
         journal.write_record(self.folder.result, result)
-        return ended
 
     def _parameters_sha256(self) -> str:
         """Over the names and bytes of the final BF16 parameters, rank by rank."""
@@ -320,17 +323,16 @@ class _Trainer:
         torch.distributed.all_gather_object(digests, digest.hexdigest())
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
-    def _ended(self, reason: ExitReason) -> AttemptRecord | None:
-        """The attempt with its end, and the energy of all its GPUs or of this machine's processors."""
+    def _close(self, reason: ExitReason) -> None:
+        """End the attempt, with the energy of all its GPUs, or of this machine's processors."""
         joules = self.energy.joules()
         if self.on_gpu and self.place.world_size > 1:
             every: list[float | None] = [None] * self.place.world_size
             torch.distributed.all_gather_object(every, joules)
             joules = None if None in every else sum(one or 0.0 for one in every)
-        if self.journal is None:
-            return None
-        source = self.energy.source if joules is not None else None
-        return self.journal.ended(reason, self.done, energy_joules=joules, energy_source=source)
+        if self.journal:
+            source = self.energy.source if joules is not None else None
+            self.journal.close(reason, self.done, energy_joules=joules, energy_source=source)
 
     def _close_failed(self, error: BaseException) -> None:
         """End the attempt as well as can be: what ended it is the error that is told, whatever comes on top."""
@@ -344,7 +346,7 @@ class _Trainer:
         lines = str(error).splitlines()
         try:
             last_step = max(self.done, self.journal.attempt.first_step)
-            self.journal.close(self.journal.ended(reason, last_step, lines[0] if lines else type(error).__name__))
+            self.journal.close(reason, last_step, lines[0] if lines else type(error).__name__)
         except (OctavoError, OSError):
             self.progress.say(f"the attempt could not be closed in {self.folder.attempts}")
 
