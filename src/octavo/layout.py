@@ -96,7 +96,7 @@ class RunFolder:
 
     @property
     def routing(self) -> Path:
-        """Which experts served which validation sequence (`octavo.records.ROUTING`); mixtures of experts only."""
+        """Which experts served which validation sequence (`octavo.records.TABLE_FIELDS`); mixtures of experts only."""
         return self.path / "routing.parquet"
 
     @property
@@ -153,17 +153,17 @@ class ExperimentFolder:
 
     @property
     def runs_table(self) -> Path:
-        """`octavo.records.RUNS`."""
+        """Table `runs` of `octavo.records.TABLE_FIELDS`."""
         return self.path / "runs.parquet"
 
     @property
     def steps_table(self) -> Path:
-        """`octavo.records.STEPS`."""
+        """Table `steps` of `octavo.records.TABLE_FIELDS`."""
         return self.path / "steps.parquet"
 
     @property
     def attempts_table(self) -> Path:
-        """`octavo.records.ATTEMPTS`."""
+        """Table `attempts` of `octavo.records.TABLE_FIELDS`."""
         return self.path / "attempts.parquet"
 
     @property
