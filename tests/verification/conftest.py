@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from synthetic import ABLATIONS, hashes, write_experiment
-from verbs import octavo
+from typer.testing import CliRunner
 
+from octavo.cli import app
 from octavo.experiment.run import data_identifier, load_experiment
 from octavo.files import sha256
 from octavo.layout import ExperimentFolder, RunFolder, data_folder
@@ -43,13 +44,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 if path == run.result:
                     value |= {**sums(run), "files_sha256": hashes(run)}
                 path.write_text(json.dumps(value, indent=2))
+        verbs = [["plan", "results/synthetic"]]
+        for ablation in ([], ["--ablation", "few_experts"]):
+            verbs += [[verb, "results/synthetic", *ablation] for verb in ("aggregate", "claims", "figures", "report")]
+        for verb in verbs:
+            done = CliRunner().invoke(app, verb)
+            assert done.exit_code == 0, done.exception
     finally:
         patch.undo()
-    assert octavo(root, "plan", "results/synthetic").returncode == 0
-    for ablation in ([], ["--ablation", "few_experts"]):
-        for verb in ("aggregate", "claims", "figures", "report"):
-            done = octavo(root, verb, "results/synthetic", *ablation)
-            assert done.returncode == 0, done.stderr
     return root
 
 
