@@ -17,8 +17,10 @@ from octavo.layout import repository
 HOME = re.compile(r"(?:/home|/Users)/[^/\s\"'<>(){}\[\]|:;,*?\\]+(?=/)|(?<![\w.~])/root(?=/)")
 """The home of anybody."""
 
-SECRET = re.compile(r"\b([A-Z][A-Z0-9_]*(?:SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY)[A-Z0-9_]*)(\s*=\s*)\S+")
-"""A variable that is named like a secret, with its value."""
+SECRET = re.compile(
+    r"\b([A-Z][A-Z0-9_]*(?:SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY)[A-Z0-9_]*)(\s*=\s*)(?!\.\.\.)\S+"
+)
+"""A variable that is named like a secret, with its value, unless that is cleaned already."""
 
 
 def redact(text: str) -> str:
