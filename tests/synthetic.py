@@ -29,6 +29,7 @@ import yaml
 from octavo.accounting.books import attempts_frame
 from octavo.evidence.aggregate import aggregate
 from octavo.experiment.run import CellConfig, Experiment, load_experiment
+from octavo.files import sha256
 from octavo.layout import ConfigFolders, ExperimentFolder, RunFolder
 from octavo.models.parameters import matched_quantity
 from octavo.records import AttemptRecord, MetricsRecord, Provenance, Result, write_table
@@ -316,11 +317,18 @@ def write_run(
         emulated=experiment.device.kind == "cpu" and cell.precision.recipe != "bf16",
         device_kind=_device_kind(experiment),
         device_count=cell.parallelism.world_size,
-        metrics_sha256=hashlib.sha256(folder.metrics.read_bytes()).hexdigest(),
+        metrics_sha256=sha256(folder.metrics),
+        files_sha256=hashes(folder),
         parameters_sha256=hashlib.sha256(f"{cell.cell} {seed}".encode()).hexdigest(),
         data_manifest_sha256=MANIFEST,
     )
     _write_json(folder.result, result)
+
+
+def hashes(folder: RunFolder) -> dict[str, str]:
+    """Of the files that a result vouches for."""
+    files = (folder.attempts, folder.provenance, folder.routing)
+    return {path.name: sha256(path) for path in files if path.exists()}
 
 
 def sizes(cell: CellConfig) -> dict[str, Any]:
@@ -384,6 +392,7 @@ def _lines(
                 validation_loss_by_domain=dict.fromkeys(DOMAINS, loss),
                 final_validation_loss=loss if step == training.total_steps else None,
                 final_validation_bits_per_byte=loss / np.log(2) if step == training.total_steps else None,
+                final_validation_loss_by_domain=dict.fromkeys(DOMAINS, loss) if step == training.total_steps else None,
             )
         )
     return lines

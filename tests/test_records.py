@@ -35,7 +35,7 @@ def result_value() -> dict[str, object]:
         "tokens": 8, "training_loss": 5.0, "validation_loss": 5.1, "validation_bits_per_byte": 2.0,
         "validation_loss_by_domain": {"code": 5.1}, "flops_per_token": 1e6, "total_parameters": 10,
         "active_parameters": 9, "training_seconds": 1.0, "emulated": False, "device_kind": "cpu", "device_count": 1,
-        "metrics_sha256": "0", "parameters_sha256": None, "data_manifest_sha256": "0",
+        "metrics_sha256": "0", "files_sha256": {}, "parameters_sha256": None, "data_manifest_sha256": "0",
     }  # fmt: skip
 
 

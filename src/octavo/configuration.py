@@ -64,6 +64,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else str(path)
         raise OctavoError(f"the file is not valid YAML: {error.problem}", where=line) from error
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        raise OctavoError(f"the file is not valid YAML: {str(error).splitlines()[0]}", where=path) from error
+    except OSError as error:
+        raise OctavoError(f"the file cannot be read: {error.strerror}", where=path) from error
     if not isinstance(value, dict):
         raise OctavoError(f"the file holds {type(value).__name__}", where=path, expected="a mapping of keys to values")
     return value
@@ -113,7 +117,7 @@ def key_lines(path: Path) -> dict[Keys, int]:
 
     try:
         walk(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), ())
-    except (OSError, yaml.YAMLError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return lines
 

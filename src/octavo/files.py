@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        flush(temporary)
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
+        flush(path.parent)  # the name, too
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def flush(path: Path) -> None:
+    """Force a file, or a folder's names, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -61,7 +70,9 @@ def read_json(path: Path, *, made_by: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise OctavoError("a file is missing", where=path, fix=f"make it: {made_by}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise OctavoError(f"the file cannot be read: {error.strerror}", where=path) from error
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise OctavoError(
             f"the file is not whole JSON: {error}", where=path, fix=f"remove it and make it again: {made_by}"
         ) from error
@@ -71,6 +82,20 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_hashes(path: Path, files: Iterable[Path]) -> None:
+    """Record the SHA-256 of files by name, for `changed_files`."""
+    write_json(path, {file.name: sha256(file) for file in sorted(files)})
+
+
+def changed_files(path: Path, files: Iterable[Path], *, made_by: str) -> list[str]:
+    """The names of those files that are not as `write_hashes` recorded them, or missing, or more."""
+    recorded = read_json(path, made_by=made_by)
+    if not isinstance(recorded, dict) or not recorded:
+        raise OctavoError("the file holds no hashes", where=path, fix=f"make it again: {made_by}")
+    found = {file.name: sha256(file) if file.is_file() else None for file in files}
+    return sorted(name for name in recorded.keys() | found.keys() if recorded.get(name) != found.get(name))
 
 
 def fingerprint(value: Any) -> str:

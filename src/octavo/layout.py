@@ -101,7 +101,7 @@ class RunFolder:
 
     @property
     def routing(self) -> Path:
-        """Which experts served which validation sequence (`octavo.records.ROUTING`); mixtures of experts only."""
+        """Which experts served which validation sequence (`octavo.records.TABLE_FIELDS`); mixtures of experts only."""
         return self.path / "routing.parquet"
 
     @property
@@ -158,17 +158,17 @@ class ExperimentFolder:
 
     @property
     def runs_table(self) -> Path:
-        """`octavo.records.RUNS`."""
+        """Table `runs` of `octavo.records.TABLE_FIELDS`."""
         return self.path / "runs.parquet"
 
     @property
     def steps_table(self) -> Path:
-        """`octavo.records.STEPS`."""
+        """Table `steps` of `octavo.records.TABLE_FIELDS`."""
         return self.path / "steps.parquet"
 
     @property
     def attempts_table(self) -> Path:
-        """`octavo.records.ATTEMPTS`."""
+        """Table `attempts` of `octavo.records.TABLE_FIELDS`."""
         return self.path / "attempts.parquet"
 
     @property
@@ -195,6 +195,16 @@ class ExperimentFolder:
     def figures(self) -> Path:
         """Figures as PDF, SVG and PNG, with their data as CSV."""
         return self.path / "figures"
+
+    @property
+    def figure_hashes(self) -> Path:
+        """SHA-256 of every figure, in their folder."""
+        return self.figures / "hashes.json"
+
+    @property
+    def report_hashes(self) -> Path:
+        """SHA-256 of the report's two files."""
+        return self.path / "report.hashes.json"
 
     @property
     def report_pdf(self) -> Path:

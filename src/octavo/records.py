@@ -86,6 +86,7 @@ class MetricsRecord(Record):
     final_validation_loss: float | None = None
     """The result's, on more sequences: in the last line of a completed run."""
     final_validation_bits_per_byte: float | None = None
+    final_validation_loss_by_domain: dict[str, float] | None = None
 
 
 class AttemptRecord(Record):
@@ -170,6 +171,9 @@ class Result(Record):
     device_count: int
     metrics_sha256: str
     """Of `metrics.jsonl` when the run ended."""
+    files_sha256: dict[str, str]
+    """Of the run's other files by name: `attempts.jsonl` with the attempt that ended it, `provenance.json`, and
+    `routing.parquet` where there is one."""
     parameters_sha256: str | None
     """Over the final parameters' names and bytes."""
     data_manifest_sha256: str
@@ -250,13 +254,17 @@ def read_lines(path: Path, record: type[RecordType]) -> list[RecordType]:
 def _lines(path: Path, record: type[RecordType]) -> Iterator[RecordType]:
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise OctavoError(f"the file cannot be read: {error.strerror}", where=path) from error
+    with file:
         for number, line in enumerate(file, 1):
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
-                yield record.model_validate(json.loads(line))
-            except (json.JSONDecodeError, ValidationError) as error:
+                yield record.model_validate(json.loads(line.decode()))
+            except ValueError as error:  # of which UnicodeDecodeError, JSONDecodeError and ValidationError are
                 reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
                 raise OctavoError(
                     f"line {number} is not a {record.__name__}: {reason}",
@@ -413,18 +421,22 @@ def read_table(path: Path, name: TableName, *, made_by: str, columns: list[str] 
         table = pq.read_table(path, columns=columns)
     except FileNotFoundError:
         raise OctavoError("a table is missing", where=path, fix=f"make it: {made_by}") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise OctavoError(
             f"the table cannot be read: {error}", where=path, fix=f"remove it and make it again: {made_by}"
         ) from error
     metadata = table.schema.metadata or {}
-    found = (metadata.get(b"octavo_table", b"").decode(), metadata.get(b"schema_version", b"").decode())
+    found = tuple(metadata.get(key, b"").decode(errors="replace") for key in (b"octavo_table", b"schema_version"))
     if found != (name, str(SCHEMA_VERSION)):
         raise OctavoError(
             f"the file holds table {found[0] or '(none)'!r} of schema version {found[1] or '(none)'}",
             where=path,
             expected=f"table {name!r} of schema version {SCHEMA_VERSION}",
             fix=f"make it again: {made_by}",
+        )
+    if lacking := sorted(set(table_schema(name).names if columns is None else columns) - set(table.column_names)):
+        raise OctavoError(
+            f"the table has no column {lacking[0]}", where=path, fix=f"remove it and make it again: {made_by}"
         )
     return table.to_pandas()
 

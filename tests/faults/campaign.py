@@ -59,8 +59,25 @@ STAGES = {
     "aggregate": ["runs.parquet", "steps.parquet", "attempts.parquet"],
     "claims": ["claims.json", "comparisons.json"],
     "figures": ["figures"],
-    "report": ["report.pdf", "report.html"],
+    "report": ["report.pdf", "report.html", "report.hashes.json"],
 }
+KILLS = {"train": 24, "aggregate": 8, "claims": 8, "figures": 4, "report": 6}
+"""Points at which SIGKILL strikes."""
+FAULTS = {
+    "SIGKILL while training": KILLS["train"],
+    **{f"SIGKILL while in {stage}": KILLS[stage] for stage in STAGES},
+    "disk full while training": 6,
+    **{f"disk full in {stage}": 1 for stage in STAGES},
+    "read-only results": 1 + len(STAGES),
+    "clock set back a day": 1,
+    "two trainers of one run": 1,
+    "a stage twice at once": len(STAGES),
+    "two pipelines at once": 1,
+    "NaN in a parameter": 2,
+    "a rank killed in a run of two": 2,
+    "a damaged checkpoint": 5,
+}
+"""How often each fault is tried."""
 
 
 def make_root(root: Path) -> Path:
@@ -172,7 +189,7 @@ class Campaign:
         """A run is, bit for bit, the undisturbed one."""
         found, whole = folder or self.run_folder(cell), ExperimentFolder(self.undisturbed).run(cell, 1)
         results = [read_record(one.result, Result, made_by="") for one in (found, whole)]
-        times = {"training_seconds", "metrics_sha256"}
+        times = {"training_seconds", "metrics_sha256", "files_sha256"}
         assert results[0].model_dump(exclude=times) == results[1].model_dump(exclude=times)
         assert first_difference(counted_metrics(whole.metrics), counted_metrics(found.metrics)) is None
         if whole.routing.exists():
@@ -190,12 +207,13 @@ class Campaign:
                 assert left.read_bytes() == right.read_bytes(), left.name
 
     @contextlib.contextmanager
-    def count(self, fault: str) -> Iterator[None]:
-        """Count a fault as tried, and as survived when the block ends well."""
+    def count(self, fault: str, times: int = 1) -> Iterator[None]:
+        """Count a fault as tried, and as survived when the block ends well; `times` that came one after the other."""
+        assert fault in FAULTS
         row = self.table.setdefault(fault, [0, 0])
-        row[0] += 1
+        row[0] += times
         yield
-        row[1] += 1
+        row[1] += times
 
     def _time(self, name: str, *command: str) -> None:
         began = time.monotonic()

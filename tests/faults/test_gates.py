@@ -94,7 +94,7 @@ def test_a_loss_that_another_layout_does_not_give_is_found(campaign: Campaign, p
     """All results are written 5 % better than they were, in every file: only runs made again show it."""
     for run in pairs.run_folders():
         lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-        better = {name: value * 0.95 for name, value in lines[-1].items() if name.startswith("final_validation")}
+        better = {name: lines[-1][name] * 0.95 for name in ("final_validation_loss", "final_validation_bits_per_byte")}
         lines[-1] |= better
         run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
         changed = {name.removeprefix("final_"): value for name, value in better.items()}

@@ -80,13 +80,14 @@ def test_every_model_is_built_in_every_recipe(built: dict[tuple[str, str], Any],
 @pytest.mark.parametrize(
     ("model", "fused"),
     [
-        ("llama-3.1-8b", ["apply_rope_fusion", "cross_entropy_loss_fusion"]),
-        ("qwen3-30b-a3b", ["apply_rope_fusion", "cross_entropy_loss_fusion", "moe_permute_fusion"]),
-        ("deepseek-v3", ["cross_entropy_loss_fusion", "moe_permute_fusion"]),
+        ("llama-3.1-8b", ["apply_rope_fusion"]),
+        ("qwen3-30b-a3b", ["apply_rope_fusion", "moe_permute_fusion"]),
+        ("deepseek-v3", ["moe_permute_fusion"]),
     ],
 )
 def test_dense_and_mixture_have_the_fused_kernels_that_there_are(built: Any, model: str, fused: list[str]) -> None:
-    """Else their speeds would say who is fused, not which architecture is faster."""
+    """Else their speeds would say who is fused, not which architecture is faster. The runs are deterministic: no fused
+    cross-entropy."""
     assert built[model, "bf16"]["fused"] == fused
 
 

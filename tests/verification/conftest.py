@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from synthetic import ABLATIONS, write_experiment
-from verbs import octavo
+from synthetic import ABLATIONS, hashes, write_experiment
+from typer.testing import CliRunner
 
+from octavo.cli import app
 from octavo.experiment.run import data_identifier, load_experiment
 from octavo.files import sha256
 from octavo.layout import ExperimentFolder, RunFolder, data_folder
@@ -37,18 +38,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_data(data)
         digest = sha256(data / "manifest.json")
         for run in folder.run_folders():
-            for path in (run.result, run.provenance):
+            for path in (run.provenance, run.result):
                 value = json.loads(path.read_text())
                 value["data_manifest_sha256"] = digest
                 if path == run.result:
-                    value |= sums(run)
+                    value |= {**sums(run), "files_sha256": hashes(run)}
                 path.write_text(json.dumps(value, indent=2))
+        verbs = [["plan", "results/synthetic"]]
+        for ablation in ([], ["--ablation", "few_experts"]):
+            verbs += [[verb, "results/synthetic", *ablation] for verb in ("aggregate", "claims", "figures", "report")]
+        for verb in verbs:
+            done = CliRunner().invoke(app, verb)
+            assert done.exit_code == 0, done.exception
     finally:
         patch.undo()
-    for ablation in ([], ["--ablation", "few_experts"]):
-        for verb in ("aggregate", "claims", "figures", "report"):
-            done = octavo(root, verb, "results/synthetic", *ablation)
-            assert done.returncode == 0, done.stderr
     return root
 
 

@@ -7,12 +7,16 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from synthetic import hashes
 from verbs import octavo
 
 from octavo.errors import OctavoError
+from octavo.files import sha256
 from octavo.layout import ExperimentFolder
-from octavo.verification.bundle import unpack, verify_bundle, write_bundle
+from octavo.privacy import leak, redact
+from octavo.verification.bundle import _check_secrets, unpack, verify_bundle, write_bundle
 
 CONTEXT: dict[str, Any] = {
     # the terms of the RO-Crate 1.1 and Workflow Run Crate contexts that are not schema.org's own names, as
@@ -96,29 +100,74 @@ def test_it_is_a_workflow_run_crate(bundle: Path, tmp_path: Path, monkeypatch: p
     assert result.passed()
 
 
-def test_no_home_and_no_checkout_is_in_it(bundle: Path, folder: ExperimentFolder, root: Path, tmp_path: Path) -> None:
-    run = folder.run("moe-bf16", 1)
-    text = run.attempts.read_text().replace('"error":null', f'"error":"no such file: {root}/x and {Path.home()}/y"')
-    run.attempts.write_text(text)
-    again = write_bundle(folder, tmp_path / "again.zip")
-    with zipfile.ZipFile(again) as packed:
+def test_no_home_and_no_checkout_is_in_it(bundle: Path, root: Path) -> None:
+    with zipfile.ZipFile(bundle) as packed:
         everything = b"".join(packed.read(name) for name in packed.namelist())
-    assert b"no such file: ~/x and ~/y" in everything
     assert f"{root}/".encode() not in everything
     assert f"{Path.home()}/".encode() not in everything
 
 
-def test_a_file_that_names_the_home_folder_is_refused(folder: ExperimentFolder, tmp_path: Path) -> None:
-    path = folder.path / "plan.csv"
-    path.write_text(f"cell\n{Path.home()}/secret\n")
-    with pytest.raises(OctavoError, match="names a place of this machine"):
+def test_what_the_books_say_of_an_error_is_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTAVO_ROOT", str(tmp_path))
+    said = f"no such file: {tmp_path}/results/x, {Path.home()}/y, /home/else/z, /root/w, /Users/else/v; HF_TOKEN=hf_123"
+    assert redact(said) == "no such file: results/x, ~/y, ~/z, ~/w, ~/v; HF_TOKEN=..."
+    assert leak(said) is not None
+    assert leak(redact(said)) is None
+
+
+def with_text(folder: ExperimentFolder, text: str) -> None:
+    """The text as an error in the books, with all hashes made to fit."""
+    run = folder.run("moe-bf16", 1)
+    value = json.loads(run.attempts.read_text())
+    run.attempts.write_text(json.dumps({**value, "error": text}) + "\n")
+    result = json.loads(run.result.read_text())
+    run.result.write_text(json.dumps({**result, "files_sha256": hashes(run)}))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("cannot open /home/somebody/.netrc", "somebody's home folder: /home/somebody"),
+        ("cannot open /root/.netrc", "/root"),  # this machine's, or somebody's
+        ("cannot open /Users/somebody/x", "somebody's home folder: /Users/somebody"),
+        ("WANDB_API_KEY=0123 is refused", "the value of WANDB_API_KEY"),
+    ],
+)
+def test_other_peoples_homes_and_secrets_are_refused(
+    folder: ExperimentFolder, tmp_path: Path, text: str, named: str
+) -> None:
+    with_text(folder, text)
+    with pytest.raises(OctavoError, match=named) as refused:
         write_bundle(folder, tmp_path / "bundle.zip")
+    assert refused.value.where == "results/synthetic/runs/moe-bf16/seed-1/attempts.jsonl"
+    assert not (tmp_path / "bundle.zip").exists()
+
+
+def test_a_home_in_a_table_is_refused(tmp_path: Path) -> None:
+    """A table is compressed: its bytes do not show what it says."""
+    path = tmp_path / "attempts.parquet"
+    frame = pd.DataFrame({"nodes": [f"/home/somebody/{n}" for n in range(50)]})
+    frame.to_parquet(path, compression="zstd", use_dictionary=False)
+    assert b"/home/somebody/49" not in path.read_bytes()
+    with pytest.raises(OctavoError, match="/home/somebody"):
+        _check_secrets(tmp_path)
+
+
+def test_what_is_damaged_is_not_packed(folder: ExperimentFolder, root: Path) -> None:
+    folder.report_pdf.write_bytes(folder.report_pdf.read_bytes() + b" ")
+    done = octavo(root, "bundle", "results/synthetic")
+    assert done.returncode == 1
+    assert "report: report.pdf is not what was made" in done.stderr
+    assert not list(folder.path.glob("*bundle.zip*"))
 
 
 def test_a_variable_outside_the_allow_list_is_refused(folder: ExperimentFolder, tmp_path: Path) -> None:
     path = folder.run("moe-bf16", 1).provenance
     value = json.loads(path.read_text())
     path.write_text(json.dumps({**value, "environment": {"AWS_SECRET_ACCESS_KEY": "x"}}))
+    result = folder.run("moe-bf16", 1).result
+    files = {**json.loads(result.read_text())["files_sha256"], path.name: sha256(path)}
+    result.write_text(json.dumps({**json.loads(result.read_text()), "files_sha256": files}))
     with pytest.raises(OctavoError, match="AWS_SECRET_ACCESS_KEY"):
         write_bundle(folder, tmp_path / "bundle.zip")
 

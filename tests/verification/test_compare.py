@@ -6,12 +6,19 @@ import json
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from pypdf import PdfReader
 
-from octavo.layout import ExperimentFolder
+from octavo.errors import OctavoError
+from octavo.experiment.run import load_experiment
+from octavo.layout import ConfigFolders, ExperimentFolder
+from octavo.records import read_record
 from octavo.verification.compare import counted_metrics, first_difference
-from octavo.verification.reference import compare, write_reference
+from octavo.verification.reference import Reference, compare, write_reference
 from octavo.verification.verify import pooled_spread
+
+REFERENCES = Path(__file__).resolve().parents[2] / "results" / "reference"
 
 
 def test_one_bit_is_a_difference() -> None:
@@ -46,8 +53,9 @@ def test_the_spread_over_seeds() -> None:
 def test_a_reference_tells_same_from_alike_from_different(folder: ExperimentFolder, tmp_path: Path) -> None:
     published = tmp_path / "reference"
     path = write_reference(folder, published)
-    cells = {one.run: one.status for one in compare(folder, published)}
-    assert set(cells.values()) == {"identical"}
+    found = {one.run: one.status for one in compare(folder, published)}
+    assert found.pop("hours and cost") == "not testable here"  # never a verdict
+    assert set(found.values()) == {"identical"}
 
     value = json.loads(path.read_text())
     losses = {(one["cell"], one["seed"]): one["validation_loss"] for one in value["runs"]}
@@ -56,13 +64,51 @@ def test_a_reference_tells_same_from_alike_from_different(folder: ExperimentFold
     factors = {"dense-bf16": 1 + spread / 3, "moe-bf16": 1 + 4 * spread}
     for one in value["runs"]:
         one["validation_loss"] *= factors.get(one["cell"], 1.0)
-    value["environment"]["packages.torch"] = "2.12.0"
+        if one["cell"] == "moe-fp8_blockwise":
+            one["data_manifest_sha256"] = "f" * 64
+    value["environment"]["packages.torch"] = ["2.12.0", "2.13.0"]
+    claim = next(one for one in value["claims"] if one["verdict"] != "refuted")
+    claim["verdict"] = "refuted"
     path.write_text(json.dumps(value))
-    found = {one.run: one for one in compare(folder, published)}
-    assert found["dense-bf16"].status == "equal within tolerance"
-    assert found["moe-bf16"].status == "different"
-    assert found["dense-fp8_blockwise"].status == "identical"
-    assert found["environment"].note == "packages.torch: 2.13.0, published 2.12.0"
+    checks = {one.run: one for one in compare(folder, published)}
+    assert checks["dense-bf16"].status == "equal within tolerance"
+    assert checks["moe-bf16"].status == "different"
+    assert checks["dense-fp8_blockwise"].status == "identical"
+    assert checks["moe-fp8_blockwise"].status == "different"
+    assert "trained on other text" in checks["moe-fp8_blockwise"].note
+    assert checks["environment"].status == "not testable here"  # sameness to the last bit
+    assert "packages.torch: 2.13.0, published 2.12.0 and 2.13.0" in checks["environment"].note
+    assert checks[f"claim {claim['number']}"].status == "different"
+
+
+def test_a_reference_rests_on_no_time(folder: ExperimentFolder, tmp_path: Path) -> None:
+    """Made again, a run is the same but for its times: so is its reference but for hours and cost."""
+    before = json.loads(write_reference(folder, tmp_path / "before").read_text())
+    for run in folder.run_folders():
+        lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+        run.metrics.write_text("".join(json.dumps({**one, "time": one["time"] + 7.0}) + "\n" for one in lines))
+    after = json.loads(write_reference(folder, tmp_path / "after").read_text())
+    assert before == after
+    first = before["runs"][0]
+    table = pd.read_parquet(folder.runs_table).set_index(["cell", "seed"]).loc[(first["cell"], first["seed"])]
+    for name in ("validation_loss", "device_hours_final", "cost_all_in", "tokens"):
+        assert first[name] == table[name]
+
+
+def test_a_reference_of_another_experiment_is_refused(folder: ExperimentFolder, tmp_path: Path) -> None:
+    path = write_reference(folder, tmp_path)
+    path.write_text(path.read_text().replace('"experiment": "synthetic"', '"experiment": "laptop"', 1))
+    with pytest.raises(OctavoError, match="the reference is of the experiment laptop"):
+        compare(folder, path)
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in REFERENCES.glob("*/reference.json")))
+def test_the_published_references_are_of_these_experiments(name: str) -> None:
+    """`octavo bundle results/<experiment> --reference` makes them again."""
+    found = read_record(REFERENCES / name / "reference.json", Reference, made_by="octavo bundle --reference")
+    experiment = load_experiment(name, ConfigFolders(REFERENCES.parents[1] / "configs"))
+    expected = {(cell.cell, seed): experiment.run(cell.cell, seed).run_fingerprint for cell, seed in experiment.runs()}
+    assert {(one.cell, one.seed): one.run_fingerprint for one in found.runs} == expected
 
 
 def test_names_from_files_reach_no_shell_and_no_markup(folder: ExperimentFolder) -> None:
@@ -85,13 +131,14 @@ def test_names_from_files_reach_no_shell_and_no_markup(folder: ExperimentFolder)
     page = folder.report_html.read_text()
     assert "<script>alert(1)" not in page
     assert "&lt;script&gt;alert(1)" in page
+    typeset = "".join("".join(one.extract_text() for one in PdfReader(folder.report_pdf).pages).split())
+    for part in ("<script>alert(1)</script>", "$(touchowned)", "`touchowned`"):  # lines break anywhere
+        assert part in typeset
+    assert '#read("/etc/passwd")' in typeset.replace("“", '"').replace("”", '"')
 
 
 @pytest.mark.parametrize("name", ["../outside", "a/b", "a;b", "$(b)", "-x", "a b", "a\nb", "<b>"])
 def test_names_of_models_and_ablations_cannot_leave_the_results(folder: ExperimentFolder, name: str) -> None:
-    from octavo.errors import OctavoError
-    from octavo.experiment.run import load_experiment
-
     path = Path("configs/experiments/synthetic.yaml")
     path.write_text(path.read_text().replace("models:\n  dense:", f"models:\n  {json.dumps(name)}:"))
     assert json.dumps(name) in path.read_text()

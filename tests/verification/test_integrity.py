@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from synthetic import hashes
 from verbs import octavo
 
 from octavo.experiment.run import load_experiment
@@ -18,7 +20,7 @@ from octavo.layout import ExperimentFolder
 from octavo.training.seal import seal
 from octavo.verification.integrity import check_files
 
-CELL, OTHER = "moe-bf16", "dense-bf16"
+CELL, OTHER, FP8 = "moe-bf16", "dense-bf16", "moe-fp8_blockwise"
 
 
 def damaged(folder: ExperimentFolder) -> list[str]:
@@ -29,6 +31,16 @@ def damaged(folder: ExperimentFolder) -> list[str]:
 
 def edit_json(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}, indent=2))
+
+
+def edit_attempt(folder: ExperimentFolder, cell: str, **changes: Any) -> None:
+    """Change the first run's only attempt: its times by so many seconds."""
+    path = folder.run(cell, 1).attempts
+    value = json.loads(path.read_text())
+    for name, change in changes.items():
+        moved = name in ("start", "end")
+        value[name] = (datetime.fromisoformat(value[name]) + timedelta(seconds=change)).isoformat() if moved else change
+    path.write_text(json.dumps(value) + "\n")
 
 
 def test_what_nobody_touched_is_intact(folder: ExperimentFolder) -> None:
@@ -53,6 +65,69 @@ def test_a_changed_loss_with_its_hash_made_to_fit(folder: ExperimentFolder) -> N
     assert any(
         "result.json does not follow from metrics.jsonl: validation_loss is 1.0 instead of" in one for one in found
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "source"),
+    [
+        ("emulated", False, "config.yaml"),  # on CPUs FP8 is; not said so, its hours would count
+        ("flops_per_token", 1.0, "config.yaml"),
+        ("total_parameters", 1, "config.yaml"),
+        ("active_parameters", 1, "config.yaml"),
+        ("device_count", 8, "config.yaml"),
+        ("device_kind", "NVIDIA H100 80GB HBM3", "provenance.json"),
+        ("validation_loss_by_domain", {"code": 0.1}, "metrics.jsonl"),
+    ],
+)
+def test_a_changed_value_of_a_result(folder: ExperimentFolder, name: str, value: Any, source: str) -> None:
+    edit_json(folder.run(FP8, 1).result, **{name: value})
+    found = damaged(folder)
+    assert any(
+        one.startswith(f"{FP8}/seed-1: result.json does not follow from {source}: {name} is {value!r}") for one in found
+    )
+
+
+def test_hours_changed_in_the_books(folder: ExperimentFolder) -> None:
+    """Ten seconds more or less: the result holds the hash of the attempts that it rests on."""
+    path = folder.run(CELL, 1).attempts
+    edit_attempt(folder, CELL, end=10)
+    digest = sha256(path)[:12]
+    assert [
+        one for one in damaged(folder) if one.startswith(f"{CELL}/seed-1: attempts.jsonl was changed: SHA-256 {digest}")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"start": 3600}, "attempt 1 began after the first step that it logged"),
+        ({"end": -3600}, "attempt 1 ended before"),
+        ({"device_count": 2}, "attempt 1 held 2 devices instead of 1"),
+        ({"device_kind": "NVIDIA B200"}, "attempts.jsonl names 'NVIDIA B200' for the run, result.json 'cpu'"),
+    ],
+)
+def test_hours_changed_with_the_hash_made_to_fit(folder: ExperimentFolder, change: dict[str, Any], named: str) -> None:
+    """An attempt holds its devices for no less than its metrics took."""
+    run = folder.run(CELL, 1)
+    edit_attempt(folder, CELL, **change)
+    edit_json(run.result, files_sha256=hashes(run))
+    assert any(named in one for one in damaged(folder))
+
+
+def test_hours_of_a_run_without_a_result(folder: ExperimentFolder) -> None:
+    """They are part of the all-in cost, too."""
+    folder.run(CELL, 1).result.unlink()
+    edit_attempt(folder, CELL, end=-3600)
+    assert any(f"{CELL}/seed-1: attempts.jsonl says that attempt 1 ended before" in one for one in damaged(folder))
+
+
+def test_changed_provenance_and_routing(folder: ExperimentFolder) -> None:
+    run = folder.run(CELL, 1)
+    edit_json(run.provenance, git_commit="1" * 40)
+    run.routing.write_bytes(folder.run(CELL, 2).routing.read_bytes())
+    found = "\n".join(damaged(folder))
+    assert f"{CELL}/seed-1: provenance.json was changed" in found
+    assert f"{CELL}/seed-1: routing.parquet was changed" in found
 
 
 def test_results_of_two_runs_swapped(folder: ExperimentFolder) -> None:
@@ -102,9 +177,10 @@ def test_a_swapped_checkpoint(folder: ExperimentFolder) -> None:
     assert any("checkpoints/step-20 is another run's" in one for one in damaged(folder))
 
 
+@pytest.mark.parametrize("scope", ["", "ablations/few_experts/"])
 @pytest.mark.parametrize("table", ["runs", "steps", "attempts"])
-def test_an_edited_table(folder: ExperimentFolder, table: str) -> None:
-    path = folder.path / f"{table}.parquet"
+def test_an_edited_table(folder: ExperimentFolder, table: str, scope: str) -> None:
+    path = folder.path / f"{scope}{table}.parquet"
     column = {"runs": "validation_loss", "steps": "loss", "attempts": "device_hours"}[table]
     found = pq.read_table(path)
     values = found[column].to_pylist()
@@ -114,16 +190,9 @@ def test_an_edited_table(folder: ExperimentFolder, table: str) -> None:
     place = found.schema.get_field_index(column)
     pq.write_table(found.set_column(place, found.schema.field(place), pa.array(values, pa.float64())), path)
     assert any(
-        one.startswith(f"tables: {table}.parquet was changed: {column} in row 3 is 0.5 instead of")
+        one.startswith(f"{scope}tables: {table}.parquet was changed: {column} in row 3 is 0.5 instead of")
         for one in damaged(folder)
     )
-
-
-@pytest.mark.parametrize("table", ["runs", "steps", "attempts"])
-def test_a_truncated_table(folder: ExperimentFolder, table: str) -> None:
-    path = folder.path / f"{table}.parquet"
-    path.write_bytes(path.read_bytes()[:-40])
-    assert any(one.startswith(f"tables: {table}.parquet: the table cannot be read") for one in damaged(folder))
 
 
 def test_an_edited_verdict(folder: ExperimentFolder) -> None:
@@ -133,6 +202,98 @@ def test_an_edited_verdict(folder: ExperimentFolder) -> None:
     assert any(
         one.startswith("tables: claims.json is not what the tables and configs/claims say") for one in damaged(folder)
     )
+
+
+def test_edited_tables_figures_reports_and_plans(folder: ExperimentFolder) -> None:
+    """Of the experiment and of an ablation alike; one byte each."""
+    ablation = folder.ablation("few_experts")
+    edited = {
+        folder.plan_csv: "plan: plan.csv is not what the configuration say",
+        folder.plan_pdf: "plan: plan.pdf is not what the configuration say",
+        folder.figures / "loss.csv": "report: figures/loss.csv is not what was made",
+        folder.report_pdf: "report: report.pdf is not what was made",
+        ablation.claims: "ablations/few_experts/tables: claims.json is not what the tables",
+        ablation.comparisons: "ablations/few_experts/tables: comparisons.json is not what the tables",
+        ablation.figures / "loss.svg": "ablations/few_experts/report: figures/loss.svg is not what was made",
+        ablation.report_html: "ablations/few_experts/report: report.html is not what was made",
+    }
+    for path in edited:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    (folder.figures / "loss.png").unlink()
+    found = damaged(folder)
+    for named in (*edited.values(), "report: figures/loss.png is not what was made: it was changed, or is missing"):
+        assert any(one.startswith(named) for one in found), named
+
+
+ROT: dict[str, bytes | None] = {
+    "no UTF-8": b"\xff\xfe\x00",
+    "a character that YAML does not have": b"a: \x07\n",
+    "null": b"null\n",
+    "an empty object": b"{}\n",
+    "nothing": b"",
+    "a folder": None,
+}
+
+
+def rot(path: Path, content: bytes | None) -> None:
+    """Put other bytes, or a folder, in place of a file."""
+    path.unlink()
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ROT)
+def test_rot_of_a_runs_file_is_named(folder: ExperimentFolder, kind: str) -> None:
+    """Each file of another run: each is named, whatever it has become."""
+    cells = [CELL, OTHER, FP8]
+    runs = [folder.run(cell, seed) for seed in (1, 2) for cell in cells]
+    checkpoint = make_checkpoint(folder, CELL)
+    rotten = [runs[0].metrics, runs[1].attempts, runs[2].provenance, runs[3].config, runs[4].result, runs[5].routing]
+    for path in (*rotten, checkpoint / "hashes.json"):
+        rot(path, ROT[kind])
+    found = damaged(folder)
+    assert any("step-20 has no whole hashes.json" in one for one in found)
+    for path in rotten:
+        run = path.parent.relative_to(folder.runs).as_posix()
+        assert any(one.startswith(f"{run}: ") and path.name in one for one in found), path
+    assert not any("cannot be made sense of" in one for one in found)
+
+
+@pytest.mark.parametrize("kind", ROT)
+def test_rot_of_what_was_made_is_named(folder: ExperimentFolder, kind: str) -> None:
+    ablation = folder.ablation("few_experts")
+    rotten = [
+        folder.runs_table, folder.claims, folder.plan_csv, folder.report_pdf, folder.figure_hashes,
+        ablation.steps_table, ablation.comparisons, ablation.figures / "loss.csv", ablation.report_hashes,
+    ]  # fmt: skip
+    for path in rotten:
+        rot(path, ROT[kind])
+    found = damaged(folder)
+    for path in rotten:
+        scope = "ablations/few_experts/" if path.is_relative_to(ablation.path) else ""
+        assert any(one.startswith((f"{scope}tables: ", f"{scope}report: ", "plan: ")) and path.name in one
+                   for one in found), path  # fmt: skip
+    assert not any("cannot be made sense of" in one for one in found)
+
+
+def test_a_table_without_a_column(folder: ExperimentFolder) -> None:
+    table = pq.read_table(folder.steps_table)
+    pq.write_table(table.drop_columns(["grad_norm"]), folder.steps_table)
+    assert "tables: steps.parquet: the table has no column grad_norm" in damaged(folder)
+
+
+def test_the_verdict_is_written_whatever_the_files_have_become(folder: ExperimentFolder, root: Path) -> None:
+    run = folder.run(CELL, 1)
+    for path in (run.metrics, run.config, run.result, folder.claims, folder.runs_table):
+        rot(path, b"\xff\xfe\x00")
+    done = octavo(root, "verify", "results/synthetic", "--sample", "0")
+    assert done.returncode == 1
+    assert "FAILED" in done.stdout
+    assert not json.loads(folder.verification.read_text())["passed"]
 
 
 def test_the_verdict_is_recorded_and_can_be_asked_for(folder: ExperimentFolder, root: Path) -> None:

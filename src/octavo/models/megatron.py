@@ -63,16 +63,17 @@ def transformer_config(cell: CellConfig, options_beside: dict[str, Any]) -> Tran
         ) from error
 
 
-def fused_kernels(model: Architecture) -> dict[str, Any]:
+def fused_kernels(model: Architecture, *, deterministic: bool) -> dict[str, Any]:
     """The options for Transformer Engine's fused kernels between the matrix products, all of them off by default.
 
     Without the fused permutation a mixture spends time on moving tokens that it need not, and a dense model none: what
-    would be compared is who is fused.
+    would be compared is who is fused. The fused cross-entropy is not deterministic: Megatron-LM refuses it in
+    deterministic mode (0.16.1, megatron/training/arguments.py).
     """
     return {
         "apply_rope_fusion": model.attention.kind != "mla",  # for MLA Megatron-Core 0.16.1 fuses YaRN alone
         "moe_permute_fusion": model.experts is not None,
-        "cross_entropy_loss_fusion": True,
+        "cross_entropy_loss_fusion": not deterministic,
         "cross_entropy_fusion_impl": "te",
     }
 

@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
 
 def figures(results: Results, ablation: Ablation = None) -> None:
     """Draw the figures as PDF, SVG and PNG, with the data of each as CSV beside it."""
+    from octavo.files import write_hashes
     from octavo.layout import ExperimentFolder
     from octavo.report.figures import charts
     from octavo.report.inputs import load_inputs
@@ -39,6 +40,7 @@ def figures(results: Results, ablation: Ablation = None) -> None:
         with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             for done in [pool.submit(save, chart, inputs.styles, fresh) for chart in charts(inputs).values()]:
                 done.result()
+        write_hashes(fresh / inputs.folder.figure_hashes.name, list(fresh.iterdir()))
         shutil.rmtree(target, ignore_errors=True)
         fresh.rename(target)
     typer.echo(target)
@@ -46,6 +48,7 @@ def figures(results: Results, ablation: Ablation = None) -> None:
 
 def report(results: Results, ablation: Ablation = None) -> None:
     """Typeset report.pdf and write report.html."""
+    from octavo.files import write_hashes
     from octavo.layout import ExperimentFolder
     from octavo.report.content import document
     from octavo.report.figures import charts
@@ -58,4 +61,5 @@ def report(results: Results, ablation: Ablation = None) -> None:
     content = document(inputs, drawn)
     write_html(content, drawn, inputs.styles, inputs.folder.report_html)
     write_pdf(content, inputs.folder.figures, inputs.folder.report_pdf)
+    write_hashes(inputs.folder.report_hashes, [inputs.folder.report_html, inputs.folder.report_pdf])
     typer.echo(inputs.folder.report_pdf)

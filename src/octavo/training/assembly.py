@@ -58,7 +58,7 @@ def model_config(run: CellConfig, *, on_gpu: bool) -> TransformerConfig:
     """Megatron-Core's configuration of a run's model in its precision on a device."""
     options = precision.transformer_config_options(run.precision, on_gpu=on_gpu)
     if on_gpu and not run.precision.emulate:
-        options |= fused_kernels(run.model)
+        options |= fused_kernels(run.model, deterministic=run.training.deterministic)
     return transformer_config(run, options)
 
 

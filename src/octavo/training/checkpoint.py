@@ -2,13 +2,12 @@
 
 All ranks save into a folder whose name begins with a dot; when all are done the leading rank flushes it to disk and
 renames it, so that every `step-<n>` there is, is whole. It holds the model, the FP32 main parameters, the optimizer's
-state and the schedule. Tensors and plain values are read without executing anything that they hold; torch's own index
-of the files is a pickle: go on from checkpoints only that you made.
+state and the schedule. Nothing that a checkpoint holds is executed (`octavo.training.plain_reading`).
 """
 
 from __future__ import annotations
 
-import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,18 +15,23 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.strategies import torch as torch_strategy
+from megatron.core.dist_checkpointing.strategies.common import TorchCommonLoadStrategy
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict as load_shards
 from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 
 from octavo.errors import OctavoError
-from octavo.files import unwritable
+from octavo.files import flush, unwritable
 from octavo.training.assembly import unwrapped
+from octavo.training.plain_reading import PlainPlanner, PlainReader, check_scaling_state
 from octavo.training.seal import seal
 
 
@@ -71,9 +75,11 @@ class Checkpointer:
         if self.leads:
             try:
                 seal(partial, step, self.run_fingerprint, self.data_manifest_sha256)
-                _flush(partial)
+                for path in (*partial.rglob("*"), partial):
+                    flush(path)
                 shutil.rmtree(whole, ignore_errors=True)
                 partial.rename(whole)
+                flush(self.folder)
             except OSError as error:
                 raise unwritable(whole, error) from error
             for old in self.steps_in(self.folder)[: -self.keep]:
@@ -86,7 +92,11 @@ class Checkpointer:
             return 0
         path = self._of(steps[-1])
         try:
-            state: Any = dist_checkpointing.load(self._state(is_loading=True), str(path))
+            state: Any = dist_checkpointing.load(
+                self._state(is_loading=True), str(path), _PlainlyRead(), TorchCommonLoadStrategy()
+            )
+            for name, _ in self._models():
+                check_scaling_state(state[name])
         except (*_UNREADABLE, CheckpointException) as error:
             raise OctavoError(
                 f"the checkpoint cannot be read: {_last_line(error)}",
@@ -126,7 +136,10 @@ class Checkpointer:
         }
 
 
-_UNREADABLE = (OSError, EOFError, RuntimeError, KeyError, ValueError, dist_checkpointing.core.CheckpointingException)
+_UNREADABLE = (
+    OSError, EOFError, RuntimeError, LookupError, AttributeError, TypeError, ValueError, pickle.UnpicklingError,
+    dist_checkpointing.core.CheckpointingException,
+)  # fmt: skip
 
 
 def _reasons(error: BaseException) -> Iterator[BaseException]:
@@ -166,11 +179,17 @@ class _InProcess(torch_strategy.TorchDistSaveShardedStrategy):
         )
 
 
-def _flush(folder: Path) -> None:
-    """Force a folder's files to disk before the rename that calls them whole."""
-    for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+class _PlainlyRead(torch_strategy.TorchDistLoadShardedStrategy):
+    """The same format, read without executing anything: Megatron's own strategy knows but one reader and planner."""
+
+    def load(self, sharded_state_dict: Any, checkpoint_dir: str | Path) -> Any:
+        """This rank's shards, in the places of the tensors that describe them."""
+        by_key, places, names = torch_strategy._replace_state_dict_keys_with_sharded_keys(sharded_state_dict)
+        state = torch_strategy.mcore_to_pyt_state_dict(by_key, True)
+        tensors = [one for one in nested_values(sharded_state_dict) if isinstance(one, ShardedTensor)]
+        planner = PlainPlanner(shapes_validation_sharded_tensors=tensors)
+        load_shards(state, PlainReader(checkpoint_dir), planner=planner)
+        loaded = {name: torch_strategy._unwrap_pyt_sharded_tensor(value) for name, value in state.items()}
+        restored = torch_strategy._replace_sharded_keys_with_state_dict_keys(loaded, places, names)
+        torch_strategy._restore_dict_types(restored, sharded_state_dict)
+        return restored

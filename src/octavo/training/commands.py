@@ -81,14 +81,11 @@ def _resolve(folder: RunFolder, config: Path | None) -> RunConfig:
 
 def _set_environment(run: RunConfig) -> None:
     """Variables that torch and its libraries read when they are imported."""
-    from octavo.training.requirements import device_of
+    from octavo.training.requirements import deterministic_environment, device_of
 
     warnings.filterwarnings("ignore", module=r"megatron\.")  # of options that we chose, and of Apex
     if device_of(run).kind == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also where there is a GPU: a run is what it says
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(run.training.threads)
     if run.training.deterministic:
-        # cuBLAS, Transformer Engine and NCCL: bit-reproducible kernels and one order of sums
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        os.environ.setdefault("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")
-        os.environ.setdefault("NCCL_ALGO", "Ring")
+        os.environ.update(deterministic_environment(run, os.environ))

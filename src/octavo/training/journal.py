@@ -20,6 +20,7 @@ from typing import IO, Any
 from octavo.errors import OctavoError
 from octavo.files import atomic_path, read_json, unwritable, write_text
 from octavo.layout import RunFolder
+from octavo.privacy import redact
 from octavo.records import AttemptRecord, ExitReason, MetricsRecord, Result, read_lines, read_record
 
 MADE_BY = "octavo train {folder}"
@@ -147,14 +148,21 @@ class Journal:
         except OSError as error:
             raise unwritable(self.folder.metrics, error) from error
 
+    def keep(self) -> None:
+        """Force what was logged to disk: before a checkpoint is whole that goes on after these lines."""
+        try:
+            os.fsync(self._metrics.fileno())
+        except OSError as error:
+            raise unwritable(self.folder.metrics, error) from error
+
     def close(self, reason: ExitReason, last_step: int, error: str | None = None, **energy: Any) -> None:
-        """End the attempt."""
+        """End the attempt. Errors may name places and secrets of the machine, which the books do not hold."""
         self._metrics.close()
         ended = self.attempt.model_copy(
             update={
                 "end": datetime.now(UTC),
                 "exit_reason": reason,
-                "error": error,
+                "error": error and redact(error),
                 "last_step": last_step,
                 **energy,
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from octavo.errors import OctavoError
@@ -9,6 +10,15 @@ from octavo.experiment.cluster import Device
 from octavo.experiment.run import RunConfig, load_cluster
 from octavo.layout import configs
 from octavo.precision.recipes import check_recipe, version
+
+DETERMINISTIC = {
+    "CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8"),
+    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": ("0",),
+    "NCCL_ALGO": ("Ring", "Tree", "CollnetDirect", "CollnetChain", "^NVLS"),
+}
+"""What cuBLAS, Transformer Engine and NCCL must be told for kernels that repeat to the last bit and one order of sums:
+the value that is set, and others that do (torch's notes on reproducibility; Megatron-LM 0.16.1's --deterministic-mode).
+"""
 
 
 def device_of(run: RunConfig) -> Device:
@@ -38,6 +48,24 @@ def check_layout(run: RunConfig) -> None:
                 where=f"cell {run.cell} of experiment {run.experiment}",
                 fix="leave it out of the experiment, or run it on a GPU cluster",
             )
+
+
+def deterministic_environment(run: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of deterministic mode, as they are or as they must be set.
+
+    Raises OctavoError where one contradicts it, on GPUs: on CPUs nothing reads them.
+    """
+    found = {name: environment.get(name, values[0]) for name, values in DETERMINISTIC.items()}
+    wrong = [name for name, value in found.items() if value not in DETERMINISTIC[name]]
+    if wrong and device_of(run).kind == "gpu":
+        name = wrong[0]
+        raise OctavoError(
+            f"the environment says {name}={found[name]}, and the run is to be deterministic",
+            where=f"cell {run.cell} of experiment {run.experiment}",
+            expected=f"{name} unset, or one of {', '.join(DETERMINISTIC[name])}",
+            fix=f"unset {name}, or set training.deterministic: false in the experiment",
+        )
+    return found
 
 
 @dataclass(frozen=True)

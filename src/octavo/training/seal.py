@@ -29,10 +29,9 @@ def problems(checkpoint: Path, run_fingerprint: str, data_manifest_sha256: str) 
     """What is wrong with a checkpoint, one sentence each; nothing where it is what was sealed."""
     try:
         found = read_json(checkpoint / SEAL, made_by="octavo train")
-        of_run, of_data, step, files = (
-            found[key] for key in ("run_fingerprint", "data_manifest_sha256", "step", "files")
-        )
-    except (OctavoError, KeyError, TypeError):
+        of_run, of_data, step = (found[key] for key in ("run_fingerprint", "data_manifest_sha256", "step"))
+        files = dict(found["files"])
+    except (OctavoError, KeyError, TypeError, ValueError):
         return [f"{checkpoint.name} has no whole {SEAL}: it is half-written, or another version's"]
     if of_run != run_fingerprint or checkpoint.name != f"step-{step}":
         return [f"{checkpoint.name} is another run's or another step's: it was swapped"]
@@ -58,6 +57,6 @@ def discard_unsound(checkpoints: Path, run_fingerprint: str, data_manifest_sha25
 
 def _hashes(checkpoint: Path) -> dict[str, str]:
     """File name -> SHA-256; several files at a time, as hashing holds no lock."""
-    paths = sorted(path for path in checkpoint.iterdir() if path.name != SEAL)
+    paths = sorted(path for path in checkpoint.iterdir() if path.name != SEAL and path.is_file())
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         return dict(zip((path.name for path in paths), pool.map(sha256, paths), strict=True))

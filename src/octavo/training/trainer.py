@@ -87,9 +87,10 @@ class _Trainer:
             torch.distributed.barrier()
             self._build()
             ending = self._loop()
-            if ending != "signalled":
+            if ending == "signalled":
+                self._close(ending)
+            else:
                 self._write_result(ending)
-            self._close(ending)
         except BaseException as error:
             self._close_failed(error)
             raise
@@ -201,6 +202,8 @@ class _Trainer:
             if step % training.evaluation.interval == 0:
                 self._log_validation(self.validator.validate(training.evaluation.sequences))
             if step % training.checkpoints.interval == 0 or result.stop:
+                if self.journal:
+                    self.journal.keep()
                 self.checkpoints.save(step)
             if result.stop:
                 return "signalled"
@@ -256,6 +259,7 @@ class _Trainer:
                 validation_loss_by_domain=found.loss_by_domain if math.isfinite(found.loss) else None,
                 final_validation_loss=_finite(final.loss) if final else None,
                 final_validation_bits_per_byte=_finite(final.bits_per_byte) if final else None,
+                final_validation_loss_by_domain=final.loss_by_domain if final and math.isfinite(final.loss) else None,
             )
         )
 
@@ -277,6 +281,7 @@ class _Trainer:
     # --- ending -------------------------------------------------------------------------------------------------------
 
     def _write_result(self, ending: Ending) -> None:
+        """End the attempt and write what the run came to: the result vouches for the books, so it is the last."""
         run, validation = self.run, None
         if ending == "completed":
             probe = self.routers if self.routers.layers else None
@@ -288,8 +293,10 @@ class _Trainer:
             if probe and self.place.leads:
                 write_table(self.folder.routing, validation.routing_table(probe.layers), "routing")
         parameters = self._parameters_sha256()
+        self._close(ending)
         if not self.place.leads:
             return
+        files = (self.folder.attempts, self.folder.provenance, self.folder.routing)
         steps = {one.step: one for one in read_lines(self.folder.metrics, MetricsRecord) if one.step_seconds}
         last = [one.loss for step, one in steps.items() if step > self.total_steps * 0.9 and one.loss is not None]
         result = Result(
@@ -315,6 +322,7 @@ class _Trainer:
             device_kind=torch.cuda.get_device_name() if self.on_gpu else "cpu",
             device_count=self.place.world_size,
             metrics_sha256=sha256(self.folder.metrics),
+            files_sha256={path.name: sha256(path) for path in files if path.exists()},
             parameters_sha256=parameters,
             data_manifest_sha256=self.data.manifest_sha256,
         )

@@ -4,7 +4,8 @@ An RO-Crate (https://w3id.org/ro/crate/1.1) of the Workflow Run Crate profile 0.
 the workflow, and making the report from the runs the action. Inside, files lie where they lie in a checkout: unpacked,
 the archive is one, as far as a report needs. The same results give the same bytes.
 
-No checkpoint is in it, no text, no variable outside the trainer's allow-list, and no path of a home folder.
+No checkpoint is in it, no text, no variable outside the trainer's allow-list, and nothing that `octavo.privacy` finds:
+no path of a home folder or of the checkout, and no secret's value. What is damaged is not packed.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ import octavo
 from octavo.errors import OctavoError
 from octavo.experiment.config import FileTokenizer
 from octavo.experiment.run import Experiment, data_identifier, load_experiment
-from octavo.files import atomic_path, sha256, write_text
+from octavo.files import atomic_path, sha256
 from octavo.layout import ExperimentFolder, RunFolder, data_folder, repository
+from octavo.privacy import leak
 from octavo.records import AttemptRecord, Provenance, VerificationCheck, read_lines, read_record
 from octavo.training.provenance import ALLOWED_ENVIRONMENT
+from octavo.verification.integrity import check_files, scopes
 
 PROFILES = (
     "https://w3id.org/ro/wfrun/process/0.5",
@@ -44,6 +47,7 @@ MADE = (
     "attempts.parquet",
     "claims.json",
     "comparisons.json",
+    "report.hashes.json",
     "report.html",
     "report.pdf",
 )
@@ -53,7 +57,7 @@ VERBS = ("aggregate", "claims", "figures", "report")
 
 
 def write_bundle(folder: ExperimentFolder, target: Path) -> Path:
-    """Write the archive. Raises OctavoError where something is missing, or tells what it must not."""
+    """Write the archive. Raises OctavoError where something is missing or damaged, or tells what it must not."""
     experiment = load_experiment(folder.name)
     root = repository()
     files = dict(sorted(_files(experiment, folder, root)))
@@ -64,12 +68,18 @@ def write_bundle(folder: ExperimentFolder, target: Path) -> Path:
             where=folder.path,
             fix=f"snakemake {folder.report_pdf}",
         )
+    if damaged := [one for one in check_files(experiment, folder) if one.status == "damaged"]:
+        raise OctavoError(
+            f"{damaged[0].run}: {damaged[0].note}",
+            where=folder.path,
+            expected="results that are whole",
+            fix=f"see all that is damaged: octavo verify {folder.path} --sample 0",
+        )
     with tempfile.TemporaryDirectory() as name:
         crate = Path(name) / "crate"
         for place, path in files.items():
             (crate / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, crate / place)
-        _redact_attempts(crate)
         _check_secrets(crate)
         _describe(crate, experiment, sorted(files))
         _zip(crate, target)
@@ -85,7 +95,7 @@ def verify_bundle(archive: Path) -> list[VerificationCheck]:
         experiments = [path for path in sorted((root / "results").glob("*")) if (path / "runs.parquet").exists()]
         if len(experiments) != 1:
             raise OctavoError("the archive holds no experiment's results", where=archive, expected="an Octavo bundle")
-        for scope, ablation in _scopes(ExperimentFolder(experiments[0])):
+        for scope, ablation in _reported(ExperimentFolder(experiments[0])):
             checks += _make_again(root, experiments[0].name, scope.path, ablation)
         return checks
 
@@ -151,7 +161,7 @@ def _files(experiment: Experiment, folder: ExperimentFolder, root: Path) -> Iter
             yield path.relative_to(root).as_posix(), path
     made = [
         path
-        for scope, _ in _scopes(folder)
+        for scope, _ in _reported(folder)
         for path in [
             *(scope.path / one for one in MADE),
             *scope.figures.glob("[!.]*"),
@@ -167,35 +177,25 @@ def _files(experiment: Experiment, folder: ExperimentFolder, root: Path) -> Iter
                     yield f"{results}/{path.relative_to(folder.path).as_posix()}", path
 
 
-def _scopes(folder: ExperimentFolder) -> list[tuple[ExperimentFolder, str | None]]:
+def _reported(folder: ExperimentFolder) -> list[tuple[ExperimentFolder, str | None]]:
     """The experiment, and its ablations that have a report of their own."""
-    names = sorted(path.parent.name for path in folder.path.glob(f"ablations/*/{folder.report_pdf.name}"))
-    return [(folder, None), *((folder.ablation(name), name) for name in names)]
-
-
-def _redact_attempts(crate: Path) -> None:
-    """Errors of attempts may name places on the machine: its home and checkout become ~ and nothing."""
-    for path in crate.glob("results/*/runs/**/attempts.jsonl"):
-        text = path.read_text(encoding="utf-8")
-        for place in _private_places():
-            text = text.replace(place, "~/")
-        write_text(path, text)
+    return [(scope, ablation) for scope, ablation in scopes(folder) if ablation is None or scope.report_pdf.exists()]
 
 
 def _check_secrets(crate: Path) -> None:
     for path in sorted(path for path in crate.rglob("*") if path.is_file()):
         name = path.relative_to(crate).as_posix()
-        content = path.read_bytes()
-        for place in _private_places():
-            if place.encode() in content:
+        for text in _texts(path):
+            if found := leak(text):
                 raise OctavoError(
-                    f"the file names a place of this machine: {place}",
+                    f"the file names {found}",
                     where=name,
+                    expected="nothing that is this machine's or somebody's own",
                     fix="use paths relative to the checkout, then make the results again",
                 )
         if path.name == "provenance.json":
-            found = read_record(path, Provenance, made_by="octavo train")
-            if unknown := sorted(set(found.environment) - set(ALLOWED_ENVIRONMENT)):
+            recorded = read_record(path, Provenance, made_by="octavo train")
+            if unknown := sorted(set(recorded.environment) - set(ALLOWED_ENVIRONMENT)):
                 raise OctavoError(
                     f"the provenance holds the environment variable {unknown[0]}",
                     where=name,
@@ -203,10 +203,19 @@ def _check_secrets(crate: Path) -> None:
                 )
 
 
-def _private_places() -> list[str]:
-    """The checkout's and the home folder's paths, the longest first, each with a slash at its end."""
-    places = {str(repository()), str(Path.home()), os.environ.get("HOME", "")}
-    return sorted((f"{place.rstrip('/')}/" for place in places if place.rstrip("/")), key=len, reverse=True)
+def _texts(path: Path) -> Iterator[str]:
+    """What a file says: its bytes as text, and of a table, which is compressed, every text in it."""
+    yield path.read_bytes().decode("utf-8", errors="replace")
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.compute as pc
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(path)
+        yield str(table.schema.metadata)
+        for column in table.columns:
+            if pa.types.is_string(column.type):
+                yield "\n".join(str(one) for one in pc.unique(column).to_pylist())
 
 
 def _described_files(root: Path) -> Iterator[str]:

@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
+    context: typer.Context,
     results: Annotated[
         Path | None, typer.Argument(metavar="results/EXPERIMENT", help="The experiment's results folder.")
     ] = None,
@@ -49,6 +50,7 @@ def verify(
     """
     from octavo.layout import ExperimentFolder
 
+    _check_options(context)
     if bundle is not None:
         from octavo.verification.bundle import verify_bundle
 
@@ -69,22 +71,49 @@ def verify(
         _end(found.checks, str(folder.verification))
     from octavo.verification.verify import verify as verify_results
 
-    chosen = [gate for gate in gates.split(",") if gate]
+    chosen = list(dict.fromkeys(gate.strip() for gate in gates.split(",") if gate.strip()))
     if unknown := sorted(set(chosen) - set(GATES)):
         raise OctavoError(f"there is no gate {unknown[0]!r}", where="--gates", expected=f"any of {', '.join(GATES)}")
     found = verify_results(folder, sample=sample, gates=chosen, seed=seed, steps=steps)
     _end(found.checks, str(folder.verification), record=record)
 
 
+ALONE = {"bundle": "--bundle", "against": "--against", "check": "--check"}
+"""What `octavo verify` does instead of looking at files and training again: it has no other options then."""
+
+
+def _check_options(context: typer.Context) -> None:
+    """Refuse an option that another one leaves without a meaning."""
+    given = [
+        name
+        for name in context.params
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    ]
+    for instead in (name for name in ALONE if name in given):
+        allowed = {instead} if instead == "bundle" else {instead, "results"}
+        if others := [name for name in given if name not in allowed]:
+            shown = "results/EXPERIMENT" if others[0] == "results" else f"--{others[0]}"
+            raise OctavoError(
+                f"{shown} has no meaning beside {ALONE[instead]}", where="octavo verify", fix="leave one of them out"
+            )
+
+
 def trace(
-    number: Annotated[str, typer.Argument(help="claims.2.effect, comparisons.0.loss_difference, runs.<run>.<column>")],
+    number: Annotated[
+        str,
+        typer.Argument(
+            help="claims.2.effect, comparisons.0.loss_difference, runs.<run>.<column>, "
+            "attempts.<run>/<attempt>.<column>, steps.<run>/<step>.<column>, plan.<cell>.<column>"
+        ),
+    ],
     results: Annotated[Path, typer.Option(help="The experiment's results folder.")] = Path("results/laptop"),
+    ablation: Annotated[str | None, typer.Option(help="In the tables and verdicts of this ablation's report.")] = None,
 ) -> None:
     """Follow a number of the report to its runs, attempts, steps, configuration, data, image, lock and commit."""
     from octavo.layout import ExperimentFolder
     from octavo.verification.trace import trace as follow
 
-    for line in follow(ExperimentFolder(results), number):
+    for line in follow(ExperimentFolder(results), number, ablation):
         typer.echo(line)
 
 
@@ -106,18 +135,20 @@ def bundle(
 
         typer.echo(write_reference(folder, output or results.parent / "reference" / folder.name))
         return
+    from octavo.files import atomic_path
     from octavo.verification.bundle import verify_bundle, write_bundle
 
-    archive = write_bundle(folder, output or folder.path / "bundle.zip")
-    different = [one.run for one in verify_bundle(archive) if one.status != "identical"]
-    if different:
-        archive.unlink()
-        raise OctavoError(
-            f"made again from the runs, {', '.join(different)} would be other bytes: it is old, or was changed",
-            where=folder.path,
-            expected="a report that was made of these results by this Octavo",
-            fix=f"snakemake --profile workflow/profiles/local --forcerun aggregate -- {folder.report_pdf}",
-        )
+    archive = output or folder.path / "bundle.zip"
+    with atomic_path(archive) as temporary:  # an archive is one only when its report could be made again from it
+        write_bundle(folder, temporary)
+        different = [one.run for one in verify_bundle(temporary) if one.status != "identical"]
+        if different:
+            raise OctavoError(
+                f"made again from the runs, {', '.join(different)} would be other bytes: it is old, or was changed",
+                where=folder.path,
+                expected="a report that was made of these results by this Octavo",
+                fix=f"snakemake --profile workflow/profiles/local --forcerun aggregate -- {folder.report_pdf}",
+            )
     typer.echo(archive)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from octavo.errors import OctavoError
 from octavo.layout import RunFolder
 from octavo.records import MetricsRecord, Provenance, read_lines, read_record
 
@@ -19,6 +20,7 @@ COMPARED = (
     "loss", "aux_loss", "multi_token_prediction_loss", "grad_norm", "learning_rate", "expert_load", "fp8_underflow",
     "fp8_overflow", "fp8_amax", "fp8_product_error", "validation_loss", "validation_bits_per_byte",
     "validation_loss_by_domain", "final_validation_loss", "final_validation_bits_per_byte",
+    "final_validation_loss_by_domain",
 )  # fmt: skip
 
 
@@ -100,18 +102,24 @@ def different_tensors(original: RunFolder, again: RunFolder) -> list[str]:
 
 
 def _tensors(checkpoint: Path) -> dict[str, Any]:
-    """Every tensor of a checkpoint by name."""
+    """Every tensor of a checkpoint by name; OctavoError where it cannot be read without executing what it holds."""
     import torch
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
 
-    reader = FileSystemReader(checkpoint)
-    described = reader.read_metadata().state_dict_metadata
-    tensors = {
-        name: torch.empty(one.size, dtype=one.properties.dtype)
-        for name, one in described.items()
-        if isinstance(one, TensorStorageMetadata)
-    }
-    load(tensors, storage_reader=reader, no_dist=True)
+    from octavo.training.plain_reading import PlainReader
+
+    try:
+        reader = PlainReader(checkpoint)
+        tensors = {
+            name: torch.empty(one.size, dtype=one.properties.dtype)
+            for name, one in reader.index.state_dict_metadata.items()
+            if isinstance(one, TensorStorageMetadata)
+        }
+        load(tensors, storage_reader=reader, no_dist=True)
+    except (Exception, CheckpointException) as error:  # a rotten pickle raises anything
+        lines = str(error).strip().splitlines()
+        reason = lines[-1] if lines else type(error).__name__
+        raise OctavoError(f"the checkpoint cannot be read: {reason}", where=checkpoint) from error
     return tensors

@@ -1,20 +1,26 @@
-"""Whether the files of an experiment are what the runs wrote: tamper and rot, named.
+"""Whether the files of an experiment are what the runs and the stages wrote: tamper and rot, named.
 
-A run's result holds the hash of its metrics, and says what follows from them; tables and verdicts are what aggregation
-makes of the runs; a data set's manifest holds its hashes, and results the manifest's. Whoever changes metrics, result
-and hashes together is found by making the run again (`octavo.verification.gates`), not here.
+A run's result holds the hashes of its metrics, attempts, provenance and routing, and says what follows from them and
+from its configuration; tables, verdicts and the plan are made again and compared; figures and reports lie beside their
+hashes; a data set's manifest holds its hashes, and results the manifest's. Whoever changes metrics, result and hashes
+together is found by making the run again (`octavo.verification.verify`), not here; but nothing that trains again can
+find a time that was changed in all files alike: on a cluster, `octavo reconcile` holds the hours against Slurm's.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from octavo.errors import OctavoError
 from octavo.experiment.run import CellConfig, Experiment, RunConfig, data_identifier, read_run_config
-from octavo.files import read_json, sha256
+from octavo.files import changed_files, sha256
 from octavo.layout import ExperimentFolder, RunFolder, data_folder, repository
+from octavo.models.parameters import matched_quantity
 from octavo.records import (
     TABLE_FIELDS,
     AttemptRecord,
@@ -31,36 +37,74 @@ from octavo.training import seal
 
 MADE_BY = "octavo train {folder}"
 
+CLOCK_SECONDS = 0.01
+"""How far two times of one process may be out of order: they are rounded to microseconds, and the clock is steered."""
+
 
 def check_files(experiment: Experiment, folder: ExperimentFolder) -> list[VerificationCheck]:
-    """One check for everything that is damaged, and one for each kind of file that is intact."""
+    """One check for everything that is damaged, and one for each kind of file that is intact.
+
+    Whatever rot made of a file is a check, too: nothing is raised.
+    """
     runs = [(cell, seed, folder.run(cell.cell, seed)) for cell, seed in experiment.runs()]
     finished = [one for one in runs if one[2].result.exists()]
     manifest = repository() / data_folder(data_identifier(experiment.file.data, experiment.file.tokenizer))
-    checks = [*_collect("data", _check_data(manifest, finished), "every file of the data set has its manifest's hash")]
+    checks = [*_collect("data", "every file of the data set has its manifest's hash", _check_data(manifest, finished))]
     damaged = [
         _damaged(f"{cell.cell}/seed-{seed}", problem)
         for cell, seed, run in finished
-        for problem in _problems(lambda cell=cell, seed=seed, run=run: check_run(experiment, cell, seed, run))
+        for problem in check_run(experiment, cell, seed, run)
     ]
-    checks += damaged or [
-        _intact("runs", f"{len(finished)} runs: results follow from metrics, metrics have their hash")
+    damaged += [
+        _damaged(run.path.relative_to(folder.runs).as_posix(), problem)
+        for run in _unfinished(folder, [run for _, _, run in finished])
+        for problem in _problems(partial(_check_attempts, run))
     ]
+    checks += damaged or [_intact("runs", f"{len(finished)} runs: results follow from metrics, files have their hash")]
     for cell, seed, run in runs:
         if not run.result.exists():
-            note = "there is no result yet"
-            checks.append(
-                VerificationCheck(
-                    gate="integrity", run=f"{cell.cell}/seed-{seed}", status="not testable here", note=note
-                )
-            )
-    if not damaged:  # tables cannot be made again from damaged runs
-        checks += _check_tables(experiment, folder)
+            checks.append(_not_testable(f"{cell.cell}/seed-{seed}", "there is no result yet"))
+    well = "the plan is what the configuration makes again"
+    checks += _collect("plan", well, partial(_check_plan, experiment, folder))
+    for scope, ablation in scopes(folder):
+        name = f"ablations/{ablation}/" if ablation else ""
+        if ablation and ablation not in experiment.file.ablations:
+            checks.append(_not_testable(f"ablations/{ablation}", "the experiment has no such ablation any more"))
+            continue
+        if not damaged:  # tables cannot be made again from damaged runs
+            well = "tables and verdicts are what the runs make again"
+            checks += _collect(f"{name}tables", well, partial(_check_tables, experiment, folder, scope, ablation))
+        if scope.figures.is_dir() or scope.report_pdf.exists() or scope.report_html.exists():
+            well = "figures and report have the hashes that they were made with"
+            checks += _collect(f"{name}report", well, partial(_check_figures, scope), partial(_check_report, scope))
     return checks
 
 
-def check_run(experiment: Experiment, cell: CellConfig, seed: int, folder: RunFolder) -> Iterator[str]:
+def scopes(folder: ExperimentFolder) -> list[tuple[ExperimentFolder, str | None]]:
+    """The experiment, and those of its ablations that have tables or reports of their own."""
+    names = sorted(path.name for path in folder.path.glob("ablations/*") if path.is_dir())
+    return [(folder, None), *((folder.ablation(name), name) for name in names)]
+
+
+def _unfinished(folder: ExperimentFolder, finished: list[RunFolder]) -> Iterator[RunFolder]:
+    """What was paid for without being a result: runs that go on, those of cells and configurations of the past."""
+    for run in folder.run_folders():
+        if run not in finished:
+            yield run
+        yield from (RunFolder(path) for path in sorted(run.superseded.glob("*")))
+
+
+def check_run(experiment: Experiment, cell: CellConfig, seed: int, folder: RunFolder) -> list[str]:
     """What is wrong with a finished run, one sentence each."""
+    return _problems(
+        partial(_check_result, experiment, cell, seed, folder),
+        partial(_check_attempts, folder),
+        partial(_check_checkpoints, folder),
+    )
+
+
+def _check_result(experiment: Experiment, cell: CellConfig, seed: int, folder: RunFolder) -> Iterator[str]:
+    """Whether a result is of this run, and its files are those that it was written with."""
     made_by = MADE_BY.format(folder=folder.path)
     result = read_record(folder.result, Result, made_by=made_by)
     run = experiment.run(cell.cell, seed)
@@ -72,28 +116,66 @@ def check_run(experiment: Experiment, cell: CellConfig, seed: int, folder: RunFo
     if (digest := sha256(folder.metrics) if folder.metrics.exists() else None) != result.metrics_sha256:
         found = f"{digest[:12]} instead of {result.metrics_sha256[:12]}" if digest else "missing"
         yield f"metrics.jsonl was changed: SHA-256 {found}"
-    yield from _result_follows(result, run, folder)
+    for path in (folder.attempts, folder.provenance, folder.routing):
+        recorded, found = result.files_sha256.get(path.name), sha256(path) if path.exists() else None
+        if recorded != found:
+            yield f"{path.name} was changed: SHA-256 {_short(found)} instead of {_short(recorded)}"
     provenance = read_record(folder.provenance, Provenance, made_by=made_by)
-    if provenance.data_manifest_sha256 != result.data_manifest_sha256:
-        yield "provenance.json names another data set than result.json"
+    yield from _result_follows(result, run, folder, experiment, provenance)
+    for name, value in (
+        ("data_manifest_sha256", result.data_manifest_sha256),
+        ("emulated", result.emulated),
+        ("threads", run.training.threads),
+        ("deterministic", run.training.deterministic),
+    ):
+        if (found := getattr(provenance, name)) != value:
+            yield f"provenance.json is another run's: {name} is {found!r} instead of {value!r}"
     attempts = read_lines(folder.attempts, AttemptRecord)
     if not attempts or attempts[-1].exit_reason != result.status or attempts[-1].last_step != result.steps:
         yield "attempts.jsonl does not end with the attempt that finished the run"
-    if [one.attempt for one in attempts] != list(range(1, len(attempts) + 1)):
-        yield "attempts.jsonl lacks an attempt"
+    if attempts and attempts[-1].device_kind != result.device_kind:
+        yield f"attempts.jsonl names {attempts[-1].device_kind!r} for the run, result.json {result.device_kind!r}"
+    for one in attempts:
+        if one.device_count != run.parallelism.world_size:
+            devices = f"{one.device_count} devices instead of {run.parallelism.world_size}"
+            yield f"attempts.jsonl says that attempt {one.attempt} held {devices}"
     if folder.routing.exists():
         read_table(folder.routing, "routing", made_by=made_by)
-    yield from _check_checkpoints(folder, result)
 
 
-def _result_follows(result: Result, run: RunConfig, folder: RunFolder) -> Iterator[str]:
-    """Whether a result says what its metrics say."""
+def _check_attempts(folder: RunFolder) -> Iterator[str]:
+    """Whether the books of a run are whole, and no attempt is shorter than what it logged took."""
+    attempts = read_lines(folder.attempts, AttemptRecord)
+    if [one.attempt for one in attempts] != list(range(1, len(attempts) + 1)):
+        yield "attempts.jsonl lacks an attempt"
+    logged: dict[int, list[MetricsRecord]] = {}
+    for line in read_lines(folder.metrics, MetricsRecord):
+        logged.setdefault(line.attempt, []).append(line)
+    if unknown := sorted(logged.keys() - {one.attempt for one in attempts}):
+        yield f"attempts.jsonl lacks attempt {unknown[0]}, which metrics.jsonl has lines of"
+    for one in attempts:
+        if one.end and one.end < one.start:
+            yield f"attempts.jsonl says that attempt {one.attempt} ended before it began"
+        if not (lines := logged.get(one.attempt)):
+            continue
+        began, last = lines[0].time - (lines[0].step_seconds or 0.0), lines[-1].time
+        if one.start.timestamp() > began + CLOCK_SECONDS:
+            yield f"attempts.jsonl says that attempt {one.attempt} began after the first step that it logged"
+        if one.end and one.end.timestamp() < last - CLOCK_SECONDS:
+            yield f"attempts.jsonl says that attempt {one.attempt} ended before the last line that it logged"
+
+
+def _result_follows(
+    result: Result, run: RunConfig, folder: RunFolder, experiment: Experiment, provenance: Provenance
+) -> Iterator[str]:
+    """Whether a result says what its metrics, its configuration and its provenance say."""
     lines = read_lines(folder.metrics, MetricsRecord)
     steps = {line.step: line for line in lines if line.step_seconds}
     final = next((line for line in reversed(lines) if line.final_validation_loss is not None), None)
     last = [one.loss for step, one in steps.items() if step > run.training.total_steps * 0.9 and one.loss is not None]
     complete = result.status == "completed"
-    expected = {
+    by_domain = final.final_validation_loss_by_domain if complete and final else None
+    logged: dict[str, Any] = {
         "experiment": run.experiment,
         "cell": run.cell,
         "architecture": run.architecture,
@@ -105,15 +187,32 @@ def _result_follows(result: Result, run: RunConfig, folder: RunFolder) -> Iterat
         "training_loss": sum(last) / len(last) if complete and last else None,
         "validation_loss": final.final_validation_loss if complete and final else None,
         "validation_bits_per_byte": final.final_validation_bits_per_byte if complete and final else None,
+        "validation_loss_by_domain": by_domain or {},
         "training_seconds": sum(one.step_seconds or 0.0 for one in steps.values()),
     }
-    for name, value in expected.items():
-        if (found := getattr(result, name)) != value:
-            yield f"result.json does not follow from metrics.jsonl: {name} is {found!r} instead of {value!r}"
+    length = run.training.sequence_length
+    on_cpu = experiment.device.kind == "cpu"
+    configured: dict[str, Any] = {
+        "flops_per_token": matched_quantity(run.model, "flops_per_token", length),
+        "total_parameters": round(matched_quantity(run.model, "total_parameters", length)),
+        "active_parameters": round(matched_quantity(run.model, "active_parameters", length)),
+        "emulated": run.precision.recipe != "bf16" and (on_cpu or run.precision.emulate),
+        "device_count": run.parallelism.world_size,
+    }
+    recorded = {"device_kind": provenance.hardware.get("gpu") or "cpu"}
+    for source, expected in (
+        ("metrics.jsonl", logged),
+        ("config.yaml", configured),
+        ("provenance.json", recorded),
+    ):
+        for name, value in expected.items():
+            if (found := getattr(result, name)) != value:
+                yield f"result.json does not follow from {source}: {name} is {found!r} instead of {value!r}"
 
 
-def _check_checkpoints(folder: RunFolder, result: Result) -> Iterator[str]:
+def _check_checkpoints(folder: RunFolder) -> Iterator[str]:
     """Whether the checkpoints that are kept are the run's, byte for byte."""
+    result = read_record(folder.result, Result, made_by=MADE_BY.format(folder=folder.path))
     for checkpoint in sorted(folder.checkpoints.glob("step-*")):
         for problem in seal.problems(checkpoint, result.run_fingerprint, result.data_manifest_sha256):
             yield f"checkpoints/{problem}"
@@ -127,39 +226,73 @@ def _check_data(folder: Path, finished: list[tuple[CellConfig, int, RunFolder]])
         check_data_files(folder, read_manifest(folder))
         digest = sha256(folder / "manifest.json")
         for cell, seed, run in finished:
-            value = read_json(run.result, made_by=MADE_BY.format(folder=run.path)).get("data_manifest_sha256")
-            if value != digest:
-                other = f"manifest {str(value)[:12]} instead of {digest[:12]}"
-                yield f"{cell.cell}/seed-{seed} was trained on another data set: {other}"
+            with suppress(OctavoError):  # a result that cannot be read is named where its run is looked at
+                found = read_record(run.result, Result, made_by=MADE_BY.format(folder=run.path)).data_manifest_sha256
+                if found != digest:
+                    other = f"manifest {found[:12]} instead of {digest[:12]}"
+                    yield f"{cell.cell}/seed-{seed} was trained on another data set: {other}"
 
     return look
 
 
-def _check_tables(experiment: Experiment, folder: ExperimentFolder) -> list[VerificationCheck]:
-    """Tables and verdicts against what aggregation makes of the same runs."""
+def _check_plan(experiment: Experiment, folder: ExperimentFolder) -> Iterator[str]:
+    """The plan against what planning makes of the same configuration."""
+    from octavo.forecast.document import write_plan
+    from octavo.forecast.plan import plan_frame, plan_record
+
+    if not folder.plan_csv.exists():  # a bundle's, or a report's without one
+        return
+    with tempfile.TemporaryDirectory() as name:
+        fresh = ExperimentFolder(Path(name) / folder.name)
+        frame = plan_frame(experiment)
+        write_plan(fresh, frame, plan_record(experiment, frame))
+        yield from _byte_differences((folder.plan_csv, folder.plan_pdf), fresh.path, "the configuration")
+
+
+def _check_tables(
+    experiment: Experiment, folder: ExperimentFolder, scope: ExperimentFolder, ablation: str | None
+) -> Iterator[str]:
+    """Tables and verdicts of the experiment or of one ablation against what aggregation makes of the same runs."""
     from octavo.accounting.books import attempts_frame
     from octavo.evidence.aggregate import aggregate
     from octavo.evidence.verdicts import write_verdicts
     from octavo.layout import configs
 
-    if not folder.runs_table.exists():
-        return [_damaged("tables", f"{folder.runs_table.name} is missing")]
+    if not scope.runs_table.exists():
+        yield f"{scope.runs_table.name} is missing"
+        return
     with tempfile.TemporaryDirectory() as name:
-        fresh = ExperimentFolder(Path(name) / folder.name)
-        fresh.path.mkdir()
-        fresh.runs.symlink_to(folder.runs.resolve())
+        whole = ExperimentFolder(Path(name) / folder.name)
+        whole.path.mkdir()
+        whole.runs.symlink_to(folder.runs.resolve())
+        fresh = aggregate(experiment, whole, attempts_frame(experiment), ablation)
+        for table in ("runs", "steps", "attempts"):
+            yield from _table_differences(scope, fresh, table)
+        if scope.claims.exists() or scope.comparisons.exists() or scope.report_pdf.exists():
+            write_verdicts(whole, configs(), ablation)
+            yield from _byte_differences((scope.claims, scope.comparisons), fresh.path, "the tables and configs/claims")
 
-        def look() -> Iterator[str]:
-            aggregate(experiment, fresh, attempts_frame(experiment))
-            for table in ("runs", "steps", "attempts"):
-                yield from _table_differences(folder, fresh, table)
-            if folder.claims.exists():
-                write_verdicts(fresh, configs(), None)
-                for path in (folder.claims, folder.comparisons):
-                    if path.read_bytes() != (fresh.path / path.name).read_bytes():
-                        yield f"{path.name} is not what the tables and configs/claims say: it was changed, or is old"
 
-        return _collect("tables", look, "tables and verdicts are what the runs make again")
+def _check_figures(scope: ExperimentFolder) -> Iterator[str]:
+    files = [path for path in scope.figures.glob("[!.]*") if path != scope.figure_hashes]  # Snakemake's is hidden
+    if scope.figures.is_dir():
+        for name in changed_files(scope.figure_hashes, files, made_by=f"snakemake {scope.report_pdf}"):
+            yield f"figures/{name} is not what was made: it was changed, or is missing"
+
+
+def _check_report(scope: ExperimentFolder) -> Iterator[str]:
+    files = [path for path in (scope.report_pdf, scope.report_html) if path.exists()]
+    if files:
+        for name in changed_files(scope.report_hashes, files, made_by=f"snakemake {scope.report_pdf}"):
+            yield f"{name} is not what was made: it was changed, or is missing"
+
+
+def _byte_differences(files: tuple[Path, ...], fresh: Path, source: str) -> Iterator[str]:
+    for path in files:
+        if not path.exists():
+            yield f"{path.name} is missing"
+        elif not path.is_file() or path.read_bytes() != (fresh / path.name).read_bytes():
+            yield f"{path.name} is not what {source} say: it was changed, or is old"
 
 
 def _table_differences(folder: ExperimentFolder, fresh: ExperimentFolder, table: TableName) -> Iterator[str]:
@@ -167,35 +300,47 @@ def _table_differences(folder: ExperimentFolder, fresh: ExperimentFolder, table:
 
     path, again = folder.path / f"{table}.parquet", fresh.path / f"{table}.parquet"
     try:
-        read_table(path, table, made_by=f"octavo aggregate {folder.path}", columns=[])
-        found = pq.read_table(path)
-    except (OctavoError, OSError) as error:
-        yield f"{path.name}: {str(error).splitlines()[0]}"
+        read_table(path, table, made_by=f"octavo aggregate {folder.path}")
+    except OctavoError as error:
+        yield f"{path.name}: {error.found.splitlines()[0]}"
         return
+    found = pq.read_table(path)
     made = pq.read_table(again)
     if found.num_rows != made.num_rows:
         yield f"{path.name} has {found.num_rows} rows instead of {made.num_rows}"
         return
     for column, _, _ in TABLE_FIELDS[table]:
+        if found[column].equals(made[column]):
+            continue
         left, right = found[column].to_pylist(), made[column].to_pylist()
         row = next((row for row, (one, other) in enumerate(zip(left, right, strict=True)) if one != other), None)
         if row is not None:
             yield f"{path.name} was changed: {column} in row {row} is {left[row]!r} instead of {right[row]!r}"
 
 
-def _problems(look: Callable[[], Iterator[str]]) -> list[str]:
-    """What is wrong, an unreadable file included."""
+def _problems(*looks: Callable[[], Iterator[str]]) -> list[str]:
+    """What is wrong, each sentence once, unreadable files included: one look does not end the others."""
     found: list[str] = []
-    try:
-        for problem in look():
-            found.append(problem)
-    except OctavoError as error:
-        found.append(f"{Path(error.where.split()[0]).name if error.where else 'a file'}: {error.found}")
-    return found
+    for look in looks:
+        try:
+            for problem in look():
+                found.append(problem)
+        except OctavoError as error:
+            found.append(f"{_file_name(error.where)}: {error.found.splitlines()[0]}")
+        except OSError as error:
+            found.append(f"{_file_name(error.filename)}: {error.strerror}")
+        except Exception as error:  # of a file that is whole by its form, and whose content makes no sense
+            found.append(f"a file cannot be made sense of: {type(error).__name__}: {error}")
+    return list(dict.fromkeys(found))
 
 
-def _collect(name: str, look: Callable[[], Iterator[str]], well: str) -> list[VerificationCheck]:
-    return [_damaged(name, problem) for problem in _problems(look)] or [_intact(name, well)]
+def _file_name(where: str | None) -> str:
+    """`results/x/attempts.jsonl:3` -> `attempts.jsonl:3`."""
+    return Path(where.split()[0]).name if where else "a file"
+
+
+def _collect(name: str, well: str, *looks: Callable[[], Iterator[str]]) -> list[VerificationCheck]:
+    return [_damaged(name, problem) for problem in _problems(*looks)] or [_intact(name, well)]
 
 
 def _damaged(run: str, note: str) -> VerificationCheck:
@@ -204,3 +349,11 @@ def _damaged(run: str, note: str) -> VerificationCheck:
 
 def _intact(run: str, note: str) -> VerificationCheck:
     return VerificationCheck(gate="integrity", run=run, status="intact", note=note)
+
+
+def _not_testable(run: str, note: str) -> VerificationCheck:
+    return VerificationCheck(gate="integrity", run=run, status="not testable here", note=note)
+
+
+def _short(digest: str | None) -> str:
+    return digest[:12] if digest else "none"

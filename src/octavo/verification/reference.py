@@ -1,21 +1,25 @@
-"""Published results to hold one's own against: configurations, losses, hashes and the environment, without the runs.
+"""Published results to hold one's own against: configurations, losses, hours, cost and environment, without the runs.
 
-`results/reference/<experiment>/reference.json` is made by `octavo bundle --reference` of the pipeline's own results.
-Compared with it, a run is *identical* (its final parameters and its loss are the same bits), or its cell is *equal
-within tolerance*: over the seeds that both have, the losses differ on average by no more than the reference's do
-between seeds (`octavo.verification.verify`); or it is *different*. Which part of the environment differs is said.
+`results/reference/<experiment>/reference.json` is made by `octavo bundle --reference` of the pipeline's own results; no
+hash in it rests on a time. Compared with it, a run is *identical* (every logged number, its loss and its final
+parameters are the same bits), or its cell is *equal within tolerance*: over the seeds that both have, the losses differ
+on average by no more than the reference's do between seeds (`octavo.verification.verify`); or it is *different*, as is
+a verdict that is another one. In another environment sameness to the last bit is not to be had: what differs is said.
+Hours and cost are shown beside the published ones and decide nothing: they are another machine's.
 """
 
 from __future__ import annotations
 
+from itertools import groupby
+from math import isnan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from octavo.errors import OctavoError
-from octavo.experiment.run import Experiment, load_experiment
-from octavo.files import sha256, write_text
-from octavo.layout import ExperimentFolder
+from octavo.experiment.run import load_experiment
+from octavo.files import fingerprint, write_text
+from octavo.layout import ExperimentFolder, RunFolder
 from octavo.records import (
     SCHEMA_VERSION,
     ClaimsFile,
@@ -26,8 +30,9 @@ from octavo.records import (
     Verdict,
     VerificationCheck,
     read_record,
+    read_table,
 )
-from octavo.verification.compare import environment
+from octavo.verification.compare import counted_metrics, environment
 from octavo.verification.verify import pooled_spread
 
 
@@ -37,12 +42,19 @@ class ReferenceRun(Record):
     cell: str
     seed: int
     run_fingerprint: str
+    data_manifest_sha256: str
     status: str
     steps: int
+    tokens: int
     training_loss: float | None
     validation_loss: float | None
     validation_bits_per_byte: float | None
-    metrics_sha256: str
+    device_hours_final: float | None
+    device_hours_all_in: float | None
+    cost_final: float | None
+    cost_all_in: float | None
+    numbers_sha256: str
+    """Over every logged number that the run is a function of (`octavo.verification.compare`): no times."""
     parameters_sha256: str | None
 
 
@@ -61,21 +73,20 @@ class Reference(Record):
     schema_version: int = SCHEMA_VERSION
     experiment: str
     commit: str | None
-    environment: dict[str, Any]
-    """What may change numbers, as `octavo.verification.compare.environment` flattens it."""
+    environment: dict[str, list[Any]]
+    """What may change numbers, as `octavo.verification.compare.environment` flattens it: the values of all runs."""
     machine: dict[str, Any]
-    """The whole of the provenance's hardware."""
-    data_manifest_sha256: str
+    """The whole of the first run's hardware."""
+    currency: str
+    """Of the costs."""
     configurations: dict[str, Any]
     """Cell -> its resolved configuration."""
-    tables: dict[str, str]
-    """File -> SHA-256."""
     runs: list[ReferenceRun]
     claims: list[ReferenceClaim]
 
 
 def write_reference(folder: ExperimentFolder, target: Path) -> Path:
-    """Write `reference.json` below `target`. Raises OctavoError where a run is missing."""
+    """Write `reference.json` below `target`. Raises OctavoError where a run or the tables are missing."""
     found = describe(folder)
     path = target / "reference.json"
     write_text(path, found.model_dump_json(indent=1) + "\n")
@@ -86,80 +97,117 @@ def describe(folder: ExperimentFolder) -> Reference:
     """The results of an experiment as a reference."""
     experiment = load_experiment(folder.name)
     again = f"snakemake {folder.report_pdf}"
-    results = list(_results(experiment, folder, again))
-    if not results:
+    folders = [folder.run(cell.cell, seed) for cell, seed in experiment.runs()]
+    folders = [run for run in folders if run.result.exists()]
+    if not folders:
         raise OctavoError("no run has a result yet", where=folder.runs, fix=f"make them: {again}")
-    first = folder.run(results[0].cell, results[0].seed)
-    made = read_record(first.provenance, Provenance, made_by=again)
+    made = [read_record(run.provenance, Provenance, made_by=again) for run in folders]
+    table = read_table(folder.runs_table, "runs", made_by=again)
+    rows = {(row["cell"], row["seed"]): row for row in table.to_dict("records")}
     claims = read_record(folder.claims, ClaimsFile, made_by=again).claims if folder.claims.exists() else []
-    tables = (folder.runs_table, folder.steps_table, folder.attempts_table, folder.claims, folder.comparisons)
     return Reference(
         experiment=experiment.name,
-        commit=made.git_commit,
-        environment=environment(made),
-        machine=dict(made.hardware),
-        data_manifest_sha256=results[0].data_manifest_sha256,
+        commit=made[0].git_commit,
+        environment=_environment(made),
+        machine=dict(made[0].hardware),
+        currency=experiment.cluster.currency,
         configurations={name: cell.model_dump(mode="json") for name, cell in experiment.cells.items()},
-        tables={path.name: sha256(path) for path in tables if path.exists()},
-        runs=[ReferenceRun(**one.model_dump(include=set(ReferenceRun.model_fields))) for one in results],
+        runs=[_run(run, rows.get((run.cell, run.seed), {}), again) for run in folders],
         claims=[ReferenceClaim(**one.model_dump(include=set(ReferenceClaim.model_fields))) for one in claims],
     )
 
 
+def _run(folder: RunFolder, row: dict[str, Any], again: str) -> ReferenceRun:
+    result = read_record(folder.result, Result, made_by=again)
+    paid = {name: row.get(name) for name in ("device_hours_final", "device_hours_all_in", "cost_final", "cost_all_in")}
+    return ReferenceRun.model_validate(
+        {
+            **result.model_dump(include=set(ReferenceRun.model_fields)),
+            **{name: None if value is None or isnan(value) else value for name, value in paid.items()},
+            "numbers_sha256": fingerprint(sorted(counted_metrics(folder.metrics).items())),
+        }
+    )
+
+
+def _environment(made: list[Provenance]) -> dict[str, list[Any]]:
+    """Key -> the values that runs have, each once."""
+    flat = [environment(one) for one in made]
+    keys = sorted({key for one in flat for key in one})
+    return {key: [value for value, _ in groupby(sorted((one.get(key) for one in flat), key=str))] for key in keys}
+
+
 def compare(folder: ExperimentFolder, published: Path) -> list[VerificationCheck]:
-    """Results against a reference: a folder with reference.json, or the file."""
+    """Results against a reference of the same experiment: a folder with reference.json, or the file."""
     path = published / "reference.json" if published.is_dir() else published
     reference = read_record(path, Reference, made_by="octavo bundle --reference results/<experiment>")
+    if reference.experiment != folder.name:
+        raise OctavoError(
+            f"the reference is of the experiment {reference.experiment}",
+            where=path,
+            expected=f"one of {folder.name}",
+            fix=f"compare results/{reference.experiment} with it",
+        )
     own = describe(folder)
-    checks = [*_compare_environment(own, reference)]
+    checks = [_compare_environment(own, reference)]
     theirs = {(one.cell, one.seed): one for one in reference.runs}
     ours = {(one.cell, one.seed): one for one in own.runs}
     spread = _spread(reference)
     for cell in dict.fromkeys(cell for cell, _ in theirs):
         pairs = [(ours[key], one) for key, one in theirs.items() if key[0] == cell and key in ours]
         checks.append(_compare_cell(cell, pairs, spread))
+    checks.append(_compare_cost(own, reference))
     verdicts = {one.number: one.verdict for one in own.claims}
     for claim in reference.claims:
         found = verdicts.get(claim.number)
-        if found != claim.verdict:
-            note = f"the verdict is {found or 'missing'!r}, published is {claim.verdict!r}"
-            checks.append(_check(f"claim {claim.number}", "not testable here", note))
+        if found is None:
+            checks.append(_check(f"claim {claim.number}", "not testable here", "there is no verdict on it here"))
+        elif found != claim.verdict:
+            note = f"the verdict is {found!r}, published is {claim.verdict!r}"
+            checks.append(_check(f"claim {claim.number}", "different", note))
     return checks
 
 
-def _results(experiment: Experiment, folder: ExperimentFolder, again: str) -> Any:
-    for cell, seed in experiment.runs():
-        run = folder.run(cell.cell, seed)
-        if run.result.exists():
-            yield read_record(run.result, Result, made_by=again)
-
-
-def _compare_environment(own: Reference, published: Reference) -> list[VerificationCheck]:
-    """One check that names what differs; another environment is no failure."""
-    keys = sorted(own.environment.keys() | published.environment.keys())
+def _compare_environment(own: Reference, published: Reference) -> VerificationCheck:
+    """Whether sameness to the last bit is to be had, and what stands in its way; no failure."""
     differing = [
-        f"{key}: {own.environment.get(key)}, published {published.environment.get(key)}"
-        for key in keys
+        f"{key}: {_shown(own.environment.get(key))}, published {_shown(published.environment.get(key))}"
+        for key in sorted(own.environment.keys() | published.environment.keys())
         if own.environment.get(key) != published.environment.get(key)
     ]
-    if own.data_manifest_sha256 != published.data_manifest_sha256:
-        differing.append("the data set")
-    status = "equal within tolerance" if differing else "identical"
-    return [_check("environment", status, "; ".join(differing) or "the same as the published one's")]
+    if not differing:
+        return _check("environment", "identical", "the same as the published one's")
+    note = f"the last bits may differ for good reason: {'; '.join(differing)}"
+    return _check("environment", "not testable here", note)
+
+
+def _compare_cost(own: Reference, published: Reference) -> VerificationCheck:
+    """Hours and money beside the published ones, over the runs that both have; no failure."""
+    theirs = {(one.cell, one.seed): one for one in published.runs}
+    pairs = [(one, theirs[one.cell, one.seed]) for one in own.runs if (one.cell, one.seed) in theirs]
+    hours, cost = ([sum(getattr(one[side], name) or 0.0 for one in pairs) for side in (0, 1)]
+                   for name in ("device_hours_final", "cost_final"))  # fmt: skip
+    note = (
+        f"{len(pairs)} final runs took {hours[0]:.4g} device-hours ({cost[0]:.4g} {own.currency}), "
+        f"published are {hours[1]:.4g} ({cost[1]:.4g} {published.currency}): hours of two machines are not to be equal"
+    )
+    return _check("hours and cost", "not testable here", note)
+
+
+def _shown(values: list[Any] | None) -> str:
+    return " and ".join(map(str, values)) if values else "None"
 
 
 def _compare_cell(cell: str, pairs: list[tuple[ReferenceRun, ReferenceRun]], spread: float | None) -> VerificationCheck:
     if not pairs:
         return _check(cell, "not testable here", "none of the published runs was made here")
-    if any(mine.run_fingerprint != theirs.run_fingerprint for mine, theirs in pairs):
+    for name, what in (("run_fingerprint", "configured otherwise"), ("data_manifest_sha256", "trained on other text")):
+        if any(getattr(mine, name) != getattr(theirs, name) for mine, theirs in pairs):
+            return _check(cell, "different", f"it is {what} than the published one: the runs are not comparable")
+    bits = ("parameters_sha256", "numbers_sha256", "validation_loss", "training_loss")
+    if all(getattr(mine, name) == getattr(theirs, name) for mine, theirs in pairs for name in bits):
         return _check(
-            cell, "different", "it is configured otherwise than the published one: the runs are not comparable"
+            cell, "identical", f"{len(pairs)} runs: every logged number and final parameters are the same bits"
         )
-    if all(
-        mine.parameters_sha256 == theirs.parameters_sha256 and mine.validation_loss == theirs.validation_loss
-        for mine, theirs in pairs
-    ):
-        return _check(cell, "identical", f"{len(pairs)} runs: loss and final parameters are the same bits")
     both = [(mine.validation_loss, theirs.validation_loss) for mine, theirs in pairs]
     changes = [mine / theirs - 1 for mine, theirs in both if mine is not None and theirs is not None]
     if len(changes) < len(both):

@@ -2,7 +2,7 @@
 
 It is `octavo train` in a process of its own, which reads its configuration from a file; nothing in the trainer knows
 that it is being watched. Stopping is SIGTERM, which the trainer answers by saving and leaving after the step at hand;
-killing is SIGKILL to all of its processes.
+killing is SIGKILL to all of its processes. When what watches it dies, whatever the reason, it is told to stop, too.
 """
 
 from __future__ import annotations
@@ -25,6 +25,14 @@ STOPPED = 75
 
 POLL_SECONDS = 0.01
 
+WITH_PARENT = (
+    "import ctypes, os, signal, sys;"
+    "ctypes.CDLL(None).prctl(1, signal.SIGTERM);"  # PR_SET_PDEATHSIG of prctl(2), which outlasts exec
+    "os.getppid() == int(sys.argv[1]) or sys.exit(1);"  # it died before
+    "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+)
+"""A program that becomes another one, which gets SIGTERM when its parent ends."""
+
 
 def begin(folder: RunFolder, run: RunConfig) -> Path:
     """Empty the folder and put the run's configuration beside it; its path."""
@@ -40,7 +48,8 @@ def train(folder: RunFolder, config: Path, *, stop_at: int | None = None, kill_a
 
     Raises OctavoError when it fails.
     """
-    command = [sys.executable, "-m", "octavo", "train", str(folder.path), "--config", str(config)]
+    train = ["-m", "octavo", "train", str(folder.path), "--config", str(config)]
+    command = [sys.executable, "-c", WITH_PARENT, str(os.getpid()), *train]
     log = folder.path.with_name(f"{folder.path.name}.log")
     signalled = False
     with log.open("ab") as output:

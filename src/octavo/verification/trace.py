@@ -1,7 +1,9 @@
 """A number of the report, followed to what made it: runs, attempts, steps, configuration, data, image, lock, commit.
 
 A number is named by where it stands: `claims.<number>.<key>...` in claims.json, `comparisons.<place>.<key>...` in
-comparisons.json (the first is 0), `runs.<cell>/seed-<n>.<column>` in runs.parquet.
+comparisons.json (the first is 0), `runs.<cell>/seed-<n>.<column>`, `attempts.<cell>/seed-<n>/<attempt>.<column>` and
+`steps.<cell>/seed-<n>/<step>.<column>` in the tables, `plan.<cell>.<column>` in plan.csv. An ablation's report has
+tables and verdicts of its own.
 """
 
 from __future__ import annotations
@@ -11,9 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from octavo.errors import OctavoError
-from octavo.files import read_json, sha256
-from octavo.layout import ExperimentFolder, RunFolder
-from octavo.records import AttemptRecord, MetricsRecord, Provenance, Result, read_lines, read_record, read_table
+from octavo.files import sha256
+from octavo.layout import ExperimentFolder, RunFolder, configs
+from octavo.records import (
+    AttemptRecord,
+    ClaimsFile,
+    ComparisonsFile,
+    MetricsRecord,
+    Provenance,
+    Result,
+    TableName,
+    read_lines,
+    read_record,
+    read_table,
+)
 
 
 @dataclass(frozen=True)
@@ -25,35 +38,53 @@ class Number:
     said: str
     """What the file says it is."""
     runs: list[str]
+    without_runs: str = "it is a published figure, or there was none to test it with"
+    """What it rests on where there are no runs."""
 
 
-def trace(folder: ExperimentFolder, name: str) -> Iterator[str]:
+def trace(folder: ExperimentFolder, name: str, ablation: str | None = None) -> Iterator[str]:
     """The chain of a number, line by line. Raises OctavoError where there is no such number."""
-    number = find(folder, name)
+    scope = folder.ablation(ablation) if ablation else folder
+    if ablation and not scope.path.is_dir():
+        there = sorted(path.name for path in folder.path.glob("ablations/*"))
+        raise OctavoError(
+            f"there is no report of the ablation {ablation!r}",
+            where=folder.path,
+            expected=f"one of {', '.join(there) or '(there are none)'}",
+            fix=f"make it: snakemake {scope.report_pdf}",
+        )
+    number = find(folder, scope, name)
     yield f"{name} = {_show(number.value)}"
     yield f"  {number.said}"
     yield f"  stands in   {number.stands_in}"
     if not number.runs:
-        yield "  rests on no run: it is a published figure, or there was none to test it with"
+        yield f"  rests on no run: {number.without_runs}"
     for run in number.runs:
         cell, _, seed = run.rpartition("/seed-")
         yield from _run(folder.run(cell, int(seed)), run)
 
 
-def find(folder: ExperimentFolder, name: str) -> Number:
-    """The number that a name names, in the experiment's files."""
+def find(folder: ExperimentFolder, scope: ExperimentFolder, name: str) -> Number:
+    """The number that a name names, in the files of an experiment or, in its scope, of an ablation."""
     document, _, rest = name.partition(".")
     if document == "claims":
-        return _in_claims(folder, name, rest)
+        return _in_claims(scope, name, rest)
     if document == "comparisons":
-        return _in_comparisons(folder, name, rest)
-    if document == "runs":
-        return _in_runs(folder, name, rest)
-    raise _unknown(name, "claims.<number>.<key>, comparisons.<place>.<key> or runs.<cell>/seed-<n>.<column>")
+        return _in_comparisons(scope, name, rest)
+    if document == "plan":
+        return _in_plan(folder, name, rest)
+    if document in ("runs", "attempts", "steps"):
+        return _in_table(scope, document, name, rest)
+    raise _unknown(
+        name,
+        "claims.<number>.<key>, comparisons.<place>.<key>, runs.<cell>/seed-<n>.<column>, "
+        "attempts.<cell>/seed-<n>/<attempt>.<column>, steps.<cell>/seed-<n>/<step>.<column> or plan.<cell>.<column>",
+    )
 
 
 def _in_claims(folder: ExperimentFolder, name: str, rest: str) -> Number:
-    claims = read_json(folder.claims, made_by=f"octavo claims {folder.path}")["claims"]
+    made_by = f"octavo claims {folder.path}"
+    claims = read_record(folder.claims, ClaimsFile, made_by=made_by).model_dump(mode="json")["claims"]
     number, _, keys = rest.partition(".")
     claim = next((one for one in claims if str(one["number"]) == number), None)
     if claim is None:
@@ -63,7 +94,10 @@ def _in_claims(folder: ExperimentFolder, name: str, rest: str) -> Number:
 
 
 def _in_comparisons(folder: ExperimentFolder, name: str, rest: str) -> Number:
-    comparisons = read_json(folder.comparisons, made_by=f"octavo claims {folder.path}")["comparisons"]
+    made_by = f"octavo claims {folder.path}"
+    comparisons = read_record(folder.comparisons, ComparisonsFile, made_by=made_by).model_dump(mode="json")[
+        "comparisons"
+    ]
     place, _, keys = rest.partition(".")
     if not place.isdigit() or int(place) >= len(comparisons):
         raise _unknown(name, f"comparisons.<place>, from 0 to {len(comparisons) - 1}")
@@ -78,16 +112,54 @@ def _in_comparisons(folder: ExperimentFolder, name: str, rest: str) -> Number:
     return Number(_descend(one, keys, name), _file(folder.comparisons), said, runs)
 
 
-def _in_runs(folder: ExperimentFolder, name: str, rest: str) -> Number:
-    table = read_table(folder.runs_table, "runs", made_by=f"octavo aggregate {folder.path}")
-    run, _, column = rest.rpartition(".")
+ROW = {"runs": None, "attempts": "attempt", "steps": "step"}
+"""Table -> the column that, with cell and seed, names a row."""
+
+
+def _in_table(folder: ExperimentFolder, name_of_table: TableName, name: str, rest: str) -> Number:
+    path = folder.path / f"{name_of_table}.parquet"
+    key, numbered = ROW[name_of_table], rest.rpartition(".")
+    run, number = (numbered[0], None) if key is None else numbered[0].rpartition("/")[::2]
     cell, _, seed = run.rpartition("/seed-")
+    table, column = read_table(path, name_of_table, made_by=f"octavo aggregate {folder.path}"), numbered[2]
     rows = table[(table["cell"] == cell) & (table["seed"].astype(str) == seed)]
     if rows.empty or column not in table.columns:
-        known = ", ".join(f"{one}/seed-{number}" for one, number in zip(table["cell"], table["seed"], strict=True))
-        raise _unknown(name, f"runs.<cell>/seed-<n>.<column>; runs: {known}")
-    row = rows.iloc[0]
-    return Number(row[column], _file(folder.runs_table), f"column {column} of {run}", [run])
+        known = dict.fromkeys(f"{one}/seed-{n}" for one, n in zip(table["cell"], table["seed"], strict=True))
+        row = f"/<{key}>" if key else ""
+        raise _unknown(
+            name,
+            f"{name_of_table}.<cell>/seed-<n>{row}.<column>; runs: {', '.join(known)}; "
+            f"columns: {', '.join(table.columns)}",
+        )
+    if key is not None:
+        known, rows = rows[key].tolist(), rows[rows[key].astype(str) == number]
+        if rows.empty:
+            raise _unknown(name, f"a {key} of {run}, from {min(known)} to {max(known)}")
+    row = rows.iloc[-1]  # of an attempt's number, the run's last: superseded ones come first
+    said = f"column {column} of {run}" + (f", {key} {number}" if key else "")
+    return Number(row[column], _file(path), said, [run])
+
+
+def _in_plan(folder: ExperimentFolder, name: str, rest: str) -> Number:
+    import pandas as pd
+
+    from octavo.experiment.run import load_experiment
+
+    experiment = load_experiment(folder.name)
+    if not folder.plan_csv.exists():
+        raise OctavoError("there is no plan yet", where=folder.plan_csv, fix=f"make it: octavo plan {folder.path}")
+    table = pd.read_csv(folder.plan_csv)
+    cell, _, column = rest.rpartition(".")
+    rows = table[table["cell"] == cell]
+    if rows.empty or column not in table.columns or cell not in experiment.cells:
+        raise _unknown(name, f"plan.<cell>.<column>; cells: {', '.join(table['cell'])}; columns: {', '.join(table)}")
+    files = [experiment.path, *(configs().clusters / f"{one}.yaml" for one in (
+        experiment.file.cluster, f"devices/{experiment.cluster.device}", f"calibration/{experiment.device.kind}",
+    ))]  # fmt: skip
+    basis = (
+        f"it is a forecast, from {', '.join(map(str, files))}; cell fingerprint {experiment.cells[cell].fingerprint}"
+    )
+    return Number(rows.iloc[0][column], _file(folder.plan_csv), f"column {column} of {cell}", [], basis)
 
 
 def _run(folder: RunFolder, name: str) -> Iterator[str]:

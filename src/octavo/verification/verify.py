@@ -31,7 +31,16 @@ from octavo.experiment.config import Parallelism
 from octavo.experiment.run import Experiment, RunConfig, load_experiment
 from octavo.files import write_json
 from octavo.layout import ExperimentFolder, RunFolder
-from octavo.records import Gate, Result, VerificationCheck, VerificationFile, read_record
+from octavo.records import (
+    AttemptRecord,
+    Gate,
+    Provenance,
+    Result,
+    VerificationCheck,
+    VerificationFile,
+    read_lines,
+    read_record,
+)
 from octavo.training.requirements import check_layout
 from octavo.verification import rerun
 from octavo.verification.compare import (
@@ -52,8 +61,7 @@ def verify(
     """Verify an experiment and write verification.json."""
     experiment = load_experiment(folder.name)
     checks = check_files(experiment, folder)
-    intact = [one for one in checks if one.gate == "integrity" and one.status == "damaged"]
-    broken = {one.run for one in intact}
+    broken = {one.run for one in checks if one.status == "damaged"}
     runs = [
         experiment.run(cell.cell, number)
         for cell, number in experiment.runs()
@@ -77,21 +85,35 @@ class _Gates:
         self.steps = steps
 
     def run(self, sample: int, gates: list[str]) -> Iterator[VerificationCheck]:
-        """Draw a sample for each gate and make it again, as many runs at a time as there are cores for."""
+        """Draw a sample for each gate and make it again, as many runs at a time as there are cores for.
+
+        A run that cannot be made again is one that differs: it is said, and ends nothing.
+        """
         jobs: list[tuple[RunConfig, Callable[[], VerificationCheck]]] = []
         for gate in gates:
             draw = random.Random(f"{self.seed} {gate}")  # each gate its own: more of the runs are looked at
             if gate == "baseline":
                 for layout in LAYOUTS:
                     fitting = list(islice(self._relaid(layout, draw), sample))
-                    jobs += [(other, partial(self._relayout, run, other, layout)) for run, other in fitting]
+                    jobs += [
+                        (other, partial(self._checked, gate, run, partial(self._relayout, run, other, layout)))
+                        for run, other in fitting
+                    ]
                     if not fitting:
                         note = "no run's model and batch, and nothing of this cluster, allows another number"
                         yield VerificationCheck(gate="baseline", run=layout, status="not testable here", note=note)
             else:
                 remake = self._repeat if gate == "repeatability" else self._restart
-                jobs += [(run, partial(remake, run, draw)) for run in self._drawn(draw)[:sample]]
+                drawn = self._drawn(draw)[:sample]
+                jobs += [(run, partial(self._checked, gate, run, partial(remake, run, draw))) for run in drawn]
         yield from self._all(jobs)
+
+    def _checked(self, gate: Any, run: RunConfig, job: Callable[[], VerificationCheck]) -> VerificationCheck:
+        try:
+            return job()
+        except (OctavoError, OSError) as error:
+            where = f" ({error.where})" if isinstance(error, OctavoError) and error.where else ""
+            return _check(gate, run, "different", f"it cannot be made again: {str(error).splitlines()[0]}{where}")
 
     def _drawn(self, draw: random.Random) -> list[RunConfig]:
         return draw.sample(self.runs, len(self.runs))
@@ -122,23 +144,24 @@ class _Gates:
         return self._bitwise("repeatability", run, again, "made again")
 
     def _restart(self, run: RunConfig, draw: random.Random) -> VerificationCheck:
-        """Kill it after a checkpoint where there is one in time, at a step drawn at random; let it go on."""
+        """Kill it after its first checkpoint, at a step drawn at random; let it go on."""
         again = self.folder.rerun("restart", run.cell, run.seed)
-        last = min(self._stop(run) or run.training.total_steps, run.training.total_steps)
-        first = min(run.training.checkpoints.interval + 1, max(1, last - 1))
-        kill_at = draw.randint(first, max(first, last - 1))
+        last, interval = self._stop(run) or run.training.total_steps, run.training.checkpoints.interval
+        first = interval + 1
+        if first >= last:
+            note = f"no checkpoint is due before step {last}, to go on from (training.checkpoints.interval: {interval})"
+            return _check("restart", run, "not testable here", note)
+        kill_at = draw.randint(first, last - 1)
         for _ in range(3):  # a fast run may be over before it is seen at a late step
             config = rerun.begin(again, run)
             if rerun.train(again, config, kill_at=kill_at, stop_at=self._stop(run)):
                 break
-            kill_at = max(1, kill_at // 2)
+            kill_at = max(first, kill_at // 2)
         else:
             note = "the run was over before it could be killed"
             return _check("restart", run, "not testable here", note)
         killed_at = rerun.last_step(again.metrics)
         rerun.train(again, config, stop_at=self._stop(run))
-        from octavo.records import AttemptRecord, read_lines
-
         resumed_from = read_lines(again.attempts, AttemptRecord)[-1].first_step
         return self._bitwise("restart", run, again, f"killed after step {killed_at}, went on from step {resumed_from}")
 
@@ -149,7 +172,7 @@ class _Gates:
         difference = self._first_difference(run, again)
         if difference is None and self._same_parameters(run, again) is not False:
             shutil.rmtree(again.checkpoints, ignore_errors=True)  # they are the original's
-            return _check("baseline", run, "identical", f"{what}: every bit is the same{self._up_to()}")
+            return _check("baseline", run, "identical", f"{what}: every bit is the same{self._up_to(run)}")
         return self._within_tolerance("baseline", run, again, what)
 
     # --- comparing ----------------------------------------------------------------------------------------------------
@@ -157,8 +180,9 @@ class _Gates:
     def _stop(self, run: RunConfig) -> int | None:
         return self.steps if self.steps is not None and self.steps < run.training.total_steps else None
 
-    def _up_to(self) -> str:
-        return f" up to step {self.steps}, where it was stopped" if self.steps else ""
+    def _up_to(self, run: RunConfig) -> str:
+        stop = self._stop(run)
+        return f" up to step {stop}, where it was stopped" if stop else ""
 
     def _original(self, run: RunConfig) -> RunFolder:
         return self.folder.run(run.cell, run.seed)
@@ -180,7 +204,7 @@ class _Gates:
             shutil.rmtree(again.checkpoints, ignore_errors=True)  # they are the original's
             final = ", final parameters" if parameters else ""
             return _check(
-                gate, run, "identical", f"{what}: losses, gradient norms{final} are the same bits{self._up_to()}"
+                gate, run, "identical", f"{what}: losses, gradient norms{final} are the same bits{self._up_to(run)}"
             )
         other = environment_differences(original.provenance, again.provenance)
         if other:
@@ -209,7 +233,7 @@ class _Gates:
             note = f"{said}; no cell has two seeds, so that there is no spread to hold it against"
             return _check(gate, run, "not testable here", note, difference=difference, **differs)
         status = "equal within tolerance" if difference <= tolerance else "different"
-        note = f"{said}, seeds by {tolerance:.3%} (standard deviation){self._up_to()}"
+        note = f"{said}, seeds by {tolerance:.3%} (standard deviation){self._up_to(run)}"
         return _check(gate, run, status, note, difference=difference, tolerance=tolerance, **differs)
 
     def _loss(self, folder: RunFolder, until: int | None) -> float | None:
@@ -299,8 +323,6 @@ def _check(gate: Gate, run: RunConfig, status: Any, note: str, **more: Any) -> V
 
 def _commits(original: RunFolder, again: RunFolder) -> str:
     """Names the commits where they differ: other code may be why bits do."""
-    from octavo.records import Provenance
-
     made_by = "octavo train"
     commits = [read_record(one.provenance, Provenance, made_by=made_by).git_commit for one in (original, again)]
     if commits[0] == commits[1]:

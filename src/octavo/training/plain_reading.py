@@ -1,0 +1,106 @@
+"""Reading a checkpoint without executing anything that it holds.
+
+torch's index of a checkpoint (`.metadata`) is a pickle, its values beside tensors are `torch.save` files, and
+Transformer Engine's scaling state is a pickle in a byte tensor. A pickle runs whatever callable it names, so each is
+read, or looked through before it is handed on, with the few names that it needs and no others.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from megatron.core.dist_checkpointing.strategies import torch as torch_strategy
+from torch.distributed.checkpoint._traverse import set_element
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.planner import ReadItem
+
+_DTYPES = {("torch", str(one).removeprefix("torch.")) for one in vars(torch).values() if isinstance(one, torch.dtype)}
+_CHECKPOINT = "torch.distributed.checkpoint"
+INDEX_NAMES = {
+    *_DTYPES,
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("pathlib", "PosixPath"),
+    (f"{_CHECKPOINT}.filesystem", "_StorageInfo"),
+    *(
+        (f"{_CHECKPOINT}.metadata", name)
+        for name in ("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+                     "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING")
+    ),
+}  # fmt: skip
+"""What an index names: (module, name)."""
+
+SCALING_NAMES = {
+    *_DTYPES,
+    ("torch", "Size"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch.storage", "_load_from_bytes"),  # of a tensor's values; read with weights_only here
+    ("collections", "OrderedDict"),
+    *(
+        ("transformer_engine.common.recipe", name)
+        for name in ("DelayedScaling", "Float8CurrentScaling", "Float8BlockScaling", "MXFP8BlockScaling", "Format",
+                     "_FormatHelper", "MMParams", "QParams")
+    ),
+}  # fmt: skip
+"""What Transformer Engine's state of a layer names."""
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the names that it is given, and refuses all others before anything is made of them."""
+
+    def __init__(self, file: Any, names: set[tuple[str, str]]) -> None:
+        super().__init__(file)
+        self._names = names
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class or function of a name."""
+        if (module, name) not in self._names:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint of Octavo's does")
+        if name == "_load_from_bytes":
+            return lambda content: torch.load(io.BytesIO(content), weights_only=True)
+        return super().find_class(module, name)
+
+
+class PlainReader(FileSystemReader):
+    """torch's reader of checkpoint folders, for an index that is data alone."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Reads the index. Raises UnpicklingError where it names what is no data, or a file outside the checkpoint."""
+        super().__init__(path)
+        with self.fs.create_stream(self.fs.concat_path(self.path, ".metadata"), "rb") as file:
+            index = _Unpickler(file, INDEX_NAMES).load()
+        if not isinstance(index, Metadata):
+            raise pickle.UnpicklingError("its index is none")
+        for stored in (index.storage_data or {}).values():
+            if PurePosixPath(stored.relative_path).name != stored.relative_path:
+                raise pickle.UnpicklingError(f"its index names {stored.relative_path!r}, which is not in its folder")
+        index.storage_meta = index.storage_meta or StorageMeta()
+        self.index = index
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        """The index."""
+        assert self.index.storage_meta is not None
+        self.index.storage_meta.load_id = self.load_id
+        return self.index
+
+
+class PlainPlanner(torch_strategy.MCoreLoadPlanner):
+    """Megatron's planner, which takes tensors and plain values and nothing else from `torch.save` files."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """Put one value beside the tensors in its place."""
+        plain = torch.load(value, weights_only=True)
+        set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], plain)
+
+
+def check_scaling_state(state: Mapping[str, Any]) -> None:
+    """Look through the states that Transformer Engine is going to unpickle. Raises UnpicklingError."""
+    for name, value in state.items():
+        if name.endswith("_extra_state") and isinstance(value, torch.Tensor) and value.numel():
+            _Unpickler(io.BytesIO(value.detach().cpu().numpy().tobytes()), SCALING_NAMES).load()

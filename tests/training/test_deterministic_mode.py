@@ -1,0 +1,53 @@
+"""Deterministic mode: what breaks it on GPUs is left out or refused, never overlooked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from octavo.errors import OctavoError
+from octavo.experiment.run import RunConfig, load_experiment
+from octavo.layout import ConfigFolders
+from octavo.training.requirements import deterministic_environment
+
+CONFIGS = ConfigFolders(Path(__file__).resolve().parents[2] / "configs")
+
+
+@pytest.fixture
+def on_gpus() -> RunConfig:
+    return load_experiment("h100-node", CONFIGS).run("moe-bf16", 1)
+
+
+def test_what_is_not_set_is_set(on_gpus: RunConfig) -> None:
+    assert deterministic_environment(on_gpus, {}) == {
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
+        "NCCL_ALGO": "Ring",
+    }
+    assert deterministic_environment(on_gpus, {"NCCL_ALGO": "Tree"})["NCCL_ALGO"] == "Tree"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "1"), ("NCCL_ALGO", "NVLS"), ("CUBLAS_WORKSPACE_CONFIG", ":0:0")],
+)
+def test_a_variable_that_contradicts_it_is_refused(on_gpus: RunConfig, name: str, value: str) -> None:
+    with pytest.raises(OctavoError, match=f"{name}={value}") as refused:
+        deterministic_environment(on_gpus, {name: value})
+    assert refused.value.fix is not None
+    assert "training.deterministic: false" in refused.value.fix
+
+
+def test_on_cpus_nothing_reads_them() -> None:
+    run = load_experiment("quickstart", CONFIGS).run("moe-bf16", 1)
+    assert deterministic_environment(run, {"NCCL_ALGO": "NVLS"})["NCCL_ALGO"] == "NVLS"
+
+
+def test_the_cross_entropy_is_fused_only_where_bits_may_differ(on_gpus: RunConfig) -> None:
+    """Megatron-LM 0.16.1: "Cross Entropy Fusion is currently not deterministic."."""
+    pytest.importorskip("megatron.core")
+    from octavo.models.megatron import fused_kernels
+
+    assert not fused_kernels(on_gpus.model, deterministic=True)["cross_entropy_loss_fusion"]
+    assert fused_kernels(on_gpus.model, deterministic=False)["cross_entropy_loss_fusion"]

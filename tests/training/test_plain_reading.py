@@ -1,0 +1,133 @@
+"""A checkpoint is data: code that somebody put into one is refused, and does not run."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from octavo.errors import OctavoError
+from octavo.layout import RunFolder
+from octavo.training.seal import seal
+
+if TYPE_CHECKING:
+    from tests.training.conftest import Run, Workshop
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.timeout(120)
+
+
+class Payload:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, owned: Path) -> None:
+        self.owned = owned
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.owned),)
+
+
+@pytest.fixture(scope="module")
+def interrupted(workshop: Workshop) -> Run:
+    """A run with a checkpoint to go on from."""
+    workshop.experiment("payload", {"training.steps": 2000, "training.checkpoints.interval": 1000})
+    run = workshop.run("moe-fp8_delayed", "payload")
+    run.interrupt(signal.SIGTERM, after_step=4)
+    return run
+
+
+@pytest.fixture
+def stopped(interrupted: Run, tmp_path: Path) -> Iterator[Run]:
+    """That run as it was, for one test to break."""
+    shutil.copytree(interrupted.path, tmp_path / "kept")
+    yield interrupted
+    shutil.rmtree(interrupted.path)
+    shutil.copytree(tmp_path / "kept", interrupted.path)
+
+
+def newest(run: Run) -> Path:
+    """Its only checkpoint: it was told to stop before the first interval was over."""
+    (checkpoint,) = (run.path / "checkpoints").glob("step-*")
+    return checkpoint
+
+
+def reseal(run: Run, checkpoint: Path) -> None:
+    """Whoever swaps a file can write its hash, too."""
+    fingerprint = run.attempts()[0]["run_fingerprint"]
+    manifest = json.loads((run.path / "provenance.json").read_text())["data_manifest_sha256"]
+    seal(checkpoint, int(checkpoint.name.removeprefix("step-")), fingerprint, manifest)
+
+
+def test_code_in_the_index_does_not_run(stopped: Run, tmp_path: Path) -> None:
+    from octavo.verification.compare import different_tensors
+
+    checkpoint, owned = newest(stopped), tmp_path / "owned"
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(Payload(owned)))
+    reseal(stopped, checkpoint)
+    said = stopped.train(expected_status=1)
+    assert "the checkpoint cannot be read: it names posix.mkdir, which no checkpoint of Octavo's does" in said
+    assert "remove it (the run begins anew)" in said
+    assert "Traceback" not in said
+    with pytest.raises(OctavoError, match=r"it names posix\.mkdir"):
+        different_tensors(RunFolder(stopped.path), RunFolder(stopped.path))
+    assert not owned.exists()
+
+
+def test_code_in_a_value_beside_the_tensors_does_not_run(stopped: Run, tmp_path: Path) -> None:
+    """The layers' extra states are `torch.save` files inside a shard."""
+    from octavo.training.plain_reading import PlainReader
+
+    checkpoint, owned = newest(stopped), tmp_path / "owned"
+    index = PlainReader(checkpoint).index
+    stored = next(one for key, one in index.storage_data.items() if "_extra_state" in key.fqn)
+    code = io.BytesIO()
+    torch.save(Payload(owned), code)
+    shard = checkpoint / stored.relative_path
+    stored.offset, stored.length = shard.stat().st_size, len(code.getvalue())
+    with shard.open("ab") as file:
+        file.write(code.getvalue())
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(index))
+    reseal(stopped, checkpoint)
+    assert "the checkpoint cannot be read" in stopped.train(expected_status=1)
+    assert not owned.exists()
+
+
+def test_an_index_cannot_name_a_file_outside(stopped: Run) -> None:
+    from octavo.training.plain_reading import PlainReader
+
+    checkpoint = newest(stopped)
+    index = PlainReader(checkpoint).index
+    next(iter(index.storage_data.values())).relative_path = "../../other/shard"
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(index))
+    with pytest.raises(pickle.UnpicklingError, match="not in its folder"):
+        PlainReader(checkpoint)
+
+
+def test_code_in_transformer_engines_state_does_not_run(tmp_path: Path) -> None:
+    """It is a pickle in a byte tensor; the values in it are `torch.save` files again."""
+    from octavo.training.plain_reading import check_scaling_state
+
+    def state(value: Any) -> dict[str, Any]:
+        return {"layer._extra_state": torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)}
+
+    class Inside:
+        def __reduce__(self) -> tuple[Any, ...]:
+            code = io.BytesIO()
+            torch.save(Payload(owned), code)
+            return torch.storage._load_from_bytes, (code.getvalue(),)
+
+    owned = tmp_path / "owned"
+    check_scaling_state(state({"scale_fwd": torch.ones(3), "extra_fp8_variables": {"num_gemms": 1}}))
+    check_scaling_state({"layer._extra_state": torch.empty(0, dtype=torch.uint8)})  # no FP8
+    for value in (Payload(owned), Inside()):
+        with pytest.raises(pickle.UnpicklingError):
+            check_scaling_state(state({"scale_fwd": value}))
+    assert not owned.exists()
