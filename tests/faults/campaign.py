@@ -82,7 +82,7 @@ FAULTS = {
 
 def make_root(root: Path) -> Path:
     """A checkout in small: configurations, the workflow and text."""
-    for part in ("clusters", "models", "claims", "published"):
+    for part in ("clusters", "models", "data", "claims", "published"):
         shutil.copytree(REPOSITORY / "configs" / part, root / "configs" / part)
     shutil.copytree(REPOSITORY / "workflow", root / "workflow")
     shutil.copy(REPOSITORY / "Snakefile", root)

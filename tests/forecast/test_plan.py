@@ -30,7 +30,7 @@ def laptop(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def load(change: Change = lambda _: None) -> Experiment:
         monkeypatch.setenv("OCTAVO_ROOT", str(tmp_path))
-        for folder in ("configs/models", "configs/clusters", "workflow"):
+        for folder in ("configs/models", "configs/clusters", "configs/data", "workflow"):
             if not (tmp_path / folder).exists():
                 (tmp_path / folder).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / folder).symlink_to(repository / folder)

@@ -53,7 +53,7 @@ class Checkout:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in ("clusters", "claims", "published", "models"):
+        for name in ("clusters", "claims", "data", "published", "models"):
             shutil.copytree(REPOSITORY / "configs" / name, root / "configs" / name)
         shutil.copytree(REPOSITORY / "workflow", root / "workflow")
         shutil.copy(REPOSITORY / "Snakefile", root)
