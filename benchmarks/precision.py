@@ -5,7 +5,8 @@
 Bars: rounding at half the speed of a memory copy that moves the same bytes; a forward and backward pass of all linear
 layers of a laptop model in FP8 at most 1.3 times that in BF16 for tensorwise and blockwise, 1.5 for the others (short
 accumulators are told, without a bar); at least twice as fast as torchao's emulation, and as microxcaling's, where they
-do the same thing, the values being the same. Medians over interleaved repeats.
+do the same thing, the values being the same. Medians of processor time over interleaved repeats. The compiled loops are
+measured against torch.compile of the torch operators that do the same, too.
 
 FOLDER holds the peers: `pip install --no-deps --target FOLDER torchao==0.18.0`, and microxcaling, which is on GitHub
 alone, cloned into it. Peers that are not there are said to be missing.
@@ -22,6 +23,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -31,6 +33,7 @@ warnings.simplefilter("ignore")
 
 from octavo.experiment.config import Precision  # noqa: E402
 from octavo.models.catalogue import read_architecture  # noqa: E402
+from octavo.precision import rounding  # noqa: E402
 from octavo.precision.history import AmaxHistory  # noqa: E402
 from octavo.precision.products import Numerics, grouped_linear, linear  # noqa: E402
 from octavo.precision.recipes import E4M3, E5M2, Format, quantised_recipes  # noqa: E402
@@ -44,14 +47,14 @@ Row = dict[str, Any]
 
 
 def medians(runs: dict[str, Callable[[], Any]], repeat: int) -> dict[str, float]:
-    """Median seconds of each, taken in turn so that all see the same weather."""
+    """Median processor seconds of each, taken in turn so that all see the same weather."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeat + 2):
         for name, run in runs.items():
-            began = time.perf_counter()
+            began = time.process_time()
             run()
             if turn >= 2:
-                seconds[name].append(time.perf_counter() - began)
+                seconds[name].append(time.process_time() - began)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
@@ -101,6 +104,39 @@ def rounding_rows(repeat: int) -> list[Row]:
             for name, seconds in times.items()
             if name != "copy"
         ]
+    return rows
+
+
+def compile_rows(repeat: int) -> list[Row]:
+    """torch.compile of rounding's torch operators, against its compiled loops: the same bits, and how fast."""
+    if KERNEL is None:
+        print("compiled loops: not built")
+        return []
+    rows = []
+    for tokens, features in ((TOKENS, 288), (8192, 4096)):
+        values = torch.randn(tokens, features).bfloat16()
+        runs: dict[str, Callable[[Tensor], None]] = {
+            "tensorwise": lambda out, values=values: round_scaled(values, 3.7, E4M3, out),
+            "blocks 1x128": lambda out, values=values: round_blocks(values, E4M3, (1, 128), out),
+            "blocks 128x128": lambda out, values=values: round_blocks(values, E4M3, (128, 128), out),
+        }
+        for name, run in runs.items():
+            torch.compiler.reset()
+            compiled, ours, theirs = torch.compile(run), torch.empty(values.shape), torch.empty(values.shape)
+
+            def with_torch(compiled: Callable[[Tensor], None] = compiled, theirs: Tensor = theirs) -> None:
+                with patch.object(rounding, "KERNEL", None):
+                    compiled(theirs)
+
+            def in_c(run: Callable[[Tensor], None] = run, ours: Tensor = ours) -> None:
+                run(ours)
+
+            with_torch()
+            in_c()
+            assert torch.equal(ours, theirs), "torch.compile gives other bits"
+            times = medians({"C": in_c, "torch.compile": with_torch}, repeat)
+            what = f"rounding {name}, {tokens} x {features}: torch.compile's time over the compiled loops'"
+            rows.append(row(what, times["torch.compile"] / times["C"], None))
     return rows
 
 
@@ -275,7 +311,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one thread, "
           f"{'compiled rounding' if KERNEL else 'rounding in torch'}")  # fmt: skip
     rows: list[Row] = []
-    for part in (rounding_rows, step_rows, torchao_rows, microxcaling_rows):
+    for part in (rounding_rows, compile_rows, step_rows, torchao_rows, microxcaling_rows):
         rows += part(arguments.repeat)
     show(rows)
     if arguments.json:

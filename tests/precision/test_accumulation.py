@@ -18,6 +18,7 @@ import torch
 from octavo.cli import app
 from octavo.errors import OctavoError
 from octavo.precision.accumulation import accumulate, accumulation_errors
+from octavo.report.accumulation import STYLES, accumulation_chart
 
 SMALL = ["accumulation", "--largest", "512", "--outputs", "16"]
 
@@ -102,3 +103,24 @@ def test_what_cannot_be_measured_is_refused(options: list[str], message: str, mo
 
 def test_seeds_are_those_that_torch_takes() -> None:
     assert CliRunner().invoke(app, ["accumulation", "--seed", str(2**70)]).exit_code == 2
+
+
+def test_the_verb_draws_error_against_k_on_logarithmic_axes(tmp_path: Path) -> None:
+    """Three accumulations over K = 128, 256, 512, with the numbers of the table."""
+    path = tmp_path / "errors.svg"
+    done = CliRunner().invoke(app, [*SMALL, "--json", "--figure", str(path)], catch_exceptions=False)
+    assert path.read_text().startswith("<?xml")
+    errors = json.loads(done.stdout)
+    chart = accumulation_chart(
+        (one["k"], one["accumulation"], one["maximum"], one["root_mean_square"]) for one in errors
+    )
+    assert all(axis.log for axis in (*chart.panels.values(), chart.y))
+    largest = chart.frame[chart.frame["panel"] == "largest"]
+    assert set(largest["series"]) <= set(STYLES)
+    assert sorted(set(largest["x"])) == [128, 256, 512]
+    assert list(largest["y"]) == [one["maximum"] for one in errors if one["maximum"] > 0]
+
+
+def test_other_formats_are_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    with pytest.raises(OctavoError, match=r"drawn as \.gif"):
+        CliRunner().invoke(app, ["accumulation", "--figure", str(tmp_path / "a.gif")], catch_exceptions=False)

@@ -33,7 +33,8 @@ def accumulation(
     outputs: Annotated[int, typer.Option(min=1, max=8192, help="Rows and columns of each product.")] = 256,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the random matrices.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the figures to this CSV file too.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the numbers to this CSV file too.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw error against K into this PDF, SVG or PNG file.")] = None,
 ) -> None:
     """Repeat DeepSeek-V3's experiment: the error of FP8 products against K with long, promoted and short sums.
 
@@ -50,11 +51,16 @@ def accumulation(
             fix="install Octavo with its extra `train`: pip install 'octavo[train]'",
         ) from None
     _check_sizes(largest, outputs)
+    if figure is not None and figure.suffix not in (".pdf", ".svg", ".png"):
+        raise OctavoError(f"no figure is drawn as {figure.suffix or figure.name}", where="--figure",
+                          expected="a file that ends in .pdf, .svg or .png")  # fmt: skip
     smallest = min(128, largest)
     sizes = [smallest << step for step in range(largest.bit_length()) if smallest << step <= largest]
     found = accumulation_errors(sizes, outputs, seed)
     if out is not None:
         _write(out, found)
+    if figure is not None:
+        _draw(figure, found)
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in found], indent=2))
     else:
@@ -85,6 +91,14 @@ def _write(path: Path, found: list[AccumulationError]) -> None:
         writer = csv.DictWriter(file, list(asdict(found[0])))
         writer.writeheader()
         writer.writerows(asdict(one) for one in found)
+
+
+def _draw(path: Path, found: list[AccumulationError]) -> None:
+    from octavo.report.accumulation import STYLES, accumulation_chart
+    from octavo.report.paint import save_as
+
+    points = [(one.k, one.accumulation, one.maximum, one.root_mean_square) for one in found]
+    save_as(path, accumulation_chart(points), STYLES)
 
 
 def _print(found: list[AccumulationError]) -> None:

@@ -61,12 +61,25 @@ def save(chart: Chart, styles: Styles, folder: Path) -> None:
     with plt.rc_context(STYLE):
         figure = paint(chart, styles)
         for suffix in FORMATS:
-            with atomic_path(folder / f"{chart.name}.{suffix}") as temporary:
-                metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}[suffix]
-                figure.savefig(temporary, format=suffix, dpi=200, metadata=metadata)
+            _write(figure, folder / f"{chart.name}.{suffix}")
         plt.close(figure)
     with atomic_path(folder / f"{chart.name}.csv") as temporary:
         chart.frame.to_csv(temporary, index=False, float_format="%.10g", lineterminator="\n")
+
+
+def save_as(path: Path, chart: Chart, styles: Styles) -> None:
+    """Write a chart to one file, in the format that its name ends in."""
+    with plt.rc_context(STYLE):
+        figure = paint(chart, styles)
+        _write(figure, path)
+        plt.close(figure)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    suffix = path.suffix[1:]
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}[suffix]
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format=suffix, dpi=200, metadata=metadata)
 
 
 def paint(chart: Chart, styles: Styles) -> Figure:
@@ -228,7 +241,9 @@ def _axis(ax: Axes, which: str, axis: Axis, *, label: bool = True) -> None:
     its = getattr(ax, f"{which}axis")
     if axis.log:
         getattr(ax, f"set_{which}scale")("log")
-        its.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        low, high = its.get_view_interval()
+        between = (2.0, 5.0) if high < 1e4 * low else ()  # labels over more than four decades would run into each other
+        its.set_major_locator(LogLocator(subs=(1.0, *between), numticks=12))
         its.set_minor_locator(NullLocator())
         its.set_minor_formatter(NullFormatter())
         its.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}") if axis.engineering else "{x:g}")
