@@ -106,10 +106,16 @@ def test_in_an_image_a_rank_sees_what_is_bound_and_set_and_no_home(ask: Ask) -> 
     script = launch(*ask(8, environment={"NCCL_DEBUG": "WARN"}, modules=["slurm", "nccl/2"]), image)
     for part in (
         *("--contain --cleanenv --no-home --nv", "--bind /shared/octavo:/shared/octavo:ro", "NCCL_DEBUG=WARN"),
+        *("--bind /dev:/dev ", "--bind /tmp:/tmp "),
         *("OCTAVO_IMAGE_DIGEST=sha256:abc", "APPTAINERENV_$name", "/shared/octavo/results/images/gpu.sif octavo train"),
     ):
         assert part in script
     assert script.startswith("module load slurm nccl/2\n")
+
+
+def test_the_cluster_file_adds_binds(ask: Ask) -> None:
+    image = Image("gpu", Path("results/images/gpu.sif"), "sha256:abc")
+    assert "--bind /opt/site:/opt/site:ro " in launch(*ask(8, binds=["/opt/site:/opt/site:ro"]), image)
 
 
 def test_the_cpu_image_asks_for_no_driver(ask: Ask) -> None:

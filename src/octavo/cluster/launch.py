@@ -6,8 +6,9 @@ again, which finds its rank in Slurm's variables. In a container it sees what is
 - the checkout read-only at its own path (configurations, the code that the commit in the provenance names), its
   `results/` writable, the prepared data from node-local scratch where the cluster file asks for that;
 - no home, no variables but Slurm's place of the rank, the visible GPUs, and what the cluster file sets;
-- the host's /dev/shm and process numbers, though: ranks of one node are containers of their own, and NCCL meets its
-  neighbours through shared memory. So `--contain` and not `--containall`.
+- the node's /dev and process numbers, though: ranks of one node are containers of their own, and NCCL meets its
+  neighbours through /dev/shm and other nodes through /dev/infiniband; without them it says nothing and talks TCP. So
+  `--contain` and not `--containall`, and /dev as a whole: over its own small one Apptainer binds no /dev/shm.
 
 Exit status 75 says that the run was told to stop and saved: the job is put back into the queue and goes on from there.
 """
@@ -136,10 +137,10 @@ class Launch:
     def _binds(self) -> list[str]:
         slurm = slurm_section(self.experiment)
         results = self.root / "results"
-        binds = [f"{self.root}:{self.root}:ro", f"{results}:{results}", "/dev/shm:/dev/shm", "/tmp:/tmp"]
+        binds = [f"{self.root}:{self.root}:ro", f"{results}:{results}", "/dev:/dev", "/tmp:/tmp"]
         if slurm.scratch:
             binds.append(f"{self._staged()}:{self.root / self._data()}:ro")
-        return binds
+        return [*binds, *slurm.binds]
 
     def _data(self) -> Path:
         return data_folder(data_identifier(self.run.data, self.run.tokenizer))

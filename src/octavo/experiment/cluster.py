@@ -87,6 +87,8 @@ class Slurm(Section):
     """Environment modules loaded on the node before the container starts."""
     environment: dict[str, str] = {}
     """Variables set inside the container (NCCL settings, say)."""
+    binds: list[str] = []
+    """Further paths that the container sees, as Apptainer writes them (source[:target[:options]])."""
     image: Literal["gpu", "cpu"] | None = "gpu"
     """The variant of container.def that runs happen in; None: the Python that runs Octavo."""
     scratch: str | None = None
