@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_shards
 from octavo.errors import OctavoError
 from octavo.files import unwritable
 from octavo.training.assembly import unwrapped
-from octavo.training.seal import seal
+from octavo.training.seal import saved_steps, seal
 
 
 class Checkpointer:
@@ -74,12 +74,12 @@ class Checkpointer:
                 partial.rename(whole)
             except OSError as error:
                 raise unwritable(whole, error) from error
-            for old in self.steps_in(self.folder)[: -self.keep]:
+            for old in saved_steps(self.folder)[: -self.keep]:
                 shutil.rmtree(self._of(old), ignore_errors=True)
 
     def load_newest(self) -> int:
         """Load the newest checkpoint; the steps done, 0 if there is none."""
-        steps = self.steps_in(self.folder)
+        steps = saved_steps(self.folder)
         if not steps:
             return 0
         path = self._of(steps[-1])
@@ -96,11 +96,6 @@ class Checkpointer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         return steps[-1]
-
-    @staticmethod
-    def steps_in(folder: Path) -> list[int]:
-        """The steps of the checkpoints there are, the earliest first."""
-        return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
 
     def remove_partial(self) -> None:
         """Remove what a killed save left."""

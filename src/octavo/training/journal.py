@@ -12,7 +12,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +21,7 @@ from octavo.errors import OctavoError
 from octavo.files import atomic_path, unwritable, write_text
 from octavo.layout import RunFolder
 from octavo.records import AttemptRecord, ExitReason, MetricsRecord, Result, read_lines, read_record
+from octavo.training.seal import saved_steps
 
 MADE_BY = "octavo train {folder}"
 
@@ -104,6 +105,16 @@ def close_dangling(folder: RunFolder) -> list[AttemptRecord]:
     return attempts
 
 
+def enter_unbegun(folder: RunFolder, attempt: AttemptRecord) -> None:
+    """Enter a try that ended before its trainer opened the journal. Nothing where it did, or another process trains."""
+    with suppress(OctavoError), only_trainer(folder):
+        attempts = close_dangling(folder)
+        if not attempts or attempts[-1].start < attempt.start:
+            step = max(saved_steps(folder.checkpoints), default=0)
+            entered = {"attempt": len(attempts) + 1, "first_step": step, "last_step": step}
+            write_attempts(folder, [*attempts, attempt.model_copy(update=entered)])
+
+
 def cut_torn_line(path: Path) -> None:
     """Remove a last line that a killed writer left without its newline."""
     if not path.exists():
@@ -133,7 +144,7 @@ class Journal:
         except OSError as error:
             raise unwritable(self.folder.metrics, error) from error
 
-    def close(self, reason: ExitReason, last_step: int, error: str | None = None, **energy: Any) -> None:
+    def close(self, reason: ExitReason, last_step: int, error: str | None = None, **measured: Any) -> None:
         """End the attempt."""
         self._metrics.close()
         ended = self.attempt.model_copy(
@@ -142,7 +153,7 @@ class Journal:
                 "exit_reason": reason,
                 "error": error,
                 "last_step": last_step,
-                **energy,
+                **measured,
             }
         )
         write_attempts(self.folder, [*self._earlier, ended])

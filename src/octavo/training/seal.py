@@ -49,6 +49,11 @@ def discard_unsound(checkpoints: Path, run_fingerprint: str) -> list[str]:
     return discarded
 
 
+def saved_steps(checkpoints: Path) -> list[int]:
+    """The steps of the checkpoints there are, the earliest first."""
+    return sorted(int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-*"))
+
+
 def _hashes(checkpoint: Path) -> dict[str, str]:
     """File name -> SHA-256; several files at a time, as hashing holds no lock."""
     paths = sorted(path for path in checkpoint.iterdir() if path.name != SEAL)
