@@ -111,6 +111,8 @@ class AttemptRecord(Record):
     slurm_job_id: str | None = None
     energy_joules: float | None = None
     energy_source: Literal["nvml", "rapl"] | None = None
+    save_seconds: float | None = None
+    """The longest that a checkpoint took."""
     run_fingerprint: str
     """Of the configuration it ran under."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shlex
@@ -64,9 +65,7 @@ EXPERIMENT: dict[str, Any] = {
     },
     "overrides": {"dense": {"parallelism.data": 2}},
     "cluster": "fake",
-    "ablations": {},
 }
-ABLATION = {"description": "a generalist", "cells": ["moe-bf16"], "change": {"model.experts.shared_size": 32}}
 CLUSTER: dict[str, Any] = {
     "description": "Several nodes on one machine; their GPUs are like /dev/null, so models are trained on the CPU.",
     "device": "cpu",
@@ -91,17 +90,15 @@ CLUSTER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Checkout:
-    """A copy of the repository's pipeline with the small experiment `tiny`, and `undisturbed`, the same again."""
+    """A copy of the repository's pipeline with the small experiment `tiny`."""
 
     root: Path
     programs: tuple[Path, ...] = (PROGRAMS,)
 
-    def configure(self, *, ablations: dict[str, Any] | None = None, image: str | None = None, **changes: str) -> None:
-        """Write the configuration; `changes` are of the cluster file's slurm section."""
-        slurm = {**CLUSTER["slurm"], "image": image, **changes}
-        for name in ("tiny", "undisturbed"):
-            self._write(f"experiments/{name}", {**EXPERIMENT, "ablations": ablations or {}})
-        self._write("clusters/fake", {**CLUSTER, "slurm": slurm})
+    def configure(self, **changes: Any) -> None:
+        """Write the cluster file, with changes of its slurm section, and the experiment."""
+        self.write("clusters/fake", {**CLUSTER, "slurm": {**CLUSTER["slurm"], **changes}})
+        self.write("experiments/tiny", EXPERIMENT)
 
     def snakemake(self, *targets: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         """Start the pipeline with the Slurm profile."""
@@ -111,16 +108,32 @@ class Checkout:
     def octavo(self, *arguments: str) -> str:
         """Run a verb; what it printed."""
         process = self.start("octavo", *arguments)
-        printed, _ = process.communicate(timeout=120)
+        printed, _ = process.communicate(timeout=300)
         assert process.returncode == 0, printed
         return printed
 
-    def finish(self, process: subprocess.Popen[str], seconds: float = 240) -> str:
+    def finish(self, process: subprocess.Popen[str], seconds: float = 600) -> str:
         """Wait for a pipeline to end well; what it printed."""
         printed, _ = process.communicate(timeout=seconds)
-        logs = "".join(f"\n--- {path}\n{path.read_text()}" for path in self.root.glob("results/*/logs/*.log"))
-        assert process.returncode == 0, printed + logs
+        assert process.returncode == 0, printed + self.logs()
         return printed
+
+    def logs(self) -> str:
+        """What the rules' jobs printed."""
+        return "".join(f"\n--- {path}\n{path.read_text()}" for path in self.root.glob("results/*/logs/*.log"))
+
+    def attempts(self, experiment: str, cell: str) -> list[dict[str, Any]]:
+        """The attempts at a run."""
+        return _json_lines(self.run(experiment, cell) / "attempts.jsonl")
+
+    def losses(self, experiment: str, cell: str) -> dict[tuple[int, str], float]:
+        """The losses of a run by step and kind: the last line of a step is the one that counts."""
+        return {
+            (line["step"], kind): line[kind]
+            for line in _json_lines(self.run(experiment, cell) / "metrics.jsonl")
+            for kind in ("loss", "validation_loss", "final_validation_loss")
+            if line.get(kind) is not None
+        }
 
     def run(self, experiment: str, cell: str) -> Path:
         """The folder of a run with seed 1."""
@@ -134,9 +147,14 @@ class Checkout:
             command, cwd=self.root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
-    def _write(self, name: str, value: dict[str, Any]) -> None:
+    def write(self, name: str, value: dict[str, Any]) -> None:
+        """Write a configuration file."""
         path = self.root / "configs" / f"{name}.yaml"
         path.write_text(yaml.safe_dump(value, sort_keys=False), encoding="utf-8")
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def make_checkout(root: Path, *programs: Path) -> Checkout:

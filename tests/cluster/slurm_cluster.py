@@ -117,6 +117,23 @@ class SlurmCluster:
             daemon.kill()
             daemon.wait()
 
+    def fail_node(self, name: str) -> None:
+        """What a power cut does to a node: its daemon and all that runs on it are gone at once, without a word."""
+        self.stop_daemon(name, signal.SIGKILL)
+        log = str(self.folder / f"log/slurmd.{name}.log")  # which the managers of its steps hold open
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                on_node = f"SLURMD_NODENAME={name}\0".encode() in (process / "environ").read_bytes()
+                if on_node or any(str(handle.readlink()) == log for handle in (process / "fd").iterdir()):
+                    os.kill(int(process.name), signal.SIGKILL)
+
+    def repair(self) -> None:
+        """Start the daemons of failed nodes; returns when every node is idle."""
+        for node in self.nodes:
+            if not self._running(node):
+                self.start_daemon(node)
+        self.wait_idle()
+
     def leftovers(self) -> list[int]:
         """Processes that hold a file of this cluster open or were started by one of its jobs.
 

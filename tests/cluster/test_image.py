@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from octavo.layout import image_file
+from octavo.cluster.image import Image
+from octavo.cluster.launch import Launch
+from octavo.experiment.run import load_experiment
+from octavo.layout import ConfigFolders, image_file
 from tests.cluster.conftest import Checkout, checkout_with_image, other_packages
 from tests.cluster.slurm_cluster import SlurmCluster
 
@@ -37,6 +42,20 @@ def test_the_record_names_the_image_by_its_digest_and_lists_its_packages(checkou
 def test_every_package_is_the_locks(checkout: Checkout) -> None:
     record = json.loads((checkout.root / image_file("cpu")).with_suffix(".json").read_text())
     assert other_packages(record["packages"]["pip"], checkout.root / "requirements.lock") == set()
+
+
+def test_a_rank_sees_the_shared_memory_and_the_devices_of_its_node(checkout: Checkout) -> None:
+    """Where NCCL looks for its neighbours: the host's /dev/shm, and all of its /dev (InfiniBand is a folder there)."""
+    experiment = load_experiment("tiny", ConfigFolders(checkout.root / "configs"))
+    image = Image("cpu", image_file("cpu"), "sha256:0")
+    script = Launch(experiment, experiment.run("moe-bf16", 1), ("train", "x"), checkout.root, image).script()
+    task = script[script.index("bash -c ") :].replace("octavo train x", "ls /dev /dev/shm")
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        environment = {"PATH": f"{checkout.programs[1]}:{os.environ['PATH']}"}
+        listed = subprocess.run(["bash", "-c", task], check=True, capture_output=True, text=True, env=environment)
+        devices, shared = listed.stdout.split("/dev/shm:\n")
+    assert set(devices.split()[1:]) == {path.name for path in Path("/dev").iterdir()}
+    assert Path(file.name).name in shared.split()
 
 
 @pytest.mark.cluster

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,7 +17,7 @@ import yaml
 
 from octavo.cluster import launch as launching
 from octavo.cluster.image import Image
-from octavo.cluster.job import allocation, caps, check_comments, resources, sbatch_command
+from octavo.cluster.job import allocation, caps, check_comments, most_retries, resources, sbatch_command
 from octavo.cluster.launch import Launch, in_allocation, made_steps, refuse_hopeless
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Slurm
@@ -106,10 +108,16 @@ def test_in_an_image_a_rank_sees_what_is_bound_and_set_and_no_home(ask: Ask) -> 
     script = launch(*ask(8, environment={"NCCL_DEBUG": "WARN"}, modules=["slurm", "nccl/2"]), image)
     for part in (
         *("--contain --cleanenv --no-home --nv", "--bind /shared/octavo:/shared/octavo:ro", "NCCL_DEBUG=WARN"),
+        *("--bind /dev:/dev ", "--bind /tmp:/tmp "),
         *("OCTAVO_IMAGE_DIGEST=sha256:abc", "APPTAINERENV_$name", "/shared/octavo/results/images/gpu.sif octavo train"),
     ):
         assert part in script
     assert script.startswith("module load slurm nccl/2\n")
+
+
+def test_the_cluster_file_adds_binds(ask: Ask) -> None:
+    image = Image("gpu", Path("results/images/gpu.sif"), "sha256:abc")
+    assert "--bind /opt/site:/opt/site:ro " in launch(*ask(8, binds=["/opt/site:/opt/site:ro"]), image)
 
 
 def test_the_cpu_image_asks_for_no_driver(ask: Ask) -> None:
@@ -192,6 +200,31 @@ def test_experiments_whose_jobs_have_the_same_comments_are_refused(ask: Ask, tmp
             check_comments(load_experiment(name, ConfigFolders(tmp_path / "configs")))
 
 
+def test_a_rule_has_the_most_retries_of_any_cluster_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OCTAVO_ROOT", str(tmp_path))
+    clusters = tmp_path / "configs" / "clusters"
+    clusters.mkdir(parents=True)
+    (clusters / "patient.yaml").write_text("slurm: {retries: 9}\n")
+    (clusters / "h100-node.yaml").write_text("slurm: {partition: gpu}\n")  # 3, as octavo schema cluster says
+    (clusters / "laptop.yaml").write_text("device: cpu\n")
+    assert most_retries() == 9
+
+
+@pytest.mark.parametrize(
+    ("signalled", "expected"), [("TERM", (75, True)), ("USR1", (75, False)), ("KILL", (128 + 9, False))]
+)
+def test_a_job_that_is_told_to_stop_while_data_are_staged_stops(
+    tmp_path: Path, signalled: str, expected: tuple[int, bool]
+) -> None:
+    """The shell waits for a command of its own then. Signals come to this process, SIGKILL to the command's shell."""
+    script = f"kill -{signalled} {'$$' if signalled == 'KILL' else '$PPID'}; sleep 60; touch {tmp_path}/trained"
+    call = f"run_script({script!r}, {str(tmp_path)!r}, login=False)"
+    program = f"from octavo.cluster.launch import run_script; print({call})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    assert done.stdout == f"{expected}\n", done.stderr
+    assert not (tmp_path / "trained").exists()
+
+
 def test_a_batch_step_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS", raising=False)
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
@@ -223,6 +256,14 @@ def test_a_run_that_fails_the_same_way_twice_without_a_step_is_not_tried_again(a
         folder, run.run_fingerprint, ("failed", "no such kernel", 50, 50), ("failed", "no such kernel", 50, 50)
     )
     with pytest.raises(OctavoError, match="failed the same way twice without a step made: failed: no such kernel"):
+        refuse_hopeless(folder, run, tries=3, retries=3)
+
+
+def test_numbers_in_an_error_do_not_make_it_another_one(ask: Ask, tmp_path: Path) -> None:
+    run, folder = ask(8)[0].run("dense-bf16", 1), RunFolder(tmp_path / "run")
+    ends = [("failed", f"[10.0.0.{host}]:{port}: connection refused", 0, 0) for host, port in ((7, 23456), (12, 31234))]
+    write_attempts(folder, run.run_fingerprint, *ends)
+    with pytest.raises(OctavoError, match="failed the same way twice"):
         refuse_hopeless(folder, run, tries=3, retries=3)
 
 

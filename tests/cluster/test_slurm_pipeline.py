@@ -1,27 +1,41 @@
-"""The pipeline on a real Slurm: pre-empted, killed, capped, locked, and with books that agree with Slurm's.
+"""`quickstart` on a real Slurm, inside the CPU image: pre-empted, killed, capped, locked, and with Slurm's own hours.
 
-One story in order, on one cluster: every test looks at another side of it, the later ones go on from the earlier.
+Every run is on two nodes, whose ranks meet over gloo. One story in order, on one cluster: every test looks at another
+side of it, the later ones go on from the earlier.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 
-from tests.cluster.conftest import ABLATION, CLUSTER, Checkout, make_checkout
+from octavo.layout import image_file
+from tests.cluster.conftest import CLUSTER, REPOSITORY, Checkout, checkout_with_image
 from tests.cluster.slurm_cluster import SlurmCluster
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+# the image is built where none is kept
+pytestmark = [pytest.mark.cluster, pytest.mark.container, pytest.mark.timeout(3600)]
 
-CELLS = ("dense-bf16", "moe-bf16")
+CELLS = ("dense-bf16", "dense-fp8_tensorwise", "moe-bf16", "moe-fp8_tensorwise")
+PREEMPTED, KILLED = "dense-bf16", "moe-fp8_tensorwise"
+ABLATION = {
+    "description": "one of the four experts per token is shared by all tokens",
+    "cells": ["moe-bf16"],
+    "change": {"model.experts.shared_size": 72, "model.experts.top_k": 3},
+}
 
 
 @dataclass
@@ -34,59 +48,67 @@ class Story:
     """A second snakemake on the same experiment."""
 
 
-def test_both_runs_finish_although_one_was_preempted_and_the_other_killed(story: Story) -> None:
-    reasons = {cell: [one["exit_reason"] for one in attempts(story, "tiny", cell)] for cell in CELLS}
-    assert reasons == {"dense-bf16": ["signalled", "completed"], "moe-bf16": ["killed", "completed"]}
+def test_all_runs_finish_although_one_was_preempted_and_another_killed(story: Story) -> None:
+    """The pre-empted one was told through Apptainer, and saved."""
+    undisturbed = {cell: ["completed"] for cell in CELLS}
+    reasons = {cell: [one["exit_reason"] for one in story.checkout.attempts("quickstart", cell)] for cell in CELLS}
+    assert reasons == undisturbed | {PREEMPTED: ["signalled", "completed"], KILLED: ["killed", "completed"]}
     states = {cell: [row.state for row in books(story).query(f"cell == '{cell}'").itertuples()] for cell in CELLS}
-    assert states == {"dense-bf16": ["preempted", "completed"], "moe-bf16": ["killed", "completed"]}
+    assert states == undisturbed | {PREEMPTED: ["preempted", "completed"], KILLED: ["killed", "completed"]}
 
 
 def test_they_went_on_from_their_newest_checkpoint(story: Story) -> None:
-    for cell in CELLS:
-        first, second = attempts(story, "tiny", cell)
-        assert second["first_step"] >= 40
-        assert second["first_step"] <= first["last_step"]
+    first, second = story.checkout.attempts("quickstart", PREEMPTED)
+    assert second["first_step"] == first["last_step"] >= 60  # saved when it was told
+    first, second = story.checkout.attempts("quickstart", KILLED)
+    assert 50 <= second["first_step"] <= first["last_step"]
+
+
+@pytest.mark.parametrize("cell", [PREEMPTED, KILLED])
+def test_losses_are_those_of_the_undisturbed_run_to_the_last_bit(story: Story, cell: str) -> None:
+    disturbed, undisturbed = (story.checkout.losses(name, cell) for name in ("quickstart", "undisturbed"))
+    assert len(disturbed) == 150 + 3 + 1  # steps, validations after 50, 100 and 150, and the final one
+    assert disturbed == undisturbed
+    assert len(story.checkout.attempts("undisturbed", cell)) == 1
+    parameters = {result(story, name, cell)["parameters_sha256"] for name in ("quickstart", "undisturbed")}
+    assert len(parameters) == 1
+
+
+def test_a_run_has_a_rank_on_each_of_two_nodes(story: Story) -> None:
+    (attempt,) = story.checkout.attempts("undisturbed", PREEMPTED)
+    assert attempt["device_count"] == 2
+    (row,) = sacct(story, f"rule_train_wildcards_undisturbed_{PREEMPTED}_1")
+    assert (row["node"], row["gpu"]) == (2, 2)
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_losses_are_those_of_the_undisturbed_run_to_the_last_bit(story: Story, cell: str) -> None:
-    disturbed, undisturbed = losses(story, "tiny", cell), losses(story, "undisturbed", cell)
-    assert len(disturbed) == 200 + 1 + 1  # steps, and validations on the way and at the end
-    assert disturbed == undisturbed
-    assert len(attempts(story, "undisturbed", cell)) == 1
-
-
-def test_a_run_on_two_nodes_has_a_rank_on_each(story: Story) -> None:
-    (attempt,) = attempts(story, "undisturbed", "dense-bf16")
-    assert attempt["device_count"] == 2
-    (row,) = sacct(story, "rule_train_wildcards_undisturbed_dense-bf16_1")
-    assert row["node"] == 2
+def test_it_ran_inside_the_image(story: Story, cell: str) -> None:
+    record = json.loads((story.checkout.root / image_file("cpu")).with_suffix(".json").read_text())
+    provenance = json.loads((story.checkout.run("quickstart", cell) / "provenance.json").read_text())
+    assert provenance["image_digest"] == record["digest"]
 
 
 def test_device_hours_are_slurms(story: Story) -> None:
     """GPUs allocated x elapsed, over every row of sacct, earlier rows of a requeued job included."""
     assert set(books(story)["source"]) == {"sacct"}
     for cell in CELLS:
-        seconds = sum(row["gpu"] * row["elapsed"] for row in sacct(story, f"rule_train_wildcards_tiny_{cell}_1"))
+        seconds = sum(row["gpu"] * row["elapsed"] for row in sacct(story, f"rule_train_wildcards_quickstart_{cell}_1"))
         ours = books(story).query(f"cell == '{cell}'")["device_hours"].sum() * 3600
         assert ours == pytest.approx(seconds, abs=1e-6)
-    assert "0 differences" in story.checkout.octavo("reconcile", "results/tiny")
+    assert "0 differences" in story.checkout.octavo("reconcile", "results/quickstart")
 
 
 def test_lost_attempts_are_in_the_all_in_cost_alone(story: Story) -> None:
-    runs = pd.read_parquet(story.checkout.root / "results/tiny/runs.parquet").set_index("cell")
-    assert (runs["attempts"] == 2).all()
-    killed = books(story).query("cell == 'moe-bf16' and state == 'killed'")["device_hours"].iloc[0]
-    lost = runs.loc["moe-bf16", "device_hours_all_in"] - runs.loc["moe-bf16", "device_hours_final"]
-    assert 0 < lost <= killed  # its steps up to the checkpoint count, those after it do not
-    whole = pd.read_parquet(story.checkout.root / "results/undisturbed/runs.parquet")
-    assert (whole["device_hours_all_in"] == whole["device_hours_final"]).all()
+    runs = pd.read_parquet(story.checkout.root / "results/quickstart/runs.parquet").set_index("cell")
+    lost = runs["device_hours_all_in"] - runs["device_hours_final"]
+    killed = books(story).query(f"cell == '{KILLED}' and state == 'killed'")["device_hours"].iloc[0]
+    assert 0 < lost[KILLED] <= killed  # its steps up to the checkpoint count, those after it do not
+    assert dict(runs["attempts"]) == dict.fromkeys(CELLS, 1) | {PREEMPTED: 2, KILLED: 2}
+    assert (lost[[cell for cell in CELLS if cell not in (PREEMPTED, KILLED)]] == 0).all()
 
 
 def test_runs_never_held_more_devices_than_the_cap(story: Story) -> None:
-    rows = [
-        row for name in ("tiny", "undisturbed") for cell in CELLS for row in sacct(story, f"{name}_{cell}_1", part=True)
-    ]
+    rows = sacct(story, "rule_train", part=True)
     held = [sum(row["gpu"] for row in rows if row["start"] <= at["start"] < row["end"]) for at in rows]
     assert max(held) <= CLUSTER["slurm"]["max_concurrent_devices"]
 
@@ -100,45 +122,50 @@ def test_the_reports_books_can_be_made_again_without_slurm(story: Story, monkeyp
     before = books(story)
     nowhere = Checkout(story.checkout.root, (without_sacct(story.checkout),))
     monkeypatch.setenv("PATH", "")
-    nowhere.octavo("aggregate", "results/tiny")
+    nowhere.octavo("aggregate", "results/quickstart")
     assert books(story).equals(before)
 
 
 def test_an_ablation_added_afterwards_trains_its_own_run_alone(story: Story) -> None:
     """Its baseline is there already."""
-    story.checkout.configure(ablations={"shared": ABLATION})
-    target = "results/tiny/ablations/shared/runs.parquet"
+    story.checkout.write("experiments/quickstart", quickstart() | {"ablations": {"shared": ABLATION}})
+    target = "results/quickstart/ablations/shared/report.pdf"
     planned = story.checkout.finish(story.checkout.snakemake(target, options=("--dry-run",)))
     assert planned.count("rule train:") == 1
     assert "cell=moe-bf16+shared," in planned
     last = max(row["job"] for row in sacct(story, "rule_train", part=True))
     story.checkout.finish(story.checkout.snakemake(target))
     new = [row["comment"] for row in sacct(story, "rule_train", part=True) if row["job"] > last]
-    assert new == ["rule_train_wildcards_tiny_moe-bf16+shared_1"]
+    assert new == ["rule_train_wildcards_quickstart_moe-bf16+shared_1"]
+    assert (story.checkout.root / target).read_bytes().startswith(b"%PDF")
 
 
 def test_overhead_per_job(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
-    """From the allocation of an undisturbed job to its first step: what the pipeline costs the devices."""
-    seconds = []
-    for cell in CELLS:
-        (row,) = sacct(story, f"rule_train_wildcards_undisturbed_{cell}_1")
-        first = json.loads((story.checkout.run("undisturbed", cell) / "metrics.jsonl").open().readline())
-        seconds.append(first["time"] - row["start"])
+    """Between submission and the first step, but for the wait in the queue: of the ablation's run, which was alone."""
+    cell = "moe-bf16+shared"
+    (row,) = sacct(story, f"rule_train_wildcards_quickstart_{cell}_1")
+    (attempt,) = story.checkout.attempts("quickstart", cell)
+    trainer = datetime.fromisoformat(attempt["start"]).timestamp()
+    first = json.loads((story.checkout.run("quickstart", cell) / "metrics.jsonl").open().readline())
+    first_step = first["time"] - first["step_seconds"]
+    whole, until_python, queued = first_step - row["start"], trainer - row["start"], row["start"] - row["submit"]
     with capsys.disabled():
         print(
-            "\npipeline overhead per job, from its start to its first step: "
-            f"{seconds[0]:.0f} s (two nodes), {seconds[1]:.0f} s (one)"
+            f"\npipeline overhead per job: {whole:.0f} s from its start to its first step, {until_python:.0f} s "
+            "of them until the trainer's Python runs in its container, the rest imports and set-up. "
+            f"Not counted: {queued:.0f} s in the queue. "
+            f"Two ranks on {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}"
         )
-    assert min(seconds) > 0
+    assert row["start"] - 1 < trainer < first_step  # Slurm's times are whole seconds
 
 
 def test_show_prints_what_was_submitted(story: Story) -> None:
-    shown = story.checkout.octavo("show", "tiny", "dense-bf16/seed-1")
-    (submitted,) = {row["line"] for row in sacct(story, "rule_train_wildcards_tiny_dense-bf16_1")}
+    shown = story.checkout.octavo("show", "quickstart", f"{PREEMPTED}/seed-1")
+    (submitted,) = {row["line"] for row in sacct(story, f"rule_train_wildcards_quickstart_{PREEMPTED}_1")}
     for option in (
         "-A lab",
         "-p spot",
-        "-t 5",
+        "-t 30",
         "--nodes=2",
         "--ntasks-per-node=1",
         "--gres=gpu:h100:1",
@@ -155,19 +182,43 @@ def test_the_doctor_finds_what_the_cluster_file_asks_for(story: Story) -> None:
         assert what in found
 
 
+def test_nothing_of_it_is_left(story: Story) -> None:
+    """Neither a job nor a process in a container, whose environment names the checkout and nothing of Slurm's."""
+    assert not subprocess.run(["squeue", "-h"], check=True, capture_output=True, text=True).stdout
+    left = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"OCTAVO_ROOT={story.checkout.root}\0".encode() in (process / "environ").read_bytes():
+                left.append((process / "cmdline").read_text())
+    assert left == []
+    shutil.rmtree(story.checkout.root)
+
+
 # --- the story ------------------------------------------------------------------------------------------------------
+
+
+def quickstart() -> dict[str, Any]:
+    """The experiment file, on another cluster and two nodes."""
+    file = yaml.safe_load((REPOSITORY / "configs/experiments/quickstart.yaml").read_text(encoding="utf-8"))
+    training = file["training"] | {"micro_batch_size": 4}
+    return file | {"cluster": "fake", "parallelism": {"data": 2}, "training": training}
 
 
 @pytest.fixture(scope="module")
 def story(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Story:
-    checkout = make_checkout(tmp_path_factory.mktemp("cluster") / "octavo")
-    tables = [f"results/{name}/runs.parquet" for name in ("tiny", "undisturbed")]
-    pipeline = checkout.snakemake(*tables)
+    checkout = checkout_with_image(tmp_path_factory.mktemp("cluster") / "octavo", "cpu")
+    checkout.configure(image="cpu", time_limit_minutes=30)
+    for name in ("quickstart", "undisturbed"):
+        checkout.write(f"experiments/{name}", quickstart())
+    report = "results/quickstart/report.pdf"
+    pipeline = checkout.snakemake(
+        report, *(f"results/undisturbed/runs/{cell}/seed-1/result.json" for cell in (PREEMPTED, KILLED))
+    )
     try:
-        disturb(checkout, pipeline, {"dense-bf16": preempt, "moe-bf16": kill})
-        second = checkout.snakemake(tables[0])
-        said, _ = second.communicate(timeout=60)
-        printed = checkout.finish(pipeline)
+        disturb(checkout, pipeline, {PREEMPTED: preempt, KILLED: kill})
+        second = checkout.snakemake(report)
+        said, _ = second.communicate(timeout=300)
+        printed = checkout.finish(pipeline, seconds=1200)
     except BaseException:
         pipeline.kill()
         raise
@@ -175,14 +226,14 @@ def story(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Stor
 
 
 def disturb(checkout: Checkout, pipeline: subprocess.Popen[str], how: dict[str, Callable[[str], None]]) -> None:
-    """Do to the runs of `tiny` what is to be done, each ten steps after its first checkpoint."""
-    left, end = dict(how), time.monotonic() + 200
+    """Do to the runs what is to be done, each ten steps after its first checkpoint."""
+    left, end = dict(how), time.monotonic() + 1200
     while left:
-        for cell in [cell for cell in left if steps_logged(checkout.run("tiny", cell)) >= 50]:
-            left.pop(cell)(f"tiny_{cell}_1")
+        for cell in [cell for cell in left if steps_logged(checkout.run("quickstart", cell)) >= 60]:
+            left.pop(cell)(f"quickstart_{cell}_1")
         if pipeline.poll() is not None:
-            pytest.fail(f"the pipeline ended: {pipeline.communicate()[0]}")
-        assert time.monotonic() < end, f"no steps of {', '.join(left)}"
+            pytest.fail(f"the pipeline ended: {pipeline.communicate()[0]}{checkout.logs()}")
+        assert time.monotonic() < end, f"no steps of {', '.join(left)}{checkout.logs()}"
         time.sleep(0.05)
 
 
@@ -215,37 +266,25 @@ def running(comment: str) -> tuple[str, str]:
 # --- what there is to see -------------------------------------------------------------------------------------------
 
 
-def attempts(story: Story, experiment: str, cell: str) -> list[dict]:
-    text = (story.checkout.run(experiment, cell) / "attempts.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def losses(story: Story, experiment: str, cell: str) -> dict[tuple[int, str], float]:
-    """By step and kind: the last line of a step is the one that counts."""
-    text = (story.checkout.run(experiment, cell) / "metrics.jsonl").read_text()
-    found = {}
-    for line in map(json.loads, text.splitlines()):
-        for kind in ("loss", "validation_loss"):
-            if line.get(kind) is not None:
-                found[line["step"], kind] = line[kind]
-    return found
+def result(story: Story, experiment: str, cell: str) -> dict[str, Any]:
+    return json.loads((story.checkout.run(experiment, cell) / "result.json").read_text())
 
 
 def books(story: Story) -> pd.DataFrame:
-    frame = pd.read_parquet(story.checkout.root / "results/tiny/attempts.parquet")
+    frame = pd.read_parquet(story.checkout.root / "results/quickstart/attempts.parquet")
     return frame.sort_values(["cell", "start"]).reset_index(drop=True)
 
 
 def sacct(story: Story, comment: str, *, part: bool = False) -> list[dict]:
     """Slurm's rows of the jobs with a comment (or with it in their comment), read here without Octavo's help."""
-    fields = "JobIDRaw,WorkDir,Comment,State,ElapsedRaw,AllocTRES,Start,End,SubmitLine"
+    fields = "JobIDRaw,WorkDir,Comment,State,ElapsedRaw,AllocTRES,Submit,Start,End,SubmitLine"
     asked = subprocess.run(
         ["sacct", "-D", "-X", "-n", "-P", "-S", "now-1day", f"--format={fields}"],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     rows = []
     for line in asked.stdout.splitlines():
-        job, folder, named, state, elapsed, tres, start, end, submitted = line.split("|", 8)
+        job, folder, named, state, elapsed, tres, submit, start, end, submitted = line.split("|", 9)
         if folder != str(story.checkout.root) or start == "Unknown":
             continue
         if not (comment in named if part else named == comment):
@@ -254,7 +293,8 @@ def sacct(story: Story, comment: str, *, part: bool = False) -> list[dict]:
         rows.append(
             {"job": int(job), "comment": named, "state": state, "elapsed": int(elapsed), "line": submitted,
              "gpu": int(counts["gres/gpu"]), "node": int(counts["node"]),
-             "start": datetime.fromisoformat(start).timestamp(), "end": datetime.fromisoformat(end).timestamp()}
+             **{name: datetime.fromisoformat(value).timestamp()
+                for name, value in (("submit", submit), ("start", start), ("end", end))}}
         )  # fmt: skip
     return rows
 

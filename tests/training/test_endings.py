@@ -63,6 +63,33 @@ def test_layouts_that_do_not_work_without_cuda(
     assert not run.attempts()
 
 
+def test_a_run_without_its_device_is_an_attempt_that_says_why(workshop: Workshop) -> None:
+    workshop.experiment("for_gpus", {"cluster": "h100-node", "precisions": ["bf16"]})
+    run = workshop.run("dense-bf16", "for_gpus")
+    reason = "the run is for H100, and this machine has no GPU that CUDA can use"
+    assert reason in message(run)
+    (attempt,) = run.attempts()
+    assert (attempt["exit_reason"], attempt["error"], attempt["last_step"]) == ("failed", reason, 0)
+
+
+def test_how_long_checkpoints_took_is_kept(workshop: Workshop, uninterrupted: Any) -> None:
+    assert uninterrupted("dense-bf16").attempts()[0]["save_seconds"] > 0
+
+
+@pytest.mark.parametrize(("seconds", "warned"), [(120.0, False), (121.0, True)])
+def test_a_checkpoint_that_takes_longer_than_slurms_notice_is_warned_of(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, seconds: float, warned: bool
+) -> None:
+    """h100-node.yaml leaves signal_seconds at 120."""
+    from octavo.experiment.run import load_experiment
+    from octavo.training.requirements import late_to_save
+
+    monkeypatch.setenv("OCTAVO_ROOT", str(workshop.root))
+    workshop.experiment("noticed", {"cluster": "h100-node", "precisions": ["bf16"]})
+    said = late_to_save(load_experiment("noticed").run("dense-bf16", 1), seconds)
+    assert (said is not None and "raise slurm.signal_seconds in configs/clusters/h100-node.yaml" in said) == warned
+
+
 def test_a_diverged_run_has_a_result_that_says_so(workshop: Workshop) -> None:
     # a step of 1e38 along every axis overflows BF16 at once
     workshop.experiment("diverged", {"training.optimizer": {"learning_rate": 1e38, "weight_decay": 0.0}})

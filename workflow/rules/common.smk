@@ -6,9 +6,11 @@ from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from octavo.cluster import image as images
 from octavo.cluster import job as jobs
+from octavo.cluster import launch as launches
 from octavo.data import manifest as data_sets
 from octavo.errors import OctavoError
 from octavo.experiment import run as experiments

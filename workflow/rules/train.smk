@@ -52,6 +52,20 @@ def job_resource(key):
     return lambda wildcards: job_resources(wildcards.experiment, run_config(wildcards).cell).get(key)
 
 
+def nodes(wildcards, attempt):
+    """None at all for a try that could end no other way than those before: the executor refuses to submit that."""
+    of, cell, seed = experiment(wildcards.experiment), run_config(wildcards).cell, int(wildcards.seed)
+    asked = job_resources(wildcards.experiment, cell).get("nodes")
+    try:
+        if asked:
+            folder, retries = of.folder.run(cell, seed), jobs.slurm_section(of).retries
+            launches.refuse_hopeless(folder, of.run(cell, seed), tries=attempt, retries=retries)
+    except OctavoError as error:
+        logger.error(f"not tried again: {error}")
+        return 0
+    return asked
+
+
 rule train:
     input:
         prerequisites,
@@ -64,8 +78,10 @@ rule train:
             run_config(wildcards).fingerprint, int(wildcards.seed)
         ),
     threads: lambda wildcards: run_config(wildcards).training.threads * run_config(wildcards).parallelism.world_size
+    # where jobs are submitted, as what ended one may be the cluster's doing; not by the Snakemake inside a job
+    retries: jobs.most_retries() if workflow.is_main_process and workflow.resource_settings.nodes else 0
     resources:
         attempt=lambda wildcards, attempt: attempt,
-        **{key: job_resource(key) for key in [*jobs.RESOURCES, *jobs.caps()]},
+        **{key: job_resource(key) for key in [*jobs.RESOURCES, *jobs.caps()]} | {"nodes": nodes},
     shell:
-        "OCTAVO_TRY={resources.attempt} octavo train results/{wildcards.experiment}/runs/{wildcards.cell}/seed-{wildcards.seed} > {log} 2>&1"
+        "OCTAVO_TRY={resources.attempt} octavo train results/{wildcards.experiment}/runs/{wildcards.cell}/seed-{wildcards.seed} >> {log} 2>&1"

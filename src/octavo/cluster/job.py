@@ -133,13 +133,22 @@ def cap_name(cluster: str) -> str:
 
 def caps() -> dict[str, int]:
     """Resource -> the most that runs may hold at one time, of every cluster file with a max_concurrent_devices."""
-    found = {}
-    for path in sorted(configs().clusters.glob("*.yaml")):
-        slurm = read_yaml(path).get("slurm")
-        cap = slurm.get("max_concurrent_devices") if isinstance(slurm, dict) else None
-        if isinstance(cap, int):  # a file's mistakes are told when an experiment asks for it
-            found[cap_name(path.stem)] = cap
-    return found
+    return {cap_name(name): cap for name, cap in _numbers("max_concurrent_devices", None).items()}
+
+
+def most_retries() -> int:
+    """The most tries after the first that a cluster file allows: a rule has one number for all of its jobs.
+
+    A run is held to its own cluster file's by `octavo.cluster.launch.refuse_hopeless`.
+    """
+    return max(_numbers("retries", Slurm.model_fields["retries"].default).values(), default=0)
+
+
+def _numbers(key: str, default: int | None) -> dict[str, int]:
+    """Cluster -> a number of its `slurm` section. A file's mistakes are told when an experiment asks for it."""
+    sections = {path.stem: read_yaml(path).get("slurm") for path in sorted(configs().clusters.glob("*.yaml"))}
+    numbers = {name: slurm.get(key, default) for name, slurm in sections.items() if isinstance(slurm, dict)}
+    return {name: number for name, number in numbers.items() if isinstance(number, int)}
 
 
 def comment(experiment: str, cell: str, seed: int) -> str:

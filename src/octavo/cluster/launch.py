@@ -6,22 +6,27 @@ again, which finds its rank in Slurm's variables. In a container it sees what is
 - the checkout read-only at its own path (configurations, the code that the commit in the provenance names), its
   `results/` writable, the prepared data from node-local scratch where the cluster file asks for that;
 - no home, no variables but Slurm's place of the rank, the visible GPUs, and what the cluster file sets;
-- the host's /dev/shm and process numbers, though: ranks of one node are containers of their own, and NCCL meets its
-  neighbours through shared memory. So `--contain` and not `--containall`.
+- the node's /dev and process numbers, though: ranks of one node are containers of their own, and NCCL meets its
+  neighbours through /dev/shm and other nodes through /dev/infiniband; without them it says nothing and talks TCP. So
+  `--contain` and not `--containall`, and /dev as a whole: over its own small one Apptainer binds no /dev/shm.
 
 Exit status 75 says that the run was told to stop and saved: the job is put back into the queue and goes on from there.
+A try in which no rank came as far as its journal (srun failed, a package is missing) is entered as an attempt here.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from octavo.cluster.image import Image, read_image
@@ -31,9 +36,8 @@ from octavo.experiment.run import Experiment, RunConfig, data_identifier
 from octavo.files import sha256
 from octavo.layout import RunFolder, data_folder, repository
 from octavo.records import AttemptRecord, read_lines
-
-RESTART = 75
-"""Exit status of a run that was told to stop, saved, and can go on where it was (see `octavo.training.launch`)."""
+from octavo.training import journal
+from octavo.training.launch import RESTART
 
 TASK_VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
@@ -136,10 +140,10 @@ class Launch:
     def _binds(self) -> list[str]:
         slurm = slurm_section(self.experiment)
         results = self.root / "results"
-        binds = [f"{self.root}:{self.root}:ro", f"{results}:{results}", "/dev/shm:/dev/shm", "/tmp:/tmp"]
+        binds = [f"{self.root}:{self.root}:ro", f"{results}:{results}", "/dev:/dev", "/tmp:/tmp"]
         if slurm.scratch:
             binds.append(f"{self._staged()}:{self.root / self._data()}:ro")
-        return binds
+        return [*binds, *slurm.binds]
 
     def _data(self) -> Path:
         return data_folder(data_identifier(self.run.data, self.run.tokenizer))
@@ -175,19 +179,70 @@ def launch(experiment: Experiment, run: RunConfig, folder: RunFolder, arguments:
     again and again.
     """
     slurm, job, tries = slurm_section(experiment), os.environ["SLURM_JOB_ID"], os.environ.get("OCTAVO_TRY")
+    began = datetime.now(UTC)
     if tries:
         refuse_hopeless(folder, run, tries=int(tries), retries=slurm.retries)
-        _end_orphans(comment(experiment.name, run.cell, run.seed), job)
+        _end_orphans(comment(experiment.name, run.cell, run.seed), job, slurm.signal_seconds)
     planned = plan_launch(experiment, run, folder.path, arguments=arguments)
-    login = ["--login"] if slurm.modules else []  # `module` is a function of the login shell
-    step = subprocess.Popen(["bash", *login, "-c", f"set -e\n{planned.script()}"], cwd=planned.root)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        # srun passes SIGUSR1 on to the ranks, which save and leave; of SIGTERM it would make a SIGKILL
-        signal.signal(number, lambda *_: step.send_signal(signal.SIGUSR1))
-    status = step.wait()
-    if status == RESTART and tries and slurm.requeue and made_steps(folder):
+    status, ending = run_script(planned.script(), planned.root, login=bool(slurm.modules))
+    if status:
+        journal.enter_unbegun(folder, _unbegun(planned, job, began, status))
+    if status == RESTART and not ending and tries and slurm.requeue and made_steps(folder):
         _requeue(job)
     return status
+
+
+def run_script(script: str, root: Path, *, login: bool) -> tuple[int, bool]:
+    """Run a job's commands; their exit status, and whether the job is being ended (pre-empted, cancelled).
+
+    The status is RESTART too where they were told to stop before a rank could save. `login`: in a login shell, of which
+    `module` is a function.
+    """
+    shell = ["bash", *(["--login"] if login else []), "-c", f"set -e\n{script}"]
+    told: list[int] = []
+    step: subprocess.Popen[bytes] | None = None
+
+    def stop() -> None:
+        # srun passes SIGUSR1 on to the ranks, which save and leave; of SIGTERM it would make a SIGKILL. To the group:
+        # while data are staged the shell waits for an srun of its own.
+        if step is not None and step.poll() is None:
+            os.killpg(step.pid, signal.SIGUSR1)
+
+    def receive(number: int, _: object) -> None:
+        told.append(number)
+        stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, receive)
+    step = subprocess.Popen(shell, cwd=root, process_group=0)
+    if told:
+        stop()
+    status = step.wait()
+    status = 128 - status if status < 0 else status
+    stopped = status in (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
+    # Slurm's warning of a time limit goes to the ranks alone; what comes here ends the job
+    return RESTART if stopped else status, any(number != signal.SIGUSR1 for number in told)
+
+
+def _unbegun(planned: Launch, job: str, began: datetime, status: int) -> AttemptRecord:
+    """The attempt of a try that ended before its trainer could say so."""
+    device = planned.experiment.device
+    stopped = status == RESTART
+    return AttemptRecord(
+        attempt=1,
+        start=began,
+        end=datetime.now(UTC),
+        host=socket.gethostname(),
+        nodes=[os.environ.get("SLURM_JOB_NODELIST") or socket.gethostname()],
+        device_kind="cpu" if device.kind == "cpu" else device.name,
+        device_count=planned.shape.tasks,
+        exit_reason="signalled" if stopped else "failed",
+        error=None if stopped else f"the job's commands ended with status {status} before training began",
+        first_step=0,
+        last_step=0,
+        slurm_job_id=job,
+        run_fingerprint=planned.run.run_fingerprint,
+    )
 
 
 def made_steps(folder: RunFolder) -> bool:
@@ -208,7 +263,8 @@ def refuse_hopeless(folder: RunFolder, run: RunConfig, *, tries: int, retries: i
             fix="see its log, mend the cause, then run the same command again: it goes on from its newest checkpoint",
         )
     ends = [
-        (attempt.exit_reason, attempt.error, attempt.first_step)
+        # numbers aside: ports, processes and addresses differ from try to try
+        (attempt.exit_reason, re.sub(r"\d+", "0", attempt.error or ""), attempt.first_step)
         for attempt in attempts[-2:]
         if attempt.exit_reason in ("failed", "out_of_memory", "killed") and attempt.last_step == attempt.first_step
     ]
@@ -220,7 +276,7 @@ def refuse_hopeless(folder: RunFolder, run: RunConfig, *, tries: int, retries: i
         )
 
 
-def _end_orphans(named: str, job: str) -> None:
+def _end_orphans(named: str, job: str, save_seconds: int) -> None:
     """End the older jobs of this run from this checkout, which a killed pipeline left; leave it to a newer one."""
     shown = _ask("squeue", "--me", "--noheader", "--format=%A|%k|%Z")
     here = str(Path.cwd())
@@ -233,9 +289,19 @@ def _end_orphans(named: str, job: str) -> None:
     if not older:
         return
     print(f"an earlier pipeline left job {', '.join(older)} of this run: it is told to save and leave", flush=True)
-    _ask("scancel", *older)
-    while _ask("squeue", "--me", "--noheader", "--format=%A", f"--jobs={','.join(older)}"):
+    # the ranks save and leave; after a plain scancel they would have no more than Slurm's KillWait
+    _ask("scancel", "--signal=USR1", *older)
+    end = time.monotonic() + save_seconds
+    while _left(older, "--states=running") and time.monotonic() < end:
         time.sleep(1)
+    _ask("scancel", *older)
+    while _left(older):
+        time.sleep(1)
+
+
+def _left(jobs: list[str], *options: str) -> bool:
+    """Whether any of these jobs is still in the queue."""
+    return bool(_ask("squeue", "--me", "--noheader", "--format=%A", f"--jobs={','.join(jobs)}", *options))
 
 
 def _requeue(job: str) -> None:

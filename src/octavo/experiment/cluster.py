@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from octavo.configuration import Section
 from octavo.experiment.config import Fraction
@@ -79,7 +79,7 @@ class Slurm(Section):
     memory_gb_per_device: PositiveInt = 64
     max_concurrent_devices: PositiveInt | None = None
     """Over all of an experiment's jobs at one time; None: no cap."""
-    retries: PositiveInt = 3
+    retries: NonNegativeInt = 3
     """Tries at one run after the first."""
     requeue: bool = True
     extra: list[str] = []
@@ -88,6 +88,8 @@ class Slurm(Section):
     """Environment modules loaded on the node before the container starts."""
     environment: dict[str, str] = {}
     """Variables set inside the container (NCCL settings, say)."""
+    binds: list[str] = []
+    """Further paths that the container sees, as Apptainer writes them (source[:target[:options]])."""
     image: Literal["gpu", "cpu"] | None = "gpu"
     """The variant of container.def that runs happen in; None: the Python that runs Octavo."""
     scratch: str | None = None

@@ -32,7 +32,7 @@ from octavo.errors import OctavoError
 from octavo.files import flush, unwritable
 from octavo.training.assembly import unwrapped
 from octavo.training.plain_reading import PlainPlanner, PlainReader, check_scaling_state
-from octavo.training.seal import seal
+from octavo.training.seal import saved_steps, seal
 
 
 class Checkpointer:
@@ -82,12 +82,12 @@ class Checkpointer:
                 flush(self.folder)
             except OSError as error:
                 raise unwritable(whole, error) from error
-            for old in self.steps_in(self.folder)[: -self.keep]:
+            for old in saved_steps(self.folder)[: -self.keep]:
                 shutil.rmtree(self._of(old), ignore_errors=True)
 
     def load_newest(self) -> int:
         """Load the newest checkpoint; the steps done, 0 if there is none."""
-        steps = self.steps_in(self.folder)
+        steps = saved_steps(self.folder)
         if not steps:
             return 0
         path = self._of(steps[-1])
@@ -108,11 +108,6 @@ class Checkpointer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         return steps[-1]
-
-    @staticmethod
-    def steps_in(folder: Path) -> list[int]:
-        """The steps of the checkpoints there are, the earliest first."""
-        return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
 
     def remove_partial(self) -> None:
         """Remove what a killed save left."""

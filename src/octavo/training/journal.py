@@ -22,6 +22,7 @@ from octavo.files import atomic_path, read_json, unwritable, write_text
 from octavo.layout import RunFolder
 from octavo.privacy import redact
 from octavo.records import AttemptRecord, ExitReason, MetricsRecord, Result, read_lines, read_record
+from octavo.training.seal import saved_steps
 
 MADE_BY = "octavo train {folder}"
 
@@ -119,6 +120,16 @@ def close_dangling(folder: RunFolder) -> list[AttemptRecord]:
     return attempts
 
 
+def enter_unbegun(folder: RunFolder, attempt: AttemptRecord) -> None:
+    """Enter a try that ended before its trainer opened the journal. Nothing where it did, or another process trains."""
+    with suppress(OctavoError), only_trainer(folder):
+        attempts = close_dangling(folder)
+        if not attempts or attempts[-1].start < attempt.start:
+            step = max(saved_steps(folder.checkpoints), default=0)
+            entered = {"attempt": len(attempts) + 1, "first_step": step, "last_step": step}
+            write_attempts(folder, [*attempts, attempt.model_copy(update=entered)])
+
+
 def cut_torn_line(path: Path) -> None:
     """Remove a last line that a killed writer left without its newline."""
     if not path.exists():
@@ -155,7 +166,7 @@ class Journal:
         except OSError as error:
             raise unwritable(self.folder.metrics, error) from error
 
-    def close(self, reason: ExitReason, last_step: int, error: str | None = None, **energy: Any) -> None:
+    def close(self, reason: ExitReason, last_step: int, error: str | None = None, **measured: Any) -> None:
         """End the attempt. Errors may name places and secrets of the machine, which the books do not hold."""
         self._metrics.close()
         ended = self.attempt.model_copy(
@@ -164,7 +175,7 @@ class Journal:
                 "exit_reason": reason,
                 "error": error and redact(error),
                 "last_step": last_step,
-                **energy,
+                **measured,
             }
         )
         write_attempts(self.folder, [*self._earlier, ended])

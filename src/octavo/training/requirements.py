@@ -68,6 +68,18 @@ def deterministic_environment(run: RunConfig, environment: Mapping[str, str]) ->
     return found
 
 
+def late_to_save(run: RunConfig, seconds: float) -> str | None:
+    """A warning where a step and its checkpoint take longer than Slurm gives notice of a time limit; None: in time."""
+    slurm = load_cluster(run.cluster, configs())[0].slurm
+    if slurm is None or seconds <= slurm.signal_seconds:
+        return None
+    return (
+        f"warning: a step and its checkpoint take {seconds:.0f} s, but Slurm gives notice of the time limit "
+        f"{slurm.signal_seconds} s before: the run would be ended first, losing its steps since the last checkpoint; "
+        f"raise slurm.signal_seconds in configs/clusters/{run.cluster}.yaml"
+    )
+
+
 @dataclass(frozen=True)
 class Gpu:
     """The GPU that this process would train on, and what it was found with."""

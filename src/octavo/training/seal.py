@@ -55,6 +55,11 @@ def discard_unsound(checkpoints: Path, run_fingerprint: str, data_manifest_sha25
     return discarded
 
 
+def saved_steps(checkpoints: Path) -> list[int]:
+    """The steps of the checkpoints there are, the earliest first."""
+    return sorted(int(path.name.removeprefix("step-")) for path in checkpoints.glob("step-*"))
+
+
 def _hashes(checkpoint: Path) -> dict[str, str]:
     """File name -> SHA-256; several files at a time, as hashing holds no lock."""
     paths = sorted(path for path in checkpoint.iterdir() if path.name != SEAL and path.is_file())

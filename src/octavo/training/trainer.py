@@ -41,6 +41,7 @@ from octavo.training.launch import RESTART, STARTED, Place, nodes
 from octavo.training.optimizer import build_optimizer, build_scheduler
 from octavo.training.process import set_up_process
 from octavo.training.progress import Progress
+from octavo.training.requirements import late_to_save
 from octavo.training.routing import RouterProbe
 from octavo.training.step import Stepper, StepResult
 from octavo.training.validation import Validation, Validator
@@ -54,14 +55,12 @@ Ending = Literal["completed", "diverged", "signalled"]
 
 def train(run: RunConfig, folder: RunFolder, place: Place) -> int:
     """Train a run in its folder; the exit status: 0 when there is a result, RESTART when it was told to stop."""
-    set_up_process(run, place)
-    try:
-        if not place.leads:
+    with journal.only_trainer(folder) if place.leads else nullcontext():
+        try:
             return _Trainer(run, folder, place).train()
-        with journal.only_trainer(folder):
-            return _Trainer(run, folder, place).train()
-    finally:
-        torch.distributed.destroy_process_group()
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
 
 
 class _Trainer:
@@ -75,15 +74,18 @@ class _Trainer:
         self.signalled = False
         self.done = 0
         """Steps done."""
+        self.save_seconds: float | None = None
+        """The longest that a checkpoint took."""
 
     def train(self) -> int:
         """The story of a run, and of how it may end."""
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._receive)
-        self.energy = EnergyMeter(torch.cuda.current_device() if self.on_gpu else None)
         try:
-            if self.place.leads:
+            if self.place.leads:  # first: a try that fails on the way is an attempt, too
                 self._open_folder()
+            set_up_process(self.run, self.place)
+            self.energy = EnergyMeter(torch.cuda.current_device() if self.on_gpu else None)
             torch.distributed.barrier()
             self._build()
             ending = self._loop()
@@ -120,7 +122,7 @@ class _Trainer:
             nodes=nodes(),
             device_kind=torch.cuda.get_device_name() if self.on_gpu else "cpu",
             device_count=self.place.world_size,
-            first_step=max(Checkpointer.steps_in(folder.checkpoints), default=0),
+            first_step=max(seal.saved_steps(folder.checkpoints), default=0),
             slurm_job_id=os.environ.get("SLURM_JOB_ID"),
             run_fingerprint=run.run_fingerprint,
         )
@@ -202,9 +204,7 @@ class _Trainer:
             if step % training.evaluation.interval == 0:
                 self._log_validation(self.validator.validate(training.evaluation.sequences))
             if step % training.checkpoints.interval == 0 or result.stop:
-                if self.journal:
-                    self.journal.keep()
-                self.checkpoints.save(step)
+                self._save(step, seconds)
             if result.stop:
                 return "signalled"
         return "completed"
@@ -218,6 +218,19 @@ class _Trainer:
         if self.place.world_size > 1:
             torch.distributed.broadcast_object_list(high, src=0)
         return high[0]
+
+    def _save(self, step: int, step_seconds: float) -> None:
+        began = time.perf_counter()
+        if self.journal:
+            self.journal.keep()
+        self.checkpoints.save(step)
+        seconds = time.perf_counter() - began
+        if self.place.leads:
+            self.progress.say(f"saved after step {step} in {seconds:.1f} s")
+            slower = self.save_seconds is None or seconds > self.save_seconds
+            if slower and (warning := late_to_save(self.run, step_seconds + seconds)):
+                self.progress.say(warning)
+        self.save_seconds = max(seconds, self.save_seconds or 0.0)
 
     def _examines(self, step: int) -> bool:
         """Whether this step's FP8 numbers are looked at (emulated ones: Transformer Engine does not show its own)."""
@@ -350,7 +363,9 @@ class _Trainer:
             joules = None if None in every else sum(one or 0.0 for one in every)
         if self.journal:
             source = self.energy.source if joules is not None else None
-            self.journal.close(reason, self.done, energy_joules=joules, energy_source=source)
+            self.journal.close(
+                reason, self.done, energy_joules=joules, energy_source=source, save_seconds=self.save_seconds
+            )
 
     def _close_failed(self, error: BaseException) -> None:
         """End the attempt as well as can be: what ended it is the error that is told, whatever comes on top."""
@@ -364,7 +379,8 @@ class _Trainer:
         lines = str(error).splitlines()
         try:
             last_step = max(self.done, self.journal.attempt.first_step)
-            self.journal.close(reason, last_step, lines[0] if lines else type(error).__name__)
+            named = lines[0] if lines else type(error).__name__
+            self.journal.close(reason, last_step, named, save_seconds=self.save_seconds)
         except (OctavoError, OSError):
             self.progress.say(f"the attempt could not be closed in {self.folder.attempts}")
 

@@ -19,9 +19,7 @@ from octavo.errors import OctavoError
 from octavo.experiment.run import RunConfig
 from octavo.files import write_text
 from octavo.layout import RunFolder
-
-STOPPED = 75
-"""Exit status of a run that was told to stop (`octavo.training.launch.RESTART`, which is not imported: no torch)."""
+from octavo.training.launch import RESTART
 
 POLL_SECONDS = 0.01
 
@@ -72,7 +70,7 @@ def train(folder: RunFolder, config: Path, *, stop_at: int | None = None, kill_a
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-    if process.returncode not in (0, STOPPED):
+    if process.returncode not in (0, RESTART):
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         reason = next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "")
         raise OctavoError(
