@@ -50,6 +50,7 @@ def test_numbers_read_as_people_write_them() -> None:
     assert money(5_576_000, "USD") == "$5,576,000"
     assert money(0.00123, "USD") == "$0.00123"
     assert duration(65) == "65.0 s"
+    assert number(16_384) == number(16_384, 4) == "16,384"  # whole digits are never rounded away
     assert duration(3 * 3600) == "3.00 h"
 
 
