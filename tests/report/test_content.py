@@ -11,11 +11,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from pypdf import PdfReader
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
 from typer.testing import CliRunner
 
 from octavo.cli import app
 from octavo.layout import ExperimentFolder
 from octavo.precision.recipes import RECIPES
+from octavo.report.charts import Intervals
 from octavo.report.content import document, forecast
 from octavo.report.document import Table, Text
 from octavo.report.figures import charts
@@ -123,6 +126,35 @@ def test_saturation_is_drawn_where_there_is_some(report: Path) -> None:
         "fp8_overflow_weight": 0.0,
         "fp8_overflow_gradient": 0.0,
     }
+
+
+def test_time_under_emulation_is_marked_in_the_figure_of_all_axes(report: Path) -> None:
+    """FP8 is emulated in tests/synthetic.py: its rows of hours and money say so, and no other row does."""
+    chart = charts(load_inputs(ExperimentFolder(report)))["fair_axes"]
+    assert isinstance(chart, Intervals)
+    for row in chart.rows:
+        timed = "device-hours" in row or "money" in row
+        assert ("(emulated)" in row) == (timed and "FP8" in row), row
+    work, timed = chart.blocks
+    assert {"device-hours" in row or "money" in row for row in work} == {False}
+    assert {"device-hours" in row or "money" in row for row in timed} == {True}
+
+
+def test_every_seed_is_drawn_on_every_axis(report: Path) -> None:
+    """Three seeds a row beside their mean, which is that of comparisons.json."""
+    frame = charts(load_inputs(ExperimentFolder(report)))["fair_axes"].frame
+    for _, own in frame[frame["panel"] == "difference"].groupby("row"):
+        seeds, mean = (own.loc[own["role"] == role, "value"] for role in ("seed", "estimate"))
+        assert len(seeds) == 3
+        assert mean.item() == pytest.approx(seeds.mean())
+
+
+def test_the_browser_draws_margins_and_lines_of_no_difference(report: Path, browser: Chrome) -> None:
+    """Of FP8's loss error a band and a line; of all axes a line in each of two panels and two blocks."""
+    browser.get((report / "report.html").as_uri())
+    for name, shapes in (("loss_error", 2), ("fair_axes", 4)):
+        figure = browser.find_element(By.ID, f"figure-{name}")
+        assert len(figure.find_elements(By.CSS_SELECTOR, ".shapelayer path")) == shapes, name
 
 
 def test_the_methods_say_what_each_precision_is_and_where_that_is_written(report: Path) -> None:

@@ -60,6 +60,7 @@ def cell_styles(
         shade = precisions.index(row.precision)
         if isinstance(row.ablation, str):  # another hue than its baseline's
             place, shade = (place + 2) % len(HUES), ablations.index(row.ablation)
+        turn = (shade + shade // 4) % 4  # colours come again after four, with other lines
         styles[row.cell] = CellStyle(
             cell=row.cell,
             label=cell_label(
@@ -69,9 +70,9 @@ def cell_styles(
                 emulated=bool(row.emulated),
             ),
             colour=HUES[place][shade % 4],
-            dash=DASHES[shade % 4],
+            dash=DASHES[turn],
             marker=MARKERS[place],
-            plotly_dash=PLOTLY_DASHES[shade % 4],
+            plotly_dash=PLOTLY_DASHES[turn],
             plotly_marker=PLOTLY_MARKERS[place],
         )
     return styles
