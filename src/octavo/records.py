@@ -491,6 +491,8 @@ class ClaimResult(Record):
     sentence: str
     """What the runs say, in one plain sentence made from the numbers."""
     effect: Estimate | None
+    needs: str = ""
+    """What an experiment must have for it to be testable."""
     expectation: str | None
     """What the claim says of the effect, in words: `below 1`, `within 0.25 %`."""
     p_adjusted: float | None = None

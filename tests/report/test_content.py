@@ -19,7 +19,7 @@ from octavo.cli import app
 from octavo.layout import ExperimentFolder
 from octavo.precision.recipes import RECIPES
 from octavo.report.charts import Intervals
-from octavo.report.content import document, forecast
+from octavo.report.content import document, forecast, scattered_times
 from octavo.report.document import Table, Text
 from octavo.report.figures import charts
 from octavo.report.inputs import load_inputs
@@ -231,6 +231,23 @@ def test_the_plans_own_interval_is_named(report: Path) -> None:
     assert isinstance(table, Table)
     assert text.text == "Of 1 cells, 1 ran within the forecast's 90 % interval."
     assert "90 % interval" in table.header
+
+
+def test_what_a_claim_needs_is_beside_it(report: Path) -> None:
+    text = flat((report / "report.html").read_text())
+    for claim in json.loads((report / "claims.json").read_text())["claims"]:
+        assert claim["needs"]
+        assert escape(claim["needs"]) in text
+
+
+def test_unsteady_step_times_are_a_limit(report: Path) -> None:
+    """Seeds of tests/synthetic.py take the same time; one of them 1.25 times as long is 25 %."""
+    inputs = load_inputs(ExperimentFolder(report))
+    assert list(scattered_times(inputs)) == []
+    slow = (inputs.runs["cell"] == "moe-bf16") & (inputs.runs["seed"] == 2)
+    runs = inputs.runs.assign(training_seconds=inputs.runs["training_seconds"] * (1 + 0.25 * slow))
+    (said,) = scattered_times(replace(inputs, runs=runs))
+    assert "differ by up to 25.0 % (more than 10 %: MoE BF16)" in said
 
 
 def test_one_seed_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,6 +211,7 @@ def _result(grid: Grid, held: _Held, p_adjusted: float | None, tested: int) -> C
         title=claim.title,
         text=claim.text.strip(),
         source=claim.source,
+        needs=claim.needs.strip(),
         verdict=verdict,
         sentence=_sentence(held, effects, verdict, needed, further, grid.currency),
         effect=None if verdict == "not testable here" else _headline(held, effects),

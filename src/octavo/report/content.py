@@ -32,6 +32,9 @@ EMULATED = (
     "its speed is not. Whatever rests on the time of an FP8 run is marked emulated and says nothing of FP8's speed."
 )
 
+SCATTER = 10
+"""%, by which seeds may differ in step time before the limits of an experiment say so."""
+
 
 def document(inputs: Inputs, charts: dict[str, Chart]) -> Document:
     """The whole report."""
@@ -221,7 +224,7 @@ def claims(inputs: Inputs) -> Section:
     """Every claim with its sentence, its source, its numbers and what would decide it."""
     rows = []
     for claim in inputs.claims.claims:
-        rows.append([str(claim.number), f"{claim.text} ({claim.source})", claim.verdict, claim.sentence])
+        rows.append([str(claim.number), _asked(claim), claim.verdict, claim.sentence])
     caption = (
         "Claims as their sources make them, held against the runs. Verdicts by t tests on paired seeds "
         "(equivalence by two one-sided tests), p values adjusted by Holm over the claims tested."
@@ -229,6 +232,11 @@ def claims(inputs: Inputs) -> Section:
     header = ["", "claim and source", "verdict", "what the runs say"]
     table = Table(header, rows, "rlll", caption, [0.3, 3.6, 1.3, 4.8], small=True)
     return Section("Claims", [table] if rows else [], page=True)
+
+
+def _asked(claim: ClaimResult) -> str:
+    needs = f". Needs {claim.needs}" if claim.needs else ""
+    return f"{claim.text} ({claim.source}){needs}."
 
 
 def losses(inputs: Inputs, charts: dict[str, Chart]) -> Section:
@@ -731,6 +739,7 @@ def limits(inputs: Inputs) -> Section:
         f"{inputs.seeds} seed{'s' if inputs.seeds != 1 else ''}: differences smaller than their intervals are not "
         "shown to be zero.",
     ]
+    said += scattered_times(inputs)
     if inputs.emulated:
         said.append("Nothing here measures the speed, energy or cost of FP8: it was emulated.")
     if set(inputs.runs["device_kind"].dropna()) == {"cpu"}:
@@ -742,6 +751,19 @@ def limits(inputs: Inputs) -> Section:
         domains = sorted({source.domain for source in inputs.experiment.file.data.sources})
         said.append(f"The text is of {len(domains)} kind{'s' if len(domains) > 1 else ''} ({', '.join(domains)}).")
     return Section("Limits of this experiment", [Text(text) for text in said])
+
+
+def scattered_times(inputs: Inputs) -> Iterator[str]:
+    """That times are unsteady, where a cell's seeds, which do the same work, differ by more than SCATTER in them."""
+    runs = inputs.complete.assign(step=inputs.complete["training_seconds"] / inputs.complete["steps"])
+    spread = runs.groupby("cell")["step"].agg(["min", "max"])
+    more = (100 * (spread["max"] / spread["min"] - 1)).dropna()
+    if len(more) and more.max() > SCATTER:
+        cells = listed([inputs.label(str(cell)) for cell in more[more > SCATTER].index])
+        yield (
+            f"Seeds of a cell do the same work, yet their mean step times differ by up to {number(more.max())} % "
+            f"(more than {SCATTER} %: {cells}). Speeds, hours and money here rest on an unsteady machine."
+        )
 
 
 def _or_unknown(text: str) -> str:
