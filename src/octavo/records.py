@@ -24,6 +24,7 @@ from octavo.files import atomic_path
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+    import pyarrow.compute as pc
 
 SCHEMA_VERSION = 1
 
@@ -414,13 +415,15 @@ def write_table(path: Path, frame: pd.DataFrame, name: TableName) -> None:
         pq.write_table(table.replace_schema_metadata(schema.metadata), temporary, compression="zstd")
 
 
-def read_table(path: Path, name: TableName, *, made_by: str, columns: list[str] | None = None) -> pd.DataFrame:
-    """A table as a frame, its name and version checked."""
+def read_table(
+    path: Path, name: TableName, *, made_by: str, columns: list[str] | None = None, where: pc.Expression | None = None
+) -> pd.DataFrame:
+    """A table as a frame, or the rows and columns that are asked for; its name and version checked."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, columns=columns)
+        table = pq.read_table(path, columns=columns, filters=where)
     except FileNotFoundError:
         raise OctavoError("a table is missing", where=path, fix=f"make it: {made_by}") from None
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -488,6 +491,8 @@ class ClaimResult(Record):
     sentence: str
     """What the runs say, in one plain sentence made from the numbers."""
     effect: Estimate | None
+    needs: str = ""
+    """What an experiment must have for it to be testable."""
     expectation: str | None
     """What the claim says of the effect, in words: `below 1`, `within 0.25 %`."""
     p_adjusted: float | None = None
@@ -535,9 +540,13 @@ class Comparison(Record):
     """Loss of `cell` minus `against` at the end of the common range, relative, in %: below zero, `cell` is better."""
     losses: Losses = "validation"
     """Which losses that is the difference of."""
+    loss_differences: list[float] = []
+    """The same of each seed."""
     resource_ratio: Estimate | None
     """Resource that `cell` needs over what `against` needs for the same loss, the higher of their two at the end of the
     common range: below one, `cell` is cheaper."""
+    resource_ratios: list[float] = []
+    """The same of each seed; empty where it is not known for every one."""
     censored: int = 0
     """Seeds in which a run never reached the loss (it diverged) or began below it; `note` says so, and the ratio is
     null where one began below it."""

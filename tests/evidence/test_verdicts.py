@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from octavo.errors import OctavoError
+from octavo.evidence.measures import amount
 from octavo.evidence.statistics import ALPHA
 from octavo.evidence.verdicts import read_claims
 from tests.evidence.conftest import Judged
@@ -258,6 +259,11 @@ def test_claims_that_are_tested_together_are_adjusted_together(judged: Judge) ->
     assert alone is not None
     assert tested[2] is not None
     assert tested[2] >= alone
+
+
+def test_small_amounts_are_not_rounded_to_nothing() -> None:
+    assert amount(0.00344) == "0.0034"
+    assert amount(1234.5) == "1,234.50"
 
 
 def test_an_inconclusive_claim_says_how_many_seeds_it_would_take_and_what_they_would_cost(judged: Judge) -> None:

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
 
 from octavo.report.charts import Axis, Bars, Chart, Curves, Heat, Intervals
 from octavo.report.document import Document, Picture, Section, Table, Text
 from octavo.report.paint import save
 from octavo.report.style import CellStyle, cell_styles
 
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 HOSTILE = "</script><img src=x onerror=document.title='owned'> #panic(\"typst\") $x_1$ *b* @ref <label> \\ `c`"
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("needs Debian's chromium and chromium-driver")
+    options = ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+                 "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1200,2400",
+                 f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):  # fmt: skip
+        options.add_argument(flag)
+    started = Chrome(options=options, service=Service(str(DRIVER)))
+    try:
+        yield started
+    finally:
+        started.quit()
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +87,7 @@ def drawn(styles: dict[str, CellStyle]) -> dict[str, Chart]:
     )
     made: tuple[Chart, ...] = (
         Curves("loss", curves, {"tokens": Axis("tokens", log=True), "hours": Axis("hours")}, Axis("loss (nats)")),
-        Intervals("final_loss", dots, {"loss": Axis("loss (nats)")}, list(dict.fromkeys(dots["row"])),
+        Intervals("final_loss", dots, {"loss": Axis("loss (nats)")}, [list(dict.fromkeys(dots["row"]))],
                   band={"loss": (1.9, 2.1)}, zero={"loss": 2.0}),
         Bars("ledger", bars, {"hours": Axis("device-hours")}, ("final", "lost")),
         Heat("experts", heat, [HOSTILE], Axis("domain"), Axis("expert"), Axis("preference"), middle=0.0),

@@ -11,12 +11,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from pypdf import PdfReader
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
 from typer.testing import CliRunner
 
 from octavo.cli import app
 from octavo.layout import ExperimentFolder
 from octavo.precision.recipes import RECIPES
-from octavo.report.content import document, forecast
+from octavo.report.charts import Intervals
+from octavo.report.content import document, forecast, scattered_times
 from octavo.report.document import Table, Text
 from octavo.report.figures import charts
 from octavo.report.inputs import load_inputs
@@ -125,6 +128,35 @@ def test_saturation_is_drawn_where_there_is_some(report: Path) -> None:
     }
 
 
+def test_time_under_emulation_is_marked_in_the_figure_of_all_axes(report: Path) -> None:
+    """FP8 is emulated in tests/synthetic.py: its rows of hours and money say so, and no other row does."""
+    chart = charts(load_inputs(ExperimentFolder(report)))["fair_axes"]
+    assert isinstance(chart, Intervals)
+    for row in chart.rows:
+        timed = "device-hours" in row or "money" in row
+        assert ("(emulated)" in row) == (timed and "FP8" in row), row
+    work, timed = chart.blocks
+    assert {"device-hours" in row or "money" in row for row in work} == {False}
+    assert {"device-hours" in row or "money" in row for row in timed} == {True}
+
+
+def test_every_seed_is_drawn_on_every_axis(report: Path) -> None:
+    """Three seeds a row beside their mean, which is that of comparisons.json."""
+    frame = charts(load_inputs(ExperimentFolder(report)))["fair_axes"].frame
+    for _, own in frame[frame["panel"] == "difference"].groupby("row"):
+        seeds, mean = (own.loc[own["role"] == role, "value"] for role in ("seed", "estimate"))
+        assert len(seeds) == 3
+        assert mean.item() == pytest.approx(seeds.mean())
+
+
+def test_the_browser_draws_margins_and_lines_of_no_difference(report: Path, browser: Chrome) -> None:
+    """Of FP8's loss error a band and a line; of all axes a line in each of two panels and two blocks."""
+    browser.get((report / "report.html").as_uri())
+    for name, shapes in (("loss_error", 2), ("fair_axes", 4)):
+        figure = browser.find_element(By.ID, f"figure-{name}")
+        assert len(figure.find_elements(By.CSS_SELECTOR, ".shapelayer path")) == shapes, name
+
+
 def test_the_methods_say_what_each_precision_is_and_where_that_is_written(report: Path) -> None:
     text = flat((report / "report.html").read_text())
     for name in ("bf16", "fp8_blockwise"):
@@ -199,6 +231,23 @@ def test_the_plans_own_interval_is_named(report: Path) -> None:
     assert isinstance(table, Table)
     assert text.text == "Of 1 cells, 1 ran within the forecast's 90 % interval."
     assert "90 % interval" in table.header
+
+
+def test_what_a_claim_needs_is_beside_it(report: Path) -> None:
+    text = flat((report / "report.html").read_text())
+    for claim in json.loads((report / "claims.json").read_text())["claims"]:
+        assert claim["needs"]
+        assert escape(claim["needs"]) in text
+
+
+def test_unsteady_step_times_are_a_limit(report: Path) -> None:
+    """Seeds of tests/synthetic.py take the same time; one of them 1.25 times as long is 25 %."""
+    inputs = load_inputs(ExperimentFolder(report))
+    assert list(scattered_times(inputs)) == []
+    slow = (inputs.runs["cell"] == "moe-bf16") & (inputs.runs["seed"] == 2)
+    runs = inputs.runs.assign(training_seconds=inputs.runs["training_seconds"] * (1 + 0.25 * slow))
+    (said,) = scattered_times(replace(inputs, runs=runs))
+    assert "differ by up to 25.0 % (more than 10 %: MoE BF16)" in said
 
 
 def test_one_seed_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex
 
-from octavo.report.charts import Chart
-from octavo.report.paint import save
-from octavo.report.style import CellStyle
+from octavo.report.charts import Chart, mean_and_spread
+from octavo.report.paint import paint, save
+from octavo.report.style import CellStyle, cell_styles
 
 
 def test_every_figure_has_three_formats_and_its_data(figures: Path, drawn: dict[str, Chart]) -> None:
@@ -48,3 +49,31 @@ def test_cells_are_told_apart_without_colour(styles: dict[str, CellStyle]) -> No
 def test_precisions_of_an_architecture_differ_in_grey(architecture: str, styles: dict[str, CellStyle]) -> None:
     first, second = (luminance(styles[f"{architecture}-{name}"].colour) for name in ("bf16", "fp8_blockwise"))
     assert abs(first - second) > 0.1
+
+
+def test_ablations_are_told_apart_however_many_there_are() -> None:
+    """Sixteen: four colours by four lines."""
+    runs = pd.DataFrame(
+        [
+            {"cell": f"moe-bf16+{place}", "architecture": "moe", "precision": "bf16", "ablation": str(place),
+             "emulated": False}
+            for place in range(16)
+        ]
+    )  # fmt: skip
+    assert len({(style.colour, style.dash) for style in cell_styles(runs).values()}) == 16
+
+
+def test_a_matrix_gets_lighter_with_its_numbers(drawn: dict[str, Chart], styles: dict[str, CellStyle]) -> None:
+    """Below and above the middle are told apart in grey."""
+    colours = paint(drawn["experts"], styles).axes[0].collections[0].get_cmap()
+    assert colours is not None
+    greys = [luminance(to_hex(colours(share / 20))) for share in range(21)]
+    assert greys == sorted(greys)
+
+
+def test_seeds_spread_in_what_they_spend_too() -> None:
+    """Two seeds take 1 and 3 hours for the first loss, 2 and 4 for the second."""
+    points = pd.DataFrame({"seed": [1, 1, 2, 2], "x": [1.0, 2.0, 3.0, 4.0], "y": [5.0, 4.0, 5.2, 4.2]})
+    spread = mean_and_spread(points)
+    assert spread["x"].to_numpy().tolist() == [[2.0, 1.0, 3.0], [3.0, 2.0, 4.0]]
+    assert spread["y", "max"].tolist() == [5.2, 4.2]

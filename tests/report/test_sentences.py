@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo.records import Comparison, Estimate
-from octavo.report.sentences import decided, interval, loss_sentence, ratio_sentence
+from octavo.report.sentences import decided, interval, loss_sentence, rate_sentence, ratio_sentence
 from octavo.report.style import count, duration, hours_name, money, number, percent
 
 finite = st.floats(-50, 50)
@@ -31,6 +31,15 @@ def test_fewer_and_more_are_said_only_where_the_interval_says_so(value: float, h
     assert ("needs more tokens" in said) == (value - half > 1)
 
 
+@given(st.floats(0.1, 10), st.floats(0, 3))
+def test_faster_and_slower_are_said_only_where_the_interval_says_so(value: float, half: float) -> None:
+    ratio = Estimate(value=value, low=value - half, high=value + half, n=3, unit="ratio")
+    said = rate_sentence("A", "B", ratio)
+    assert said.startswith("A trains faster than B") == (value - half > 1)
+    assert said.startswith("A trains slower than B") == (value + half < 1)
+    assert said.startswith("Whether") == (value - half <= 1 <= value + half)
+
+
 def test_one_seed_decides_nothing() -> None:
     estimate = Estimate(value=-3.0, n=1, unit="%")
     assert not decided(estimate)
@@ -41,6 +50,7 @@ def test_one_seed_decides_nothing() -> None:
 def test_numbers_read_as_people_write_them() -> None:
     assert number(0.0123456) == "0.0123"
     assert number(1234.6, 4) == "1,235"
+    assert number(16_384) == number(16_384, 4) == "16,384"  # whole digits are never rounded away
     assert number(-1.5) == "\N{MINUS SIGN}1.50"
     assert number(None) == number(float("nan")) == "–"
     assert count(556_704) == "557 k"

@@ -182,9 +182,11 @@ class Grid:
     def _points(self) -> dict[tuple[str, int], dict[str, np.ndarray]]:
         """By run, the measured losses and what was spent when they were measured."""
         found: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-        for (cell, seed), steps in _steps_by_run(self.tables):
+        columns = ["tokens", "model_flops", "device_hours", "loss", "validation_loss"]
+        for (cell, seed), table in steps_by_run(self.tables, columns):
             if cell not in self.cells or seed not in self.cells[cell].runs.index:
                 continue
+            steps = {name: floats(table, name) for name in columns}
             spent = {name: steps[name] for name in ("tokens", "model_flops", "device_hours")}
             keep = np.isfinite(steps["validation_loss"])
             if keep.sum() >= FEWEST:
@@ -231,12 +233,11 @@ def _numbers(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.set_index("seed")[columns].astype(float)
 
 
-def _steps_by_run(tables: ExperimentFolder) -> Iterator[tuple[tuple[str, int], dict[str, np.ndarray]]]:
+def steps_by_run(tables: ExperimentFolder, columns: list[str]) -> Iterator[tuple[tuple[str, int], pa.Table]]:
     """(cell, seed) and its steps' columns, run by run: a table of any size is never in memory whole."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = ["tokens", "model_flops", "device_hours", "loss", "validation_loss"]
     read_table(tables.steps_table, "steps", made_by=f"octavo aggregate {tables.path}", columns=[])  # its version
     rest: pa.Table | None = None
     with pq.ParquetFile(tables.steps_table, read_dictionary=["cell"]) as file:
@@ -245,10 +246,10 @@ def _steps_by_run(tables: ExperimentFolder) -> Iterator[tuple[tuple[str, int], d
             part = pa.concat_tables([rest, part]).unify_dictionaries() if rest is not None else part
             runs = list(_runs_of(part))
             for start, end in runs[:-1]:
-                yield _run_of(part, start, end, columns)
+                yield _run_of(part, start, end)
             rest = part.slice(runs[-1][0]) if runs else None
     if rest is not None and rest.num_rows:
-        yield _run_of(rest, 0, rest.num_rows, columns)
+        yield _run_of(rest, 0, rest.num_rows)
 
 
 def _runs_of(table: pa.Table) -> Iterator[tuple[int, int]]:
@@ -261,7 +262,11 @@ def _runs_of(table: pa.Table) -> Iterator[tuple[int, int]]:
     yield from zip(begins.tolist(), [*begins[1:].tolist(), table.num_rows], strict=True)
 
 
-def _run_of(table: pa.Table, start: int, end: int, columns: list[str]) -> tuple[tuple[str, int], dict[str, np.ndarray]]:
+def _run_of(table: pa.Table, start: int, end: int) -> tuple[tuple[str, int], pa.Table]:
     part = table.slice(start, end - start)
-    key = (part["cell"][0].as_py(), part["seed"][0].as_py())
-    return key, {name: part[name].to_pandas().to_numpy(dtype=float, na_value=np.nan) for name in columns}
+    return (part["cell"][0].as_py(), part["seed"][0].as_py()), part
+
+
+def floats(table: pa.Table, column: str) -> np.ndarray:
+    """A column as floats, null as NaN."""
+    return table[column].to_pandas().to_numpy(dtype=float, na_value=np.nan)

@@ -512,7 +512,7 @@ def all_in_cost(grid: Grid, parameters: Books, said: Said) -> Answer:
     def phrase(effect: Estimate) -> str:
         return (
             f"all that was run cost {effect.value:.2f} times the final runs of the grid, "
-            f"{_amount(total)} against {_amount(alone)} {unit}"
+            f"{amount(total)} against {amount(alone)} {unit}"
         )
 
     ablations = float(attempts.loc[listed].merge(runs[["cell", "seed", "ablation"]], on=["cell", "seed"])
@@ -531,7 +531,8 @@ def all_in_cost(grid: Grid, parameters: Books, said: Said) -> Answer:
     return Answer([sample], data={"part": list(parts), "amount": list(parts.values()), "unit": [unit] * len(parts)})
 
 
-def _amount(value: float) -> str:
+def amount(value: float) -> str:
+    """Money or hours: two decimals, or two significant digits of less than one."""
     digits = 2 if value >= 1 or value == 0 else 1 - int(np.floor(np.log10(abs(value))))
     return f"{value:,.{digits}f}"
 

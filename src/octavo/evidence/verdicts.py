@@ -21,7 +21,7 @@ from octavo.errors import OctavoError
 from octavo.evidence import arithmetic, specialisation  # noqa: F401  # they register their metrics
 from octavo.evidence.comparisons import all_comparisons, estimate
 from octavo.evidence.grid import Grid
-from octavo.evidence.measures import METRICS, Answer, Said, Sample, cost_of_a_seed
+from octavo.evidence.measures import METRICS, Answer, Said, Sample, amount, cost_of_a_seed
 from octavo.evidence.statistics import ALPHA, Expectation, Test, all_of, confidence_for, holm, required_seeds, test
 from octavo.experiment.run import Experiment
 from octavo.files import write_json
@@ -211,6 +211,7 @@ def _result(grid: Grid, held: _Held, p_adjusted: float | None, tested: int) -> C
         title=claim.title,
         text=claim.text.strip(),
         source=claim.source,
+        needs=claim.needs.strip(),
         verdict=verdict,
         sentence=_sentence(held, effects, verdict, needed, further, grid.currency),
         effect=None if verdict == "not testable here" else _headline(held, effects),
@@ -299,7 +300,7 @@ def _sentence(
         elif needed is None:
             closing.append("The mean is so close to the margin that no number of seeds that could be run would tell.")
         else:
-            price = "" if cost is None or currency is None else f", for a further {cost:,.2f} {currency}"
+            price = "" if cost is None or currency is None else f", for a further {amount(cost)} {currency}"
             closing.append(f"To tell would take about {needed} seeds{price}.")
     return " ".join([_sentences(said), *closing])
 

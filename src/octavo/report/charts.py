@@ -24,7 +24,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines over a resource, one per series, with the spread over seeds as a band.
+    """Lines over a resource, one per series, with the spread over seeds as a band: from the lowest of what was measured
+    and of what was spent for it to the highest.
 
     `frame` has columns panel, series, seed, x, y. Panels stand side by side and share the y axis if `shared`.
     """
@@ -38,21 +39,34 @@ class Curves:
     shared: bool = True
 
 
+def mean_and_spread(points: pd.DataFrame) -> pd.DataFrame:
+    """Of one series: mean, lowest and highest x and y over seeds, measurement by measurement.
+
+    Seeds spend differently much (time) for the same step, so x is spread too.
+    """
+    place = points.groupby("seed").cumcount()
+    return points.groupby(place)[["x", "y"]].agg(["mean", "min", "max"])
+
+
 @dataclass(frozen=True)
 class Intervals:
     """Estimates with their intervals, one row each, and the single seeds behind them where they are known.
 
     `frame` has columns panel, row, series, value, low, high, role (`estimate`, `seed`). `zero` is where nothing
-    differs; `band` is the margin of a claim.
+    differs; `band` is the margin of a claim. Rows of a block share their axes, which rows of another do not.
     """
 
     name: str
     frame: pd.DataFrame
     panels: Mapping[str, Axis]
-    rows: Sequence[str]
+    blocks: Sequence[Sequence[str]]
     zero: Mapping[str, float] = field(default_factory=dict)
     band: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    note: str = ""
+
+    @property
+    def rows(self) -> list[str]:
+        """All rows, from the top."""
+        return [row for block in self.blocks for row in block]
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,10 @@ class Bars:
 
 @dataclass(frozen=True)
 class Heat:
-    """Matrices of numbers. `frame` has columns panel, row, column, value; `middle` is where the colours part."""
+    """Matrices of numbers. `frame` has columns panel, row, column, value; `middle` has the colour between.
+
+    Colours run from dark to light, so that they can be told apart in grey.
+    """
 
     name: str
     frame: pd.DataFrame

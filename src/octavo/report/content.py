@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
 from octavo.accounting.money import hour_price
+from octavo.evidence.comparisons import estimate
 from octavo.evidence.names import PRECISIONS, words
 from octavo.evidence.statistics import t_interval
 from octavo.experiment.cluster import Cluster, Device
@@ -20,15 +22,18 @@ from octavo.precision.recipes import RECIPES
 from octavo.records import ClaimResult, Comparison, Estimate
 from octavo.report.charts import Chart, Curves
 from octavo.report.document import Block, Document, Picture, Section, Table, Text
-from octavo.report.figures import AXIS_NAMES, losses_of, pair_name
+from octavo.report.figures import MARGIN, axis_name, losses_of, pair_name, rates
 from octavo.report.inputs import Inputs, shared
-from octavo.report.sentences import listed, loss_sentence, ratio_sentence
+from octavo.report.sentences import listed, loss_sentence, rate_sentence, ratio_sentence
 from octavo.report.style import MISSING, count, duration, money, number, percent
 
 EMULATED = (
     "FP8 is emulated here: its numbers are real (values are rounded to FP8 with the recipe's scales in every product), "
     "its speed is not. Whatever rests on the time of an FP8 run is marked emulated and says nothing of FP8's speed."
 )
+
+SCATTER = 10
+"""%, by which seeds may differ in step time before the limits of an experiment say so."""
 
 
 def document(inputs: Inputs, charts: dict[str, Chart]) -> Document:
@@ -93,8 +98,8 @@ def answer(inputs: Inputs, charts: dict[str, Chart]) -> Section:
         blocks.append(
             Picture(
                 "loss",
-                f"{_start(inputs.losses)} loss against {over}. Lines are means over seeds, bands reach from the lowest "
-                f"to the highest seed.{windows}",
+                f"{_start(inputs.losses)} loss against {over}. Lines are means over seeds; bands reach from the lowest "
+                f"to the highest seed, in the loss and in what was spent for it.{windows}",
                 f"Line chart of {inputs.losses} loss against {over} for every cell.",
             )
         )
@@ -121,11 +126,8 @@ def headline(inputs: Inputs) -> Iterator[str]:
 
 
 def _loss(inputs: Inputs, one: Comparison) -> str:
-    condition = AXIS_NAMES[one.axis].replace("device-hours", inputs.hours)
-    if one.axis in ("device_hours", "cost") and one.emulated:
-        condition += " (emulated)"
     names = inputs.label(one.cell).replace(" (emulated)", ""), inputs.label(one.against).replace(" (emulated)", "")
-    return loss_sentence(*names, condition, one.loss_difference, one.note, one.losses)
+    return loss_sentence(*names, axis_name(inputs, one), one.loss_difference, one.note, one.losses)
 
 
 def grid_table(inputs: Inputs) -> Table:
@@ -222,7 +224,7 @@ def claims(inputs: Inputs) -> Section:
     """Every claim with its sentence, its source, its numbers and what would decide it."""
     rows = []
     for claim in inputs.claims.claims:
-        rows.append([str(claim.number), f"{claim.text} ({claim.source})", claim.verdict, claim.sentence])
+        rows.append([str(claim.number), _asked(claim), claim.verdict, claim.sentence])
     caption = (
         "Claims as their sources make them, held against the runs. Verdicts by t tests on paired seeds "
         "(equivalence by two one-sided tests), p values adjusted by Holm over the claims tested."
@@ -230,6 +232,11 @@ def claims(inputs: Inputs) -> Section:
     header = ["", "claim and source", "verdict", "what the runs say"]
     table = Table(header, rows, "rlll", caption, [0.3, 3.6, 1.3, 4.8], small=True)
     return Section("Claims", [table] if rows else [], page=True)
+
+
+def _asked(claim: ClaimResult) -> str:
+    needs = f". Needs {claim.needs}" if claim.needs else ""
+    return f"{claim.text} ({claim.source}){needs}."
 
 
 def losses(inputs: Inputs, charts: dict[str, Chart]) -> Section:
@@ -292,7 +299,7 @@ def fairness(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     rows = [
         [
             pair_name(inputs, one),
-            AXIS_NAMES[one.axis] + (" (emulated)" if one.emulated and one.axis in ("device_hours", "cost") else ""),
+            axis_name(inputs, one),
             _effect(one.loss_difference),
             _effect(one.resource_ratio),
             one.note or "",
@@ -306,8 +313,10 @@ def fairness(inputs: Inputs, charts: dict[str, Chart]) -> Section:
             Picture(
                 "fair_axes",
                 "Every pair on every axis. Left: loss difference at the end of the common range (below zero, the first "
-                "named is better). Right: resource that the first named needs for the loss that the other ends with "
-                "(below one, it is cheaper). 95 % intervals over paired seeds.",
+                "named is better). Right: what the first named needs over what the other needs to reach the higher of "
+                "their two losses there, which both reach (below one, it is cheaper; logarithmic scale). Single seeds "
+                "(pale), their mean and its 95 % interval over paired seeds. What rests on time is drawn on a scale "
+                "of its own.",
                 "Dot plot of loss differences and resource ratios for every pair of cells on every axis.",
             )
         )
@@ -326,9 +335,9 @@ def precision(inputs: Inputs, charts: dict[str, Chart]) -> Section:
             Picture(
                 "loss_error",
                 f"Relative difference of the final {losses_of(inputs.compared('precision'))} loss, FP8 against BF16 "
-                "with the same seed: single seeds (pale), mean and interval. Grey: the margin of DeepSeek-V3's authors "
-                "(0.25 %).",
-                "Dot plot of FP8's relative loss error against BF16 with the margin of 0.25 per cent.",
+                "with the same seed: single seeds (pale), mean and 95 % interval. Grey: the margin of DeepSeek-V3's "
+                f"authors ({MARGIN:g} %).",
+                f"Dot plot of FP8's relative loss error against BF16 with the margin of {MARGIN:g} per cent.",
             )
         )
     blocks += [Text(_loss(inputs, one)) for one in inputs.compared("precision") if one.axis == "tokens"]
@@ -449,34 +458,32 @@ def speed(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     """Throughput."""
     if "throughput" not in charts:
         return Section("How fast is each cell?", [])
-    frame = charts["throughput"].frame
-    rate = frame[frame["role"] == "estimate"].set_index("series")["value"]
     blocks: list[Block] = [
         Picture(
             "throughput",
-            "Training throughput: tokens per second and device of the median step, single seeds (pale), mean, "
+            "Training throughput: tokens per second and device of the median step, which a pause of the machine does "
+            "not move; device-hours and the forecast's table count all steps. Single seeds (pale), their mean and its "
             "95 % interval.",
             "Dot plot of training throughput by cell.",
         )
     ]
-    for one in inputs.compared("architecture"):
-        if one.axis == "tokens" and {one.cell, one.against} <= set(rate.index):
-            blocks.append(Text(_rate_sentence(inputs, one, rate)))
-    for one in inputs.compared("precision"):
-        if one.axis == "tokens" and {one.cell, one.against} <= set(rate.index):
-            blocks.append(Text(_rate_sentence(inputs, one, rate)))
-    return Section("How fast is each cell?", blocks)
+    rate = rates(inputs).set_index(["cell", "seed"])["rate"]
+    pairs = [*inputs.compared("architecture"), *inputs.compared("precision")]
+    said = [_rate_sentence(inputs, one, rate) for one in pairs if one.axis == "tokens"]
+    return Section("How fast is each cell?", [*blocks, *(Text(text) for text in said if text)])
 
 
-def _rate_sentence(inputs: Inputs, one: Comparison, rate: pd.Series) -> str:
-    share = rate[one.cell] / rate[one.against]
-    said = (
-        f"{inputs.label(one.cell)} trains {number(rate[one.cell], 4)} tokens per second and device, "
-        f"{number(share)} times as many as {inputs.label(one.against)} ({number(rate[one.against], 4)})."
-    )
-    if inputs.styles[one.cell].label.find("(emulated)") >= 0 and one.kind == "precision":
-        said += " The FP8 figure is the emulation's speed, not FP8's."
-    return said
+def _rate_sentence(inputs: Inputs, one: Comparison, rate: pd.Series) -> str | None:
+    """Which of a pair trains faster, by the seeds that both have; None without any."""
+    known = set(rate.index.get_level_values("cell"))
+    if not {one.cell, one.against} <= known:
+        return None
+    ratios = (rate[one.cell] / rate[one.against]).dropna()
+    if ratios.empty:
+        return None
+    labels = inputs.label(one.cell), inputs.label(one.against)
+    said = rate_sentence(*labels, estimate(np.log(ratios.to_numpy()), "ratio"))
+    return f"{said} The emulation's speed says nothing of FP8's." if "(emulated)" in " ".join(labels) else said
 
 
 def traffic(inputs: Inputs) -> Section:
@@ -637,8 +644,8 @@ def forecast(inputs: Inputs) -> Section:
     level = f"{100 * plan['interval'].iloc[0]:.0f} % interval"  # one for all cells
     header = ["cell", "forecast tokens/s", level, "measured", "difference", f"{inputs.hours}, forecast",
               f"{inputs.hours}, all-in"]  # fmt: skip
-    table = Table(header, rows, "l" + "r" * 6, "Throughput per device and hours: forecast and measured.",
-                  [2.4, *[1.2] * 6], small=True)  # fmt: skip
+    caption = "Throughput per device (mean over all steps) and hours: forecast and measured."
+    table = Table(header, rows, "l" + "r" * 6, caption, [2.4, *[1.2] * 6], small=True)
     said = f"Of {compared} cells, {inside} ran within the forecast's {level}."
     return Section("Was the forecast right?", [Text(said), table] if rows else [])
 
@@ -654,8 +661,9 @@ def methods(inputs: Inputs) -> Section:
         Text(
             "Equal resources. Each run's validation losses are smoothed by isotonic regression and interpolated by a "
             "monotone cubic in the logarithm of the resource. The loss difference is read where the shorter of two "
-            "curves ends; the resource ratio is what either needs for the loss that the worse one ends with. A run "
-            "that never reaches it is censored and said to be."
+            "curves ends; the resource ratio is what either needs for the higher of the two losses there, which both "
+            "reach. A seed in which a run diverged, or whose curve begins below that loss, has no ratio: it is "
+            "censored, and the notes say so."
         ),
         Text(
             "Statistics. Student's t on paired differences; equivalence by two one-sided tests; p values adjusted over "
@@ -731,6 +739,7 @@ def limits(inputs: Inputs) -> Section:
         f"{inputs.seeds} seed{'s' if inputs.seeds != 1 else ''}: differences smaller than their intervals are not "
         "shown to be zero.",
     ]
+    said += scattered_times(inputs)
     if inputs.emulated:
         said.append("Nothing here measures the speed, energy or cost of FP8: it was emulated.")
     if set(inputs.runs["device_kind"].dropna()) == {"cpu"}:
@@ -742,6 +751,19 @@ def limits(inputs: Inputs) -> Section:
         domains = sorted({source.domain for source in inputs.experiment.file.data.sources})
         said.append(f"The text is of {len(domains)} kind{'s' if len(domains) > 1 else ''} ({', '.join(domains)}).")
     return Section("Limits of this experiment", [Text(text) for text in said])
+
+
+def scattered_times(inputs: Inputs) -> Iterator[str]:
+    """That times are unsteady, where a cell's seeds, which do the same work, differ by more than SCATTER in them."""
+    runs = inputs.complete.assign(step=inputs.complete["training_seconds"] / inputs.complete["steps"])
+    spread = runs.groupby("cell")["step"].agg(["min", "max"])
+    more = (100 * (spread["max"] / spread["min"] - 1)).dropna()
+    if len(more) and more.max() > SCATTER:
+        cells = listed([inputs.label(str(cell)) for cell in more[more > SCATTER].index])
+        yield (
+            f"Seeds of a cell do the same work, yet their mean step times differ by up to {number(more.max())} % "
+            f"(more than {SCATTER} %: {cells}). Speeds, hours and money here rest on an unsteady machine."
+        )
 
 
 def _or_unknown(text: str) -> str:

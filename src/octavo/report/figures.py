@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from octavo.evidence.curves import averaged
 from octavo.evidence.names import ARCHITECTURES, PRECISIONS, words
 from octavo.evidence.statistics import t_interval
-from octavo.records import Comparison, Losses
+from octavo.records import Comparison, Estimate, Losses
 from octavo.report.charts import Axis, Bars, Chart, Curves, Heat, Intervals
-from octavo.report.inputs import Inputs
+from octavo.report.inputs import SPENT, Inputs
 
+COLUMNS = ["panel", "row", "series", "value", "low", "high", "role"]
+"""Of an `Intervals` chart."""
+MARGIN = 0.25
+"""%, of FP8's loss error (DeepSeek-V3, arXiv 2412.19437, section 3.3)."""
+MOST_SEEDS = 100
+"""Dots that one row has."""
+TIMED = ("device_hours", "cost")
+"""Axes that rest on the time of steps."""
 MOST_LIFT = 3
 """Preferences are drawn up to 2 to this power."""
 AXIS_NAMES = {
@@ -54,7 +63,7 @@ def loss_curves(inputs: Inputs) -> Chart | None:
         "hours": ("device_hours", Axis(f"{inputs.hours} of training steps", log=True)),
         "steps": ("step", Axis("step", log=True)),
     }
-    steps = _loss_points(inputs, [column for column, _ in axes.values()])
+    steps = _loss_points(inputs)
     frames = [
         steps.assign(panel=panel, series=steps["cell"], x=steps[column].where(steps[column] > 0))
         for panel, (column, _) in axes.items()
@@ -69,17 +78,15 @@ def loss_curves(inputs: Inputs) -> Chart | None:
     return Curves("loss", frame, present, Axis(f"{inputs.losses} loss (nats per token)"), titles)
 
 
-def _loss_points(inputs: Inputs, resources: list[str]) -> pd.DataFrame:
+def _loss_points(inputs: Inputs) -> pd.DataFrame:
     """Measured validation losses (`y`) with what was spent; of imports without any, windows of training losses."""
-    steps = _grid(inputs, inputs.steps)
     if inputs.losses == "validation":
-        return steps.dropna(subset=["validation_loss"]).rename(columns={"validation_loss": "y"})
-    rows = []
-    for (cell, seed), own in steps.dropna(subset=["loss"]).groupby(["cell", "seed"], sort=False):
-        columns = {name: own[name].to_numpy(dtype=float, na_value=np.nan) for name in (*resources, "loss")}
-        windows = {name: averaged(columns[name], columns["loss"])[0] for name in columns}
-        rows.append(pd.DataFrame(windows).rename(columns={"loss": "y"}).assign(cell=cell, seed=seed))
-    return pd.concat(rows) if rows else pd.DataFrame(columns=["cell", "seed", "y", *resources])
+        return _grid(inputs, inputs.steps).dropna(subset=["validation_loss"]).rename(columns={"validation_loss": "y"})
+    rows = [
+        pd.DataFrame(one.windows).rename(columns={"loss": "y"}).assign(cell=one.cell, seed=one.seed)
+        for one in inputs.of_steps
+    ]
+    return _grid(inputs, pd.concat(rows)) if rows else pd.DataFrame(columns=["cell", "seed", "y", *SPENT])
 
 
 def final_loss(inputs: Inputs) -> Chart | None:
@@ -89,74 +96,43 @@ def final_loss(inputs: Inputs) -> Chart | None:
     if inputs.losses == "validation" and runs["validation_bits_per_byte"].notna().any():
         column, unit = "validation_bits_per_byte", "bits per byte"
     runs = _grid(inputs, runs).dropna(subset=[column])
-    if runs.empty:
-        return None
-    rows: list[dict[str, object]] = []
-    for cell, own in runs.groupby("cell", sort=False):
-        common = {"panel": "loss", "row": inputs.label(str(cell)), "series": cell}
-        interval = t_interval(own[column].to_numpy())
-        rows += [{**common, "value": value, "role": "seed"} for value in own[column]]
-        rows.append(
-            {**common, "value": interval.estimate, "low": interval.low, "high": interval.high, "role": "estimate"}
-        )
-    frame = pd.DataFrame(rows, columns=["panel", "row", "series", "value", "low", "high", "role"])
+    frames = [_cell_dots(inputs, "loss", str(cell), own[column]) for cell, own in runs.groupby("cell", sort=False)]
     axis = {"loss": Axis(f"final {inputs.losses} loss ({unit})")}
-    return Intervals("final_loss", frame, axis, list(dict.fromkeys(frame["row"])))
+    return _intervals("final_loss", frames, axis)
 
 
 def fair_axes(inputs: Inputs) -> Chart | None:
-    """Every pair on every axis: loss difference, and resource ratio at equal loss."""
-    compared = [one for one in inputs.comparisons.comparisons if one.kind != "ablation"]
+    """Every pair on every axis: loss difference, and resource ratio at equal loss.
+
+    What rests on time, which scatters far more, is in a block with a scale of its own.
+    """
     panels = {
         "difference": Axis("loss difference (%)"),
-        "ratio": Axis("resource ratio at equal loss"),
+        "ratio": Axis("resource ratio at equal loss", log=True),
     }
-    rows: list[dict[str, object]] = []
-    for one in compared:
-        row = f"{pair_name(inputs, one)}, {AXIS_NAMES[one.axis]}"
-        for panel, estimate in (("difference", one.loss_difference), ("ratio", one.resource_ratio)):
-            rows.append(
-                {
-                    "panel": panel,
-                    "row": row,
-                    "series": one.cell,
-                    "value": estimate.value if estimate else np.nan,
-                    "low": estimate.low if estimate else None,
-                    "high": estimate.high if estimate else None,
-                    "role": "estimate",
-                }
-            )
-    frame = pd.DataFrame(rows, columns=["panel", "row", "series", "value", "low", "high", "role"])
-    if frame["value"].isna().all():
+    frames: list[pd.DataFrame] = []
+    blocks: dict[bool, list[str]] = {False: [], True: []}  # by whether they rest on time
+    for one in (one for one in inputs.comparisons.comparisons if one.kind != "ablation"):
+        row = f"{pair_name(inputs, one)}, {axis_name(inputs, one)}"
+        blocks[one.axis in TIMED].append(row)
+        frames += [
+            _dots("difference", row, one.cell, one.loss_differences, one.loss_difference),
+            _dots("ratio", row, one.cell, one.resource_ratios, one.resource_ratio),
+        ]
+    chart = _intervals("fair_axes", frames, panels, zero={"difference": 0.0, "ratio": 1.0})
+    if chart is None:
         return None
-    used = [row for row in dict.fromkeys(frame["row"]) if frame.loc[frame["row"] == row, "value"].notna().any()]
-    frame = frame[frame["row"].isin(used)].dropna(subset=["value"])
-    present = {panel: axis for panel, axis in panels.items() if (frame["panel"] == panel).any()}
-    return Intervals("fair_axes", frame, present, used, zero={"difference": 0.0, "ratio": 1.0})
+    drawn = set(chart.frame["row"])
+    kept = [[row for row in rows if row in drawn] for rows in blocks.values()]
+    return replace(chart, blocks=[rows for rows in kept if rows])
 
 
 def loss_error(inputs: Inputs) -> Chart | None:
-    """FP8's relative loss error against BF16 and the margin that it is held against."""
-    claim = next((claim for claim in inputs.claims.claims if claim.name.endswith("fp8-loss-error")), None)
-    compared = [
-        one
-        for one in inputs.comparisons.comparisons
-        if one.kind == "precision" and one.axis == "tokens" and one.loss_difference
-    ]
-    if not compared:
-        return None
-    rows: list[dict[str, object]] = []
-    for one in compared:
-        assert one.loss_difference is not None
-        common = {"panel": "error", "row": pair_name(inputs, one), "series": one.cell}
-        rows += [{**common, "value": value, "role": "seed"} for value in _paired_error(inputs, one.cell, one.against)]
-        estimate = one.loss_difference
-        rows.append({**common, "value": estimate.value, "low": estimate.low, "high": estimate.high, "role": "estimate"})
-    frame = pd.DataFrame(rows, columns=["panel", "row", "series", "value", "low", "high", "role"])
-    margin = claim.data.get("margin") if claim else None
-    band = {"error": (-float(margin), float(margin))} if margin else {"error": (-0.25, 0.25)}
+    """FP8's relative loss error against BF16 and the margin of DeepSeek-V3's authors."""
+    compared = [one for one in inputs.compared("precision") if one.axis == "tokens"]
     axis = {"error": Axis(f"{losses_of(compared)} loss, FP8 against BF16 at equal tokens (%)")}
-    return Intervals("loss_error", frame, axis, list(dict.fromkeys(frame["row"])), zero={"error": 0.0}, band=band)
+    frames = [_of_pair(inputs, one) for one in compared]
+    return _intervals("loss_error", frames, axis, zero={"error": 0.0}, band={"error": (-MARGIN, MARGIN)})
 
 
 _KINDS = {"input": "inputs", "weight": "weights", "gradient": "gradients"}
@@ -204,41 +180,37 @@ def _fp8_curves(inputs: Inputs, name: str, titles: dict[str, str], y: Axis, fact
     return Curves(name, frame, dict.fromkeys(present, Axis("step")), y, titles, shared=False)
 
 
+def rates(inputs: Inputs) -> pd.DataFrame:
+    """Tokens per second and device of every run's median step, which a pause does not move: cell, seed, rate."""
+    devices = inputs.runs.set_index(["cell", "seed"])["device_count"].to_dict()
+    rows = [
+        (one.cell, one.seed, one.tokens / one.seconds / devices.get((one.cell, one.seed), np.nan))
+        for one in inputs.of_steps
+        if one.seconds > 0
+    ]
+    return pd.DataFrame(rows, columns=["cell", "seed", "rate"]).dropna()
+
+
 def throughput(inputs: Inputs) -> Chart | None:
     """Tokens per second and device of every cell, the median step of each seed."""
-    steps = _grid(inputs, inputs.steps).dropna(subset=["step_seconds", "tokens"])
-    if steps.empty:
-        return None
-    steps = steps.sort_values("step")
-    run = [steps["cell"], steps["seed"]]
-    since = steps.groupby(run)[["tokens", "step"]].diff()  # an import may have logged one step in several
-    per_step = (since["tokens"] / since["step"]).groupby(run).median()
-    seconds = steps.groupby(run)["step_seconds"].median()
-    devices = inputs.runs.set_index(["cell", "seed"])["device_count"]
-    rate = (per_step / seconds / devices.reindex(seconds.index)).dropna().rename("value").reset_index()
-    rows: list[dict[str, object]] = []
-    for cell, own in rate.groupby("cell", sort=False):
-        common = {"panel": "rate", "row": inputs.label(str(cell)), "series": cell}
-        interval = t_interval(own["value"].to_numpy())
-        rows += [{**common, "value": value, "role": "seed"} for value in own["value"]]
-        rows.append({**common, "value": interval.estimate, "low": interval.low, "high": interval.high,
-                     "role": "estimate"})  # fmt: skip
-    frame = _in_order(inputs, pd.DataFrame(rows, columns=["panel", "row", "series", "value", "low", "high", "role"]))
-    axis = {"rate": Axis("training tokens per second and device (median step)")}
-    return Intervals("throughput", frame, axis, list(dict.fromkeys(frame["row"])))
+    measured = dict(iter(_grid(inputs, rates(inputs)).groupby("cell")))
+    frames = [_cell_dots(inputs, "rate", cell, measured[cell]["rate"]) for cell in inputs.styles if cell in measured]
+    return _intervals("throughput", frames, {"rate": Axis("training tokens per second and device (median step)")})
 
 
 def expert_load(inputs: Inputs) -> Chart | None:
     """Share of tokens of each expert at the end of training, over an even share."""
     rows: list[dict[str, object]] = []
-    with_load = _grid(inputs, inputs.steps).dropna(subset=["expert_load"])
-    for cell, own in with_load.groupby("cell", sort=False):
-        last = own.sort_values("step").groupby("seed").tail(1)
-        loads = np.mean([np.array([list(layer) for layer in one]) for one in last["expert_load"]], axis=0)
-        for layer, load in enumerate(loads):
+    loads: dict[str, list[np.ndarray]] = {}
+    complete = set(zip(inputs.complete["cell"], inputs.complete["seed"], strict=True))
+    for one in inputs.of_steps:
+        if one.load is not None and (one.cell, one.seed) in complete:
+            loads.setdefault(one.cell, []).append(one.load)
+    for cell in _grid(inputs, inputs.runs)["cell"].unique():
+        for layer, load in enumerate(np.mean(loads[cell], axis=0) if cell in loads else ()):
             # experts have no names: sorted by load, so that seeds and layers compare
             rows += [
-                {"panel": inputs.label(str(cell)), "row": layer + 1, "column": rank + 1, "value": share * len(load)}
+                {"panel": inputs.label(cell), "row": layer + 1, "column": rank + 1, "value": share * len(load)}
                 for rank, share in enumerate(np.sort(load)[::-1])
             ]
     if not rows:
@@ -276,23 +248,9 @@ def specialisation(inputs: Inputs) -> Chart | None:
 
 def ablations(inputs: Inputs) -> Chart | None:
     """Every ablation against its baseline at equal tokens."""
-    compared = [
-        one
-        for one in inputs.comparisons.comparisons
-        if one.kind == "ablation" and one.axis == "tokens" and one.loss_difference
-    ]
-    rows: list[dict[str, object]] = []
-    for one in compared:
-        assert one.loss_difference is not None
-        common = {"panel": "error", "row": pair_name(inputs, one), "series": one.cell}
-        estimate = one.loss_difference
-        rows += [{**common, "value": value, "role": "seed"} for value in _paired_error(inputs, one.cell, one.against)]
-        rows.append({**common, "value": estimate.value, "low": estimate.low, "high": estimate.high, "role": "estimate"})
-    if not rows:
-        return None
-    frame = pd.DataFrame(rows, columns=["panel", "row", "series", "value", "low", "high", "role"])
+    compared = [one for one in inputs.compared("ablation") if one.axis == "tokens"]
     axis = {"error": Axis(f"{losses_of(compared)} loss against the baseline at equal tokens (%)")}
-    return Intervals("ablations", frame, axis, list(dict.fromkeys(frame["row"])), zero={"error": 0.0})
+    return _intervals("ablations", [_of_pair(inputs, one) for one in compared], axis, zero={"error": 0.0})
 
 
 def ledger(inputs: Inputs) -> Chart | None:
@@ -339,14 +297,51 @@ def pair_name(inputs: Inputs, one: Comparison) -> str:
     return f"{inputs.label(one.against)}: {words(str(new.ablation))}"
 
 
-def _paired_error(inputs: Inputs, cell: str, against: str) -> Iterator[float]:
-    """Relative difference of the final losses seed by seed, in %; of training losses where there are no others."""
-    columns = ["validation_loss", "training_loss"]
-    one, other = (
-        inputs.complete.loc[inputs.complete["cell"] == name].set_index("seed")[columns] for name in (cell, against)
-    )
-    found = (one / other - 1) * 100
-    yield from found["validation_loss"].fillna(found["training_loss"]).dropna()
+def axis_name(inputs: Inputs, one: Comparison) -> str:
+    """`equal device-hours (emulated)`."""
+    name = AXIS_NAMES[one.axis].replace("device-hours", inputs.hours)
+    return f"{name} (emulated)" if one.emulated and one.axis in TIMED else name
+
+
+def _of_pair(inputs: Inputs, one: Comparison) -> pd.DataFrame:
+    """The loss differences of a pair."""
+    return _dots("error", pair_name(inputs, one), one.cell, one.loss_differences, one.loss_difference)
+
+
+def _cell_dots(inputs: Inputs, panel: str, cell: str, values: pd.Series) -> pd.DataFrame:
+    """A number of each of a cell's runs, and their mean."""
+    found = t_interval(values.to_numpy())
+    mean = Estimate(value=found.estimate, low=found.low, high=found.high, n=found.n, unit="")
+    return _dots(panel, inputs.label(cell), cell, values.tolist(), mean)
+
+
+def _dots(panel: str, row: str, cell: str, seeds: Sequence[float], estimate: Estimate | None) -> pd.DataFrame:
+    """Rows of an `Intervals` chart: the single seeds, then the estimate; none where there is no estimate."""
+    if estimate is None:
+        return pd.DataFrame(columns=COLUMNS)
+    values = [*_shown(seeds), estimate.value]
+    nothing = [None] * (len(values) - 1)
+    return pd.DataFrame(
+        {
+            "panel": panel, "row": row, "series": cell, "value": values, "low": [*nothing, estimate.low],
+            "high": [*nothing, estimate.high], "role": [*["seed"] * len(nothing), "estimate"],
+        }
+    )  # fmt: skip
+
+
+def _shown(values: Sequence[float]) -> Sequence[float]:
+    """Values that are drawn one by one; of more than MOST_SEEDS so many quantiles, from the lowest to the highest."""
+    return values if len(values) <= MOST_SEEDS else np.quantile(values, np.linspace(0, 1, MOST_SEEDS)).tolist()
+
+
+def _intervals(name: str, frames: list[pd.DataFrame], panels: dict[str, Axis], **options: Any) -> Intervals | None:
+    """A chart with all rows in one block; None without any."""
+    kept = [frame for frame in frames if len(frame)]
+    if not kept:
+        return None
+    frame = pd.concat(kept, ignore_index=True).astype({"low": float, "high": float})
+    present = {panel: axis for panel, axis in panels.items() if (frame["panel"] == panel).any()}
+    return Intervals(name, frame, present, [list(dict.fromkeys(frame["row"]))], **options)
 
 
 def _grid(inputs: Inputs, frame: pd.DataFrame) -> pd.DataFrame:
@@ -355,8 +350,3 @@ def _grid(inputs: Inputs, frame: pd.DataFrame) -> pd.DataFrame:
         return frame
     grid = inputs.runs.loc[inputs.runs["ablation"].isna(), "cell"]
     return frame[frame["cell"].isin(grid)]
-
-
-def _in_order(inputs: Inputs, frame: pd.DataFrame) -> pd.DataFrame:
-    order = {name: place for place, name in enumerate(inputs.styles)}
-    return frame.sort_values("series", key=lambda series: series.map(order), kind="stable")

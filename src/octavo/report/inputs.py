@@ -7,13 +7,19 @@ tables, verdicts and `imported.json`, and what it lacks is left out of the repor
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from octavo.errors import OctavoError
+from octavo.evidence.curves import averaged
+from octavo.evidence.grid import floats, steps_by_run
 from octavo.evidence.imports import Imported, read_imported
 from octavo.evidence.names import words
 from octavo.experiment.run import Experiment, data_identifier, load_experiment
@@ -31,13 +37,32 @@ from octavo.records import (
 from octavo.report.style import CellStyle, cell_styles, hours_name
 
 STEP_COLUMNS = [
-    "cell", "seed", "step", "tokens", "model_flops", "device_hours", "step_seconds", "loss", "validation_loss",
-    "validation_bits_per_byte", "fp8_underflow_input", "fp8_underflow_weight", "fp8_underflow_gradient",
-    "fp8_overflow_input", "fp8_overflow_weight", "fp8_overflow_gradient", "fp8_amax_input",
-    "fp8_amax_weight", "fp8_amax_gradient", "fp8_product_error_forward",
-    "fp8_product_error_input_gradient", "fp8_product_error_weight_gradient", "expert_load",
+    "cell", "seed", "step", "tokens", "model_flops", "device_hours", "validation_loss",
+    "fp8_underflow_input", "fp8_underflow_weight", "fp8_underflow_gradient",
+    "fp8_overflow_input", "fp8_overflow_weight", "fp8_overflow_gradient",
+    "fp8_amax_input", "fp8_amax_weight", "fp8_amax_gradient",
+    "fp8_product_error_forward", "fp8_product_error_input_gradient", "fp8_product_error_weight_gradient",
 ]  # fmt: skip
-"""What figures and tables need of `steps.parquet`."""
+"""What figures draw step by step of `steps.parquet`."""
+
+SPENT = ("tokens", "model_flops", "device_hours", "step")
+"""What losses are drawn over."""
+
+
+@dataclass(frozen=True)
+class RunSteps:
+    """What figures draw of all steps of a run."""
+
+    cell: str
+    seed: int
+    seconds: float
+    """Of the median step; NaN where it is not known."""
+    tokens: float
+    """Of the median step, NaN where it is not known."""
+    load: np.ndarray | None
+    """The last logged load of the experts, by [MoE layer, expert]."""
+    windows: dict[str, np.ndarray]
+    """Training losses averaged over windows of steps, and what was spent; where they stand for validation losses."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +80,7 @@ class Inputs:
     ablation: str | None
     runs: pd.DataFrame
     steps: pd.DataFrame
+    """Steps with a validation loss, or with what FP8 does to the numbers."""
     attempts: pd.DataFrame
     claims: ClaimsFile
     comparisons: ComparisonsFile
@@ -113,6 +139,13 @@ class Inputs:
         """The runs with a result."""
         return self.runs[self.runs["status"] == "completed"]
 
+    @cached_property
+    def of_steps(self) -> list[RunSteps]:
+        """Every run's steps in short. They are read run by run: tables of any size are never in memory whole."""
+        windows = (*SPENT, "loss") if self.losses == "training" else ()
+        columns = list(dict.fromkeys(["step", "tokens", "step_seconds", "expert_load", *windows]))
+        return [_in_short(*run, steps, windows) for run, steps in steps_by_run(self.folder, columns)]
+
     def compared(self, kind: str) -> list[Comparison]:
         """The pairs of a kind, on all axes."""
         return [one for one in self.comparisons.comparisons if one.kind == kind]
@@ -155,7 +188,13 @@ def load_inputs(folder: ExperimentFolder, ablation: str | None = None) -> Inputs
         folder=scope,
         ablation=ablation,
         runs=runs,
-        steps=read_table(scope.steps_table, "steps", made_by=again, columns=STEP_COLUMNS),
+        steps=read_table(
+            scope.steps_table,
+            "steps",
+            made_by=again,
+            columns=STEP_COLUMNS,
+            where=pc.field("validation_loss").is_valid() | pc.field("fp8_underflow_input").is_valid(),
+        ),
         attempts=read_table(scope.attempts_table, "attempts", made_by=again),
         claims=read_record(scope.claims, ClaimsFile, made_by=judged),
         comparisons=read_record(scope.comparisons, ComparisonsFile, made_by=judged),
@@ -163,6 +202,23 @@ def load_inputs(folder: ExperimentFolder, ablation: str | None = None) -> Inputs
         provenance=_provenance(folder, runs, again),
         manifest=_manifest(experiment) if experiment else None,
         verification=read_json(folder.verification, made_by=again) if folder.verification.exists() else None,
+    )
+
+
+def _in_short(cell: str, seed: int, steps: pa.Table, windows: Sequence[str]) -> RunSteps:
+    step, tokens, seconds = (floats(steps, name) for name in ("step", "tokens", "step_seconds"))
+    trained = np.isfinite(tokens) & np.isfinite(seconds)
+    with np.errstate(invalid="ignore"):
+        per_step = np.diff(tokens[trained]) / np.diff(step[trained])  # an import may have logged one step in several
+    loads = steps["expert_load"].drop_null()
+    averages = {name: floats(steps, name) for name in windows}
+    return RunSteps(
+        cell=cell,
+        seed=seed,
+        seconds=float(np.median(seconds[trained])) if trained.any() else np.nan,
+        tokens=float(np.median(per_step)) if len(per_step) else np.nan,
+        load=np.array(loads[-1].as_py()) if len(loads) else None,
+        windows={name: averaged(values, averages["loss"])[0] for name, values in averages.items()},
     )
 
 

@@ -20,10 +20,10 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from octavo.files import atomic_path
-from octavo.report.charts import Axis, Bars, Chart, Curves, Heat, Intervals
+from octavo.report.charts import Axis, Bars, Chart, Curves, Heat, Intervals, mean_and_spread
 from octavo.report.style import CellStyle
 
 WIDTH = 7.0
@@ -120,58 +120,58 @@ def _curves(chart: Curves, styles: Styles) -> Figure:
 
 def _line_with_band(ax: Axes, own: pd.DataFrame, style: CellStyle) -> None:
     """The mean over seeds, and a band from the lowest to the highest of them."""
-    by_place = own.assign(place=own.groupby("seed").cumcount()).groupby("place")
-    x, y = by_place["x"].mean(), by_place["y"].mean()
-    sns.lineplot(x=x, y=y, ax=ax, color=style.colour, estimator=None, legend=False, marker=style.marker,
+    points = mean_and_spread(own)
+    x, y = points["x"], points["y"]
+    sns.lineplot(x=x["mean"], y=y["mean"], ax=ax, color=style.colour, estimator=None, legend=False, marker=style.marker,
                  markeredgewidth=0, dashes=False)  # fmt: skip
     if style.dash:
         ax.lines[-1].set_dashes(style.dash)
     if own["seed"].nunique() > 1:
-        ax.fill_between(x, by_place["y"].min(), by_place["y"].max(), color=style.colour, alpha=0.15, linewidth=0)
+        ax.fill([*x["min"], *x["max"][::-1]], [*y["min"], *y["max"][::-1]], color=style.colour, alpha=0.15, linewidth=0)
 
 
 def _intervals(chart: Intervals, styles: Styles) -> Figure:
-    rows = list(chart.rows)
     series = [name for name in styles if name in set(chart.frame["series"])]
     per_row = max(1, int(chart.frame.groupby(["panel", "row"])["series"].nunique().max()))
     named = per_row == 1 and chart.frame.groupby("row")["series"].nunique().max() == 1  # rows name the series already
-    height = 0.7 + len(rows) * (0.1 + 0.12 * per_row) + (0.0 if named else 0.18 * -(-len(series) // 4))
+    heights = [0.45 + len(rows) * (0.1 + 0.12 * per_row) for rows in chart.blocks]
+    legend = 0.0 if named else 0.18 * -(-len(series) // 4)
     figure, axes = plt.subplots(
-        1, len(chart.panels), figsize=(WIDTH, height), sharey=True, squeeze=False, layout="constrained"
-    )
-    for ax, (panel, axis) in zip(axes[0], chart.panels.items(), strict=True):
-        frame = chart.frame[chart.frame["panel"] == panel]
-        if panel in chart.band:
-            ax.axvspan(*chart.band[panel], color="#999999", alpha=0.18, linewidth=0, label="margin of the claim")
-        if panel in chart.zero:
-            ax.axvline(chart.zero[panel], color="#333333", linewidth=0.8)
-        for name in series:
-            _dots(ax, frame[frame["series"] == name], rows, styles[name], series.index(name), len(series), per_row)
-        _axis(ax, "x", axis)
-        ax.set_yticks(range(len(rows)), rows)
-        ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.grid(axis="y", visible=False)
+        len(chart.blocks), len(chart.panels), figsize=(WIDTH, 0.25 + sum(heights) + legend), sharey="row",
+        squeeze=False, height_ratios=heights, layout="constrained",
+    )  # fmt: skip
+    for rows, of_block in zip(chart.blocks, axes, strict=True):
+        for ax, (panel, axis) in zip(of_block, chart.panels.items(), strict=True):
+            frame = chart.frame[(chart.frame["panel"] == panel) & chart.frame["row"].isin(rows)]
+            if panel in chart.band:
+                ax.axvspan(*chart.band[panel], color="#999999", alpha=0.18, linewidth=0, label="margin of the claim")
+            if panel in chart.zero:
+                ax.axvline(chart.zero[panel], color="#333333", linewidth=0.8)
+            for place, name in enumerate(series):
+                shift = 0.0 if per_row == 1 else (place - (len(series) - 1) / 2) * 0.7 / len(series)
+                _dots(ax, frame[frame["series"] == name], {row: y + shift for y, row in enumerate(rows)}, styles[name])
+            _axis(ax, "x", axis)
+            ax.set_yticks(range(len(rows)), rows)
+            ax.set_ylim(len(rows) - 0.5, -0.5)
+            ax.grid(axis="y", visible=False)
     handles, labels = axes[0][0].get_legend_handles_labels()
     if not named:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
     return figure
 
 
-def _dots(
-    ax: Axes, own: pd.DataFrame, rows: list[str], style: CellStyle, place: int, places: int, per_row: int
-) -> None:
-    shift = 0.0 if per_row == 1 else (place - (places - 1) / 2) * 0.7 / places
-    labelled = False
-    for row in own.itertuples():
-        y = rows.index(row.row) + shift
-        if row.role == "seed":
-            ax.plot(row.value, y, marker=style.marker, color=style.colour, alpha=0.35, markersize=3, linestyle="")
-            continue
-        if pd.notna(row.low):
-            ax.plot([row.low, row.high], [y, y], color=style.colour, linewidth=1.6, solid_capstyle="butt")
-        ax.plot(row.value, y, marker=style.marker, color=style.colour, markersize=5, linestyle="",
-                markeredgecolor="white", markeredgewidth=0.6, label=None if labelled else style.label)  # fmt: skip
-        labelled = True
+def _dots(ax: Axes, own: pd.DataFrame, heights: Mapping[str, float], style: CellStyle) -> None:
+    """One series' seeds (pale), intervals and estimates, each in one artist however many there are."""
+    y = own["row"].map(heights)
+    seed = own["role"] == "seed"
+    ax.plot(own["value"][seed], y[seed], marker=style.marker, color=style.colour, alpha=0.35, markersize=3,
+            linestyle="")  # fmt: skip
+    known = ~seed & own["low"].notna()
+    ax.hlines(y[known], own["low"][known].astype(float), own["high"][known].astype(float), color=style.colour,
+              linewidth=1.6)  # fmt: skip
+    if not seed.all():
+        ax.plot(own["value"][~seed], y[~seed], marker=style.marker, color=style.colour, markersize=5, linestyle="",
+                markeredgecolor="white", markeredgewidth=0.6, label=style.label)  # fmt: skip
 
 
 def _bars(chart: Bars, styles: Styles) -> Figure:
@@ -193,6 +193,7 @@ def _bars(chart: Bars, styles: Styles) -> Figure:
             )  # fmt: skip
             left += values
         _axis(ax, "x", axis)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set_yticks(range(len(series)), labels)
         ax.set_ylim(len(series) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
@@ -223,7 +224,7 @@ def _heat(chart: Heat) -> Figure:
         low, high = chart.middle - reach, chart.middle + reach
     for place, (ax, (panel, matrix)) in enumerate(zip(axes[0], matrices.items(), strict=True)):
         sns.heatmap(
-            matrix, ax=ax, vmin=low, vmax=high, cmap="PuOr_r" if chart.middle is not None else "cividis",
+            matrix, ax=ax, vmin=low, vmax=high, cmap="cividis",
             cbar=place == len(matrices) - 1, cbar_kws={"label": chart.value.label}, linewidths=0.3,
             linecolor="white", xticklabels=max(1, matrix.shape[1] // 8), yticklabels=1 if place == 0 else False,
         )  # fmt: skip
@@ -243,7 +244,8 @@ def _axis(ax: Axes, which: str, axis: Axis, *, label: bool = True) -> None:
         getattr(ax, f"set_{which}scale")("log")
         low, high = its.get_view_interval()
         between = (2.0, 5.0) if high < 1e4 * low else ()  # labels over more than four decades would run into each other
-        its.set_major_locator(LogLocator(subs=(1.0, *between), numticks=12))
+        decades = LogLocator(subs=(1.0, *between), numticks=12)
+        its.set_major_locator(decades if high > 4 * low else MaxNLocator(5))  # less has too few of these ticks
         its.set_minor_locator(NullLocator())
         its.set_minor_formatter(NullFormatter())
         its.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}") if axis.engineering else "{x:g}")

@@ -17,8 +17,8 @@ def interval(estimate: Estimate, show=percent) -> str:
     if estimate.low is None or estimate.high is None:
         return f"{show(estimate.value)} ({seeds}: no interval)"
     return (
-        f"{show(estimate.value)} ({estimate.confidence:.0%} interval {show(estimate.low)} to {show(estimate.high)}, "
-        f"{seeds})".replace("%  interval", "% interval")
+        f"{show(estimate.value)} ({100 * estimate.confidence:.0f} % interval {show(estimate.low)} to "
+        f"{show(estimate.high)}, {seeds})"
     )
 
 
@@ -41,15 +41,23 @@ def loss_sentence(
 
 
 def ratio_sentence(subject: str, other: str, resource: str, one: Comparison) -> str:
-    """How much of a resource the subject needs for the other's loss."""
+    """How much of a resource the subject needs, against the other, for the loss that both reach."""
     if one.resource_ratio is None:
-        return f"How many {resource} {subject} needs for the loss of {other} cannot be read off{_note(one)}."
+        return f"Whether {subject} needs fewer {resource} than {other} for the same loss is not known{_note(one)}."
     ratio = one.resource_ratio
     where = interval(ratio, lambda value: f"{number(value)} times")
     if decided(ratio, 1.0):
         fewer = "fewer" if ratio.value < 1 else "more"
         return f"For the same loss {subject} needs {fewer} {resource} than {other}: {where}."
     return f"Whether {subject} needs fewer {resource} than {other} for the same loss is not decided: {where}."
+
+
+def rate_sentence(subject: str, other: str, ratio: Estimate) -> str:
+    """Which of two trains faster, by the ratio of their tokens per second and device, or that this is not decided."""
+    where = f"the ratio of their rates is {interval(ratio, number)}"
+    if decided(ratio, 1.0):
+        return f"{subject} trains {'faster' if ratio.value > 1 else 'slower'} than {other}: {where}."
+    return f"Whether {subject} trains faster than {other} is not decided: {where}."
 
 
 def _note(one: Comparison) -> str:

@@ -60,6 +60,7 @@ def cell_styles(
         shade = precisions.index(row.precision)
         if isinstance(row.ablation, str):  # another hue than its baseline's
             place, shade = (place + 2) % len(HUES), ablations.index(row.ablation)
+        turn = (shade + shade // 4) % 4  # colours come again after four, with other lines
         styles[row.cell] = CellStyle(
             cell=row.cell,
             label=cell_label(
@@ -69,9 +70,9 @@ def cell_styles(
                 emulated=bool(row.emulated),
             ),
             colour=HUES[place][shade % 4],
-            dash=DASHES[shade % 4],
+            dash=DASHES[turn],
             marker=MARKERS[place],
-            plotly_dash=PLOTLY_DASHES[shade % 4],
+            plotly_dash=PLOTLY_DASHES[turn],
             plotly_marker=PLOTLY_MARKERS[place],
         )
     return styles
@@ -89,15 +90,15 @@ MISSING = "–"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number with so many significant digits, thousands separated; a dash for none."""
+    """A number with so many significant digits, and all before the point; thousands separated; a dash for none."""
     if value is None or not math.isfinite(value):
         return MISSING
     if value == 0:
         return "0"
-    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     if decimals > 8:
         return f"{value:.{digits - 1}e}"
-    return f"{round(value, decimals):,.{max(0, decimals)}f}".replace("-", "\N{MINUS SIGN}")
+    return f"{round(value, decimals):,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def count(value: float | None) -> str:
@@ -123,7 +124,7 @@ def money(value: float | None, currency: str | None) -> str:
     if value is None or not math.isfinite(value):
         return MISSING
     symbol = {"USD": "$", "EUR": "€", "GBP": "£"}.get(currency or "", f"{currency} " if currency else "")
-    return f"{symbol}{number(value, 3 if abs(value) < 1000 else 4)}"
+    return f"{symbol}{number(value)}"
 
 
 def duration(seconds: float | None) -> str:
