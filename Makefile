@@ -30,8 +30,11 @@ $(VENV)/.complete: requirements.lock pyproject.toml
 report: setup ## train what is missing of the laptop experiment and typeset results/laptop/report.pdf
 	$(BIN)/snakemake --profile workflow/profiles/local --cores $(CORES) results/laptop/report.pdf
 
+# Tests that bring up a cluster, build an image or kill pipelines run one after another; the others side by side.
+WHOLE := cluster or container or faults
 test: setup ## run all tests that this machine can run
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile -m 'not ($(WHOLE) or gpu_image)'
+	$(BIN)/python -m pytest -m '$(WHOLE)'
 
 lint: setup ## ruff and pyright
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
