@@ -100,6 +100,36 @@ def test_code_in_a_value_beside_the_tensors_does_not_run(stopped: Run, tmp_path:
     assert not owned.exists()
 
 
+def test_an_index_that_python_3_11_2_wrote(stopped: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enumerations of Python 3.11.0 to 3.11.3 (Debian 12 has 3.11.2) pickle members as getattr(class, name)."""
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
+
+    from octavo.training.plain_reading import PlainReader
+
+    checkpoint = newest(stopped)
+    index = PlainReader(checkpoint).index
+    monkeypatch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", lambda self, _: (getattr, (type(self), self.name)))
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(index))
+    assert b"getattr" in (checkpoint / ".metadata").read_bytes()
+    assert PlainReader(checkpoint).index.state_dict_metadata == index.state_dict_metadata
+
+
+@pytest.mark.parametrize("attribute", ["__class__", "mro", "mro.__self__"])
+def test_an_attribute_that_is_no_member_is_refused(stopped: Run, attribute: str) -> None:
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
+
+    from octavo.training.plain_reading import PlainReader
+
+    class Attribute:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return getattr, (_MEM_FORMAT_ENCODING, attribute)
+
+    checkpoint = newest(stopped)
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(Attribute()))
+    with pytest.raises(pickle.UnpicklingError, match="no member of an enumeration"):
+        PlainReader(checkpoint)
+
+
 def test_an_index_cannot_name_a_file_outside(stopped: Run) -> None:
     from octavo.training.plain_reading import PlainReader
 
