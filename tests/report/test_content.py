@@ -19,10 +19,12 @@ from octavo.cli import app
 from octavo.layout import ExperimentFolder
 from octavo.precision.recipes import RECIPES
 from octavo.report.charts import Intervals
-from octavo.report.content import document, forecast, scattered_times
+from octavo.report.content import document
 from octavo.report.document import Table, Text
 from octavo.report.figures import charts
 from octavo.report.inputs import load_inputs
+from octavo.report.sections.books import forecast
+from octavo.report.sections.small_print import scattered_times
 from tests.conftest import REPOSITORY
 from tests.synthetic import Failure, Truth, write_experiment
 

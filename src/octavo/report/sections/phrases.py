@@ -1,0 +1,72 @@
+"""Words and tables that several sections make alike."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+
+from octavo.evidence.statistics import t_interval
+from octavo.records import Comparison, Estimate
+from octavo.report.document import Table
+from octavo.report.figures import axis_name
+from octavo.report.inputs import Inputs
+from octavo.report.sentences import loss_sentence, ratio_sentence
+from octavo.report.style import MISSING, number, percent
+
+
+def loss_words(inputs: Inputs, one: Comparison) -> str:
+    """How the loss of a pair compares at equal tokens, or whatever else is equal, as a sentence."""
+    names = inputs.label(one.cell).replace(" (emulated)", ""), inputs.label(one.against).replace(" (emulated)", "")
+    return loss_sentence(*names, axis_name(inputs, one), one.loss_difference, one.note, one.losses)
+
+
+def ratio_words(inputs: Inputs, one: Comparison) -> str:
+    """How much more or less of something a pair needs for the same loss, as a sentence."""
+    resources = {"tokens": "tokens", "model_flops": "model FLOPs", "device_hours": inputs.hours, "cost": "dollars"}
+    return ratio_sentence(inputs.label(one.cell), inputs.label(one.against), resources[one.axis], one)
+
+
+def mean_words(values: pd.Series) -> str:
+    """Mean over seeds, ± half of its 95 % interval."""
+    values = values.dropna()
+    if values.empty:
+        return MISSING
+    found = t_interval(values.to_numpy())
+    half = "" if found.high is None else f" ± {number(found.high - found.estimate, 1)}"
+    return f"{found.estimate:.3f}{half}"
+
+
+def effect_words(effect: Estimate | None) -> str:
+    """A value and its interval, in its unit."""
+    if effect is None:
+        return MISSING
+    value = f"{_quantity(effect.value, effect.unit)}"
+    if effect.low is not None and effect.high is not None:
+        value += f" [{_quantity(effect.low, effect.unit)}, {_quantity(effect.high, effect.unit)}]"
+    return value
+
+
+def _quantity(value: float, unit: str) -> str:
+    if unit == "%":
+        return percent(value)
+    if unit == "ratio":
+        return f"× {number(value)}"
+    return f"{number(value)} {unit}"
+
+
+def capitalised(text: str) -> str:
+    """With a capital first letter."""
+    return text[0].upper() + text[1:]
+
+
+def filled(table: Table) -> Table:
+    """Without the columns in which no row says anything."""
+    kept = [place for place in range(len(table.header)) if any(row[place] not in ("", MISSING) for row in table.rows)]
+    return replace(
+        table,
+        header=[table.header[place] for place in kept],
+        rows=[[row[place] for place in kept] for row in table.rows],
+        align="".join(table.align[place] for place in kept),
+        widths=table.widths and [table.widths[place] for place in kept],
+    )

@@ -1,0 +1,297 @@
+"""A section for each question: claims, losses, fair axes, precision, experts, ablations, speed, traffic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from octavo.evidence.comparisons import estimate
+from octavo.evidence.names import words
+from octavo.records import ClaimResult, Comparison
+from octavo.report.charts import Chart
+from octavo.report.document import Block, Picture, Section, Table, Text
+from octavo.report.figures import MARGIN, axis_name, losses_of, pair_name, rates
+from octavo.report.inputs import Inputs
+from octavo.report.sections.phrases import effect_words, filled, loss_words, mean_words, ratio_words
+from octavo.report.sentences import rate_sentence
+from octavo.report.style import MISSING, count, number, percent
+
+
+def claims(inputs: Inputs) -> Section:
+    """Every claim with its sentence, its source, its numbers and what would decide it."""
+    rows = []
+    for claim in inputs.claims.claims:
+        rows.append([str(claim.number), _asked(claim), claim.verdict, claim.sentence])
+    caption = (
+        "Claims as their sources make them, held against the runs. Verdicts by t tests on paired seeds "
+        "(equivalence by two one-sided tests), p values adjusted by Holm over the claims tested."
+    )
+    header = ["", "claim and source", "verdict", "what the runs say"]
+    table = Table(header, rows, "rlll", caption, [0.3, 3.6, 1.3, 4.8], small=True)
+    return Section("Claims", [table] if rows else [], page=True)
+
+
+def _asked(claim: ClaimResult) -> str:
+    needs = f". Needs {claim.needs}" if claim.needs else ""
+    return f"{claim.text} ({claim.source}){needs}."
+
+
+def losses(inputs: Inputs, charts: dict[str, Chart]) -> Section:
+    """Loss against what was spent."""
+    blocks: list[Block] = []
+    for one in inputs.compared("architecture"):
+        if one.axis in ("tokens", "model_flops", "device_hours"):
+            blocks.append(Text(f"{loss_words(inputs, one)} {ratio_words(inputs, one)}"))
+    if "final_loss" in charts:
+        blocks.append(
+            Picture(
+                "final_loss",
+                f"Final {inputs.losses} loss: single seeds (pale), their mean and its 95 % interval. Seeds are paired: "
+                "what they have in common widens these intervals but not those of the differences.",
+                f"Dot plot of the final {inputs.losses} loss of every cell with seeds and intervals.",
+            )
+        )
+    by_domain = domain_table(inputs)
+    if by_domain:
+        blocks.append(by_domain)
+    return Section("Who reaches the lower loss?", blocks, page=True)
+
+
+def domain_table(inputs: Inputs) -> Table | None:
+    """Final validation loss by domain of the text."""
+    from octavo.records import Result, read_record
+
+    folder = inputs.whole
+    rows = []
+    complete = inputs.complete
+    grid = complete if inputs.ablation else complete[complete["ablation"].isna()]
+    for cell, own in grid.groupby("cell", sort=False):
+        results = [folder.run(str(cell), int(seed)).result for seed in own["seed"]]
+        found = [
+            read_record(path, Result, made_by="octavo train").validation_loss_by_domain
+            for path in results
+            if path.exists()
+        ]
+        if found and found[0]:
+            frame = pd.DataFrame(found)
+            rows.append((inputs.label(str(cell)), frame))
+    if not rows:
+        return None
+    domains = sorted(rows[0][1].columns)
+    return Table(
+        ["cell", *domains],
+        [
+            [label, *(mean_words(frame[domain]) if domain in frame else MISSING for domain in domains)]
+            for label, frame in rows
+        ],
+        "l" + "r" * len(domains),
+        "Final validation loss by domain of the text (nats per token; mean over seeds ± half of the 95 % interval).",
+        [2.4, *[1.2] * len(domains)],
+        small=True,
+    )
+
+
+def fairness(inputs: Inputs, charts: dict[str, Chart]) -> Section:
+    """All axes at once."""
+    rows = [
+        [
+            pair_name(inputs, one),
+            axis_name(inputs, one),
+            effect_words(one.loss_difference),
+            effect_words(one.resource_ratio),
+            one.note or "",
+        ]
+        for one in inputs.comparisons.comparisons
+        if one.kind != "ablation"
+    ]
+    blocks: list[Block] = []
+    if "fair_axes" in charts:
+        blocks.append(
+            Picture(
+                "fair_axes",
+                "Every pair on every axis. Left: loss difference at the end of the common range (below zero, the first "
+                "named is better). Right: what the first named needs over what the other needs to reach the higher of "
+                "their two losses there, which both reach (below one, it is cheaper; logarithmic scale). Single seeds "
+                "(pale), their mean and its 95 % interval over paired seeds. What rests on time is drawn on a scale "
+                "of its own.",
+                "Dot plot of loss differences and resource ratios for every pair of cells on every axis.",
+            )
+        )
+    if rows:
+        header = ["pair", "held equal", "loss difference", "resource ratio", "note"]
+        caption = "The same numbers. No axis is left out because of what it shows."
+        blocks.append(Table(header, rows, "llrrl", caption, [2.2, 1.8, 2.1, 2.1, 2.2], True))
+    return Section("Does the answer depend on what is held equal?", blocks, page=True)
+
+
+def precision(inputs: Inputs, charts: dict[str, Chart]) -> Section:
+    """FP8 against BF16: the error of the loss and what happens to the numbers."""
+    blocks: list[Block] = []
+    if "loss_error" in charts:
+        blocks.append(
+            Picture(
+                "loss_error",
+                f"Relative difference of the final {losses_of(inputs.compared('precision'))} loss, FP8 against BF16 "
+                "with the same seed: single seeds (pale), mean and 95 % interval. Grey: the margin of DeepSeek-V3's "
+                f"authors ({MARGIN:g} %).",
+                f"Dot plot of FP8's relative loss error against BF16 with the margin of {MARGIN:g} per cent.",
+            )
+        )
+    blocks += [Text(loss_words(inputs, one)) for one in inputs.compared("precision") if one.axis == "tokens"]
+    if "fp8_underflow" in charts:
+        blocks.append(
+            Picture(
+                "fp8_underflow",
+                "What FP8 loses: the share of non-zero values that quantising turns to zero, by kind of tensor.",
+                "Line charts of the share of values turned to zero over training steps.",
+            )
+        )
+        overflow = inputs.steps[[f"fp8_overflow_{kind}" for kind in ("input", "weight", "gradient")]].max().max()
+        saturated = f"at most {percent(100 * overflow, 4).lstrip('+±')} of" if overflow > 0 else "none of"
+        blocks.append(Text(f"Saturation: {saturated} the values that were looked at saturated at any logged step."))
+    if "fp8_overflow" in charts:
+        blocks.append(
+            Picture(
+                "fp8_overflow",
+                "The share of values beyond the format's range, which saturate, by kind of tensor.",
+                "Line charts of the share of saturated values over training steps.",
+            )
+        )
+    if "fp8_errors" in charts:
+        blocks.append(
+            Picture(
+                "fp8_errors",
+                "The error of each FP8 product: its difference from the product of the BF16 operands, relative to that "
+                "product (Frobenius norms), mean over layers.",
+                "Line charts of the three products' errors over training steps.",
+            )
+        )
+    if "fp8_amax" in charts:
+        blocks.append(
+            Picture(
+                "fp8_amax",
+                "The largest magnitude over all layers before scaling, by kind of tensor: what the scales bring into "
+                "FP8's range.",
+                "Line charts of the largest magnitudes over training steps.",
+            )
+        )
+    return Section("Does eight bits cost accuracy?", blocks, page=True)
+
+
+def experts(inputs: Inputs, charts: dict[str, Chart]) -> Section:
+    """Load balance and specialisation."""
+    blocks: list[Block] = []
+    if "expert_load" in charts:
+        frame = charts["expert_load"].frame
+        for panel, own in frame.groupby("panel", sort=False):
+            blocks.append(
+                Text(
+                    f"{panel}: at the end of training the busiest expert of a layer serves "
+                    f"{number(own['value'].max())} times an even share of the tokens, the idlest "
+                    f"{number(own['value'].min(), 2)} times."
+                )
+            )
+        blocks.insert(
+            0,
+            Picture(
+                "expert_load",
+                "Load of the experts at the end of training, over an even share (1), mean over seeds; experts sorted "
+                "by load in every layer.",
+                "Heat map of expert load by layer and rank.",
+            ),
+        )
+    if "specialisation" in charts:
+        blocks.append(
+            Picture(
+                "specialisation",
+                f"Which experts serve which domain, by layer, in the run {_heat_run(inputs)}: binary logarithm of the "
+                "expert's share of a domain's tokens over its mean share (0: no preference; 1: twice as often).",
+                "Heat maps of domain by expert, one per MoE layer.",
+            )
+        )
+    blocks += [Text(claim.sentence) for claim in inputs.claims.claims if claim.data.get("heat") and claim.sentence]
+    return Section("Do the experts share the work, and do they specialise?", blocks, page=True)
+
+
+def _heat_run(inputs: Inputs) -> str:
+    return next(str(claim.data["heat_run"]) for claim in inputs.claims.claims if claim.data.get("heat"))
+
+
+def ablations(inputs: Inputs, charts: dict[str, Chart]) -> Section:
+    """Each ablation against its baseline."""
+    if "ablations" not in charts:
+        return Section("What does each means contribute?", [])
+    blocks: list[Block] = [
+        Picture(
+            "ablations",
+            f"Each ablation against its baseline: relative difference of the final "
+            f"{losses_of(inputs.compared('ablation'))} loss at equal tokens, paired by seed (above zero: the ablation "
+            "is worse).",
+            "Dot plot of the loss difference of each ablation from its baseline.",
+        )
+    ]
+    rows = []
+    runs = inputs.runs.drop_duplicates("cell").set_index("cell")
+    for one in (one for one in inputs.compared("ablation") if one.axis == "tokens"):
+        new, old = runs.loc[one.cell], runs.loc[one.against]
+        rows.append(
+            [
+                pair_name(inputs, one),
+                inputs.ablations.get(str(new["ablation"]), ""),
+                _change(old["active_parameters"], new["active_parameters"]),
+                effect_words(one.loss_difference),
+            ]
+        )
+    header = ["ablation", "what it changes", "active parameters", "loss difference"]
+    blocks.append(filled(Table(header, rows, "llrr", "The ablations.", [2.6, 3.4, 1.8, 2.4], small=True)))
+    return Section("What does each means contribute?", blocks, page=True)
+
+
+def _change(before: float, after: float) -> str:
+    return MISSING if pd.isna(before) or pd.isna(after) else f"{count(before)} → {count(after)}"
+
+
+def speed(inputs: Inputs, charts: dict[str, Chart]) -> Section:
+    """Throughput."""
+    if "throughput" not in charts:
+        return Section("How fast is each cell?", [])
+    blocks: list[Block] = [
+        Picture(
+            "throughput",
+            "Training throughput: tokens per second and device of the median step, which a pause of the machine does "
+            "not move; device-hours and the forecast's table count all steps. Single seeds (pale), their mean and its "
+            "95 % interval.",
+            "Dot plot of training throughput by cell.",
+        )
+    ]
+    rate = rates(inputs).set_index(["cell", "seed"])["rate"]
+    pairs = [*inputs.compared("architecture"), *inputs.compared("precision")]
+    said = [_rate_sentence(inputs, one, rate) for one in pairs if one.axis == "tokens"]
+    return Section("How fast is each cell?", [*blocks, *(Text(text) for text in said if text)])
+
+
+def _rate_sentence(inputs: Inputs, one: Comparison, rate: pd.Series) -> str | None:
+    """Which of a pair trains faster, by the seeds that both have; None without any."""
+    known = set(rate.index.get_level_values("cell"))
+    if not {one.cell, one.against} <= known:
+        return None
+    ratios = (rate[one.cell] / rate[one.against]).dropna()
+    if ratios.empty:
+        return None
+    labels = inputs.label(one.cell), inputs.label(one.against)
+    said = rate_sentence(*labels, estimate(np.log(ratios.to_numpy()), "ratio"))
+    return f"{said} The emulation's speed says nothing of FP8's." if "(emulated)" in " ".join(labels) else said
+
+
+def traffic(inputs: Inputs) -> Section:
+    """Bytes between devices, from the claim about them."""
+    claim = next((claim for claim in inputs.claims.claims if "all_to_all_bytes_per_token" in claim.data), None)
+    if claim is None:
+        return Section("How much do devices say to one another?", [])
+    frame = pd.DataFrame(claim.data)
+    columns = [name for name in frame.columns if name != "cell"]
+    rows = [[inputs.label(row["cell"]), *(number(row[name]) for name in columns)] for row in frame.to_dict("records")]
+    caption = "Bytes that a device sends per token in training, computed from model and parallel layout."
+    header = ["cell", *(words(name.removesuffix("_bytes_per_token")) for name in columns)]
+    table = Table(header, rows, "l" + "r" * len(columns), caption, small=True)
+    return Section("How much do devices say to one another?", [Text(claim.sentence), table])

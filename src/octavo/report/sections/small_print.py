@@ -1,0 +1,242 @@
+"""What a result rests on and where it ends: methods, limits, verification, imports, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from octavo.evidence.names import PRECISIONS, words
+from octavo.experiment.run import Experiment
+from octavo.precision.recipes import RECIPES
+from octavo.report.document import Block, Section, Table, Text
+from octavo.report.inputs import Inputs, shared
+from octavo.report.sections.phrases import filled
+from octavo.report.sentences import listed
+from octavo.report.style import MISSING, count, duration, number
+
+SCATTER = 10
+"""%, by which seeds may differ in step time before the limits of an experiment say so."""
+
+
+def methods(inputs: Inputs) -> Section:
+    """How the runs were made and compared."""
+    blocks: list[Block] = [
+        *(_training(inputs.experiment) if inputs.experiment else _training_elsewhere()),
+        _recipes(inputs),
+        Text(
+            "Equal resources. Each run's validation losses are smoothed by isotonic regression and interpolated by a "
+            "monotone cubic in the logarithm of the resource. The loss difference is read where the shorter of two "
+            "curves ends; the resource ratio is what either needs for the higher of the two losses there, which both "
+            "reach. A seed in which a run diverged, or whose curve begins below that loss, has no ratio: it is "
+            "censored, and the notes say so."
+        ),
+        Text(
+            "Statistics. Student's t on paired differences; equivalence by two one-sided tests; p values adjusted over "
+            "claims by Holm. With one seed every verdict is inconclusive."
+        ),
+        Text(
+            "Cost. Device-hours are devices times the time of the logged training steps."
+            if inputs.imported
+            else "Cost. Device-hours are devices times the wall-clock that an attempt held them. Final: the share of "
+            "each attempt's steps that the results rest on. All-in: every attempt, failed, stopped, repeated or "
+            "superseded."
+        ),
+    ]
+    return Section("Methods", blocks, page=True)
+
+
+def _recipes(inputs: Inputs) -> Table:
+    """What the precisions of the runs are, and where that is written."""
+    used = set(inputs.runs["precision"])
+    rows = [[PRECISIONS[name], recipe.summary, recipe.source] for name, recipe in RECIPES.items() if name in used]
+    return Table(["precision", "what it is", "source"], rows, "lll", "The precisions.", [1.3, 3, 3], small=True)
+
+
+def _training(experiment: Experiment) -> list[Text]:
+    file, training = experiment.file, experiment.file.training
+    optimizer = training.optimizer
+    seeds = ", ".join(map(str, file.seeds))
+    overrides = "; ".join(
+        f"{role}: {', '.join(f'{key} = {value}' for key, value in change.items())}"
+        for role, change in file.overrides.items()
+        if change
+    )
+    return [
+        Text(
+            f"Training. {training.total_steps:,} steps of {training.global_batch_size} sequences of "
+            f"{training.sequence_length} tokens ({count(training.total_steps * training.tokens_per_step)} a run), "
+            f"AdamW with learning rate {optimizer.learning_rate:g}, weight decay {optimizer.weight_decay:g}, "
+            f"{training.schedule.decay} decay after {training.schedule.warmup_fraction:.0%} warm-up. Seeds {seeds}. "
+            f"Differences between architectures: {overrides or 'none but the model itself'}."
+        ),
+        Text(
+            "Pairing. Cells of a seed see the same sequences in the same order and begin from the same values where "
+            "the shapes of their parameters agree. Differences are taken seed by seed."
+        ),
+    ]
+
+
+def _training_elsewhere() -> list[Text]:
+    return [
+        Text(
+            "Training. The runs were trained outside Octavo and imported from their logs, which do not say on what "
+            "data and with which settings: that cells differ in what they are named after and in nothing else rests on "
+            "the word of those who ran them."
+        ),
+        Text(
+            "Pairing. Differences are taken seed by seed. Whether runs of a seed saw the same data in the same order "
+            "is not recorded; where they did not, pairing gains nothing, and the intervals are still right."
+        ),
+        Text(
+            "Losses. A cell with fewer validations than a curve needs is compared on other axes than tokens by its "
+            "training losses, averaged over windows of steps; the notes say where."
+        ),
+    ]
+
+
+def limits(inputs: Inputs) -> Section:
+    """What these runs cannot show."""
+    largest = count(inputs.runs["active_parameters"].max())
+    tokens = count(inputs.runs["tokens"].max())
+    said = [
+        f"The largest model has {_or_unknown(largest)} active parameters and the longest run {_or_unknown(tokens)} "
+        "tokens: what holds here need not hold at the scale that the claims were made for.",
+        f"{inputs.seeds} seed{'s' if inputs.seeds != 1 else ''}: differences smaller than their intervals are not "
+        "shown to be zero.",
+    ]
+    said += scattered_times(inputs)
+    if inputs.emulated:
+        said.append("Nothing here measures the speed, energy or cost of FP8: it was emulated.")
+    if set(inputs.runs["device_kind"].dropna()) == {"cpu"}:
+        said.append(
+            "All runs were on CPU cores; how a mixture's step time compares with a dense model's differs on GPUs, "
+            "where experts are spread over devices."
+        )
+    if inputs.experiment:
+        domains = sorted({source.domain for source in inputs.experiment.file.data.sources})
+        said.append(f"The text is of {len(domains)} kind{'s' if len(domains) > 1 else ''} ({', '.join(domains)}).")
+    return Section("Limits of this experiment", [Text(text) for text in said])
+
+
+def scattered_times(inputs: Inputs) -> Iterator[str]:
+    """That times are unsteady, where a cell's seeds, which do the same work, differ by more than SCATTER in them."""
+    runs = inputs.complete.assign(step=inputs.complete["training_seconds"] / inputs.complete["steps"])
+    spread = runs.groupby("cell")["step"].agg(["min", "max"])
+    more = (100 * (spread["max"] / spread["min"] - 1)).dropna()
+    if len(more) and more.max() > SCATTER:
+        cells = listed([inputs.label(str(cell)) for cell in more[more > SCATTER].index])
+        yield (
+            f"Seeds of a cell do the same work, yet their mean step times differ by up to {number(more.max())} % "
+            f"(more than {SCATTER} %: {cells}). Speeds, hours and money here rest on an unsteady machine."
+        )
+
+
+def _or_unknown(text: str) -> str:
+    return "an unknown number of" if text == MISSING else text
+
+
+def verification(inputs: Inputs) -> Section:
+    """Whether the results were reproduced."""
+    found = inputs.verification
+    if found is None or inputs.ablation:
+        return Section("Are the results reproducible?", [])
+    rows = [
+        [str(one.get("gate", "")), str(one.get("run", "")), str(one.get("status", "")), str(one.get("note", ""))]
+        for one in found.get("checks", [])
+    ]
+    header = ["gate", "run", "result", "note"]
+    return Section(
+        "Are the results reproducible?",
+        [Table(header, rows, "llll", "Runs made again beside the originals.", [1.5, 2, 1.3, 4], small=True)],
+    )
+
+
+def imported_runs(inputs: Inputs) -> Section:
+    """Where imported runs came from, and what their import left blank."""
+    imported = inputs.imported
+    if imported is None:
+        return Section("Imported runs", [])
+    price = f"priced as on the cluster {imported.cluster}" if imported.cluster else "not priced"
+    blocks: list[Block] = [
+        Text(
+            f"These runs were not made by Octavo. They were imported from {len(imported.files)} "
+            f"file{'s' * (len(imported.files) != 1)} in the format {words(imported.format)}, and are {price}."
+        )
+    ]
+    if imported.blank:
+        rows = [[what, missing] for what, _, missing in (blank.partition(": ") for blank in imported.blank)]
+        caption = "What was not given and is therefore left out; nothing was guessed."
+        blocks.append(Table(["left blank", "what would fill it"], rows, "ll", caption, [3, 3], small=True))
+    rows = [[name, digest] for name, digest in imported.files.items()]
+    caption = "The files as they were when they were imported."
+    blocks.append(Table(["file", "SHA-256"], rows, "ll", caption, [2.4, 4], small=True))
+    return Section("Imported runs", blocks, page=True)
+
+
+def provenance(inputs: Inputs) -> Section:
+    """Versions, hardware, commit, data."""
+    found = list(inputs.provenance.values())
+    blocks: list[Block] = []
+    if found:
+        packages = sorted({name for one in found for name in one.packages})
+        rows = [
+            ["Octavo", shared([one.octavo_version for one in found])],
+            [
+                "commit",
+                shared([f"{one.git_commit or 'unknown'}{' (changed)' if one.git_dirty else ''}" for one in found]),
+            ],
+            ["image", shared([one.image_digest or "none" for one in found])],
+            ["Python", shared([one.python for one in found])],
+            *([name, shared([one.packages.get(name, "absent") for one in found])] for name in packages),
+            ["lock (SHA-256)", shared([one.lock_sha256 or "unknown" for one in found])],
+            *(
+                [words(key), shared([one.hardware.get(key) for one in found])]
+                for key in dict.fromkeys(key for one in found for key in one.hardware)
+                if any(one.hardware.get(key) is not None for one in found)
+            ),
+            ["threads a process", shared([one.threads for one in found])],
+            ["data manifest (SHA-256)", shared([one.data_manifest_sha256 for one in found])],
+        ]
+        blocks.append(Table(["", "all runs"], rows, "ll", "What made the runs.", [1.4, 5], small=True))
+        built = {
+            name: shared([", ".join(f"{count} {kind}" for kind, count in one.precision_built.items())])
+            for name, one in inputs.provenance.items()
+            if name.endswith(f"seed-{min(inputs.runs['seed'])}")
+        }
+        rows = [[name, value] for name, value in built.items()]
+        blocks.append(
+            Table(["run", "linear layers by implementation"], rows, "ll",
+                  "The precision asked for is the precision built: layers counted before the first step.",
+                  [1.6, 4], small=True)
+        )  # fmt: skip
+    if inputs.manifest:
+        rows = [
+            [source["name"], source["license"] or "", str(source["documents"]), ", ".join(source["sha256"].values())]
+            for source in inputs.manifest["sources"]
+        ]
+        blocks.append(
+            Table(["source", "licence", "documents", "SHA-256"], rows, "llrl",
+                  "The text.", [1.4, 1.8, 0.9, 4.4], small=True)
+        )  # fmt: skip
+    blocks += run_list(inputs).blocks
+    return Section("Provenance", blocks, page=True)
+
+
+def run_list(inputs: Inputs) -> Section:
+    """Every run with what it was and what came of it."""
+    rows = [
+        [
+            f"{row.cell}/seed-{row.seed}",
+            row.status,
+            str(row.steps),
+            duration(row.training_seconds),
+            MISSING if inputs.imported else str(row.attempts),
+            *(one[:16] if isinstance(one, str) else MISSING for one in (row.run_fingerprint, row.parameters_sha256)),
+        ]
+        for row in inputs.runs.itertuples()
+    ]
+    hashes = ", with the beginning of the SHA-256 of its configuration and of its final parameters"
+    table = Table(
+        ["run", "status", "steps", "training", "attempts", "configuration", "final parameters"], rows, "llrrrll",
+        f"Every run{'' if inputs.imported else hashes}.", [2.6, 1.2, 0.8, 1, 0.9, 1.9, 1.9], small=True,
+    )  # fmt: skip
+    return Section("The runs", [filled(table)])
