@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from octavo.files import sha256
 from octavo.layout import ExperimentFolder
 from octavo.records import AttemptRecord, VerificationFile, read_lines, read_record
 
+CELLS = ("dense-bf16", "moe-bf16")
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 
@@ -56,7 +58,7 @@ def pairs(campaign: Campaign) -> ExperimentFolder:
     experiment = {**EXPERIMENT, "precisions": ["bf16"], "seeds": [1, 2]}
     (campaign.root / "configs/experiments/pairs.yaml").write_text(yaml.safe_dump(experiment, sort_keys=False))
     folder = ExperimentFolder(campaign.root / "results/pairs")
-    runs = [f"{cell}/seed-{seed}" for cell in ("dense-bf16", "moe-bf16") for seed in (1, 2)]
+    runs = [f"{cell}/seed-{seed}" for cell in CELLS for seed in (1, 2)]
     for command in (["plan"], *(["train", run] for run in runs), ["aggregate"], ["claims"]):
         verb, *run = command
         target = f"results/pairs/runs/{run[0]}" if run else "results/pairs"
@@ -78,23 +80,28 @@ def test_every_other_layout_is_trained_and_agrees_within_the_spread_of_seeds(
     }
     assert changes["tensor 2 instead of 1"].run.startswith("dense")
     assert changes["expert 2 and data 2 instead of 1 and 1"].run.startswith("moe")
-    losses = [json.loads(run.result.read_text())["validation_loss"] for run in pairs.run_folders()]
+    losses = {run.path: json.loads(run.result.read_text())["validation_loss"] for run in pairs.run_folders()}
+    halves = [losses[pairs.run(cell, 1).path] / losses[pairs.run(cell, 2).path] - 1 for cell in CELLS]
+    # Two seeds a, b deviate by (a - b) / 2 each: squares add up to (a - b)^2 / 2, over one degree of freedom a cell.
+    deviation = math.sqrt(sum(half**2 / 2 for half in halves) / 2)
     for layout, one in zip(("data", "expert", "tensor", "threads"), changes.values(), strict=True):
         assert one.status in ("identical", "equal within tolerance"), one.note
         if one.status != "identical":
             assert one.difference is not None
             assert one.tolerance is not None
-            assert one.difference <= one.tolerance <= max(losses) / min(losses) - 1
+            assert one.difference <= one.tolerance
+            assert one.tolerance == pytest.approx(4.303 * math.sqrt(2) * deviation, rel=0.02)  # t, 2 degrees of freedom
+        assert "in the first 8 steps the training loss differs by at most 0." in one.note or one.status == "identical"
         cell, _, seed = one.run.rpartition("/seed-")
         (attempt,) = read_lines(pairs.rerun(f"baseline/{layout}", cell, int(seed)).attempts, AttemptRecord)
         assert attempt.device_count == (1 if layout == "threads" else 2)
 
 
 def test_a_loss_that_another_layout_does_not_give_is_found(campaign: Campaign, pairs: ExperimentFolder) -> None:
-    """All results are written 5 % better than they were, in every file: only runs made again show it."""
+    """All results are written a fifth better than they were, in every file: only runs made again show it."""
     for run in pairs.run_folders():
         lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-        better = {name: lines[-1][name] * 0.95 for name in ("final_validation_loss", "final_validation_bits_per_byte")}
+        better = {name: lines[-1][name] * 0.8 for name in ("final_validation_loss", "final_validation_bits_per_byte")}
         lines[-1] |= better
         run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
         changed = {name.removeprefix("final_"): value for name, value in better.items()}

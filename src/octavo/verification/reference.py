@@ -3,8 +3,8 @@
 `results/reference/<experiment>/reference.json` is made by `octavo bundle --reference` of the pipeline's own results; no
 hash in it rests on a time. Compared with it, a run is *identical* (every logged number, its loss and its final
 parameters are the same bits), or its cell is *equal within tolerance*: over the seeds that both have, the losses differ
-on average by no more than the reference's do between seeds (`octavo.verification.verify`); or it is *different*, as is
-a verdict that is another one. In another environment sameness to the last bit is not to be had: what differs is said.
+on average by no more than so many pairs of seeds would (`octavo.verification.tolerance`); or it is *different*, as is a
+verdict that is another one. In another environment sameness to the last bit is not to be had: what differs is said.
 Hours and cost are shown beside the published ones and decide nothing: they are another machine's.
 """
 
@@ -33,7 +33,7 @@ from octavo.records import (
     read_table,
 )
 from octavo.verification.compare import counted_metrics, environment
-from octavo.verification.verify import pooled_spread
+from octavo.verification.tolerance import SeedSpread, seed_spread
 
 
 class ReferenceRun(Record):
@@ -197,7 +197,9 @@ def _shown(values: list[Any] | None) -> str:
     return " and ".join(map(str, values)) if values else "None"
 
 
-def _compare_cell(cell: str, pairs: list[tuple[ReferenceRun, ReferenceRun]], spread: float | None) -> VerificationCheck:
+def _compare_cell(
+    cell: str, pairs: list[tuple[ReferenceRun, ReferenceRun]], spread: SeedSpread | None
+) -> VerificationCheck:
     if not pairs:
         return _check(cell, "not testable here", "none of the published runs was made here")
     for name, what in (("run_fingerprint", "configured otherwise"), ("data_manifest_sha256", "trained on other text")):
@@ -218,17 +220,18 @@ def _compare_cell(cell: str, pairs: list[tuple[ReferenceRun, ReferenceRun]], spr
     said = f"{len(pairs)} runs: the loss differs by {difference:.3%} on average"
     if spread is None:
         return _check(cell, "not testable here", f"{said}; one seed has no spread to hold it against")
-    status = "equal within tolerance" if difference <= spread else "different"
-    note = f"{said}, the published seeds by {spread:.3%} (standard deviation)"
-    return _check(cell, status, note, difference=difference, tolerance=spread)
+    tolerance = spread.tolerance(len(pairs))
+    status = "equal within tolerance" if difference <= tolerance else "different"
+    note = f"{said}, published seeds by up to {tolerance:.3%}"
+    return _check(cell, status, note, difference=difference, tolerance=tolerance)
 
 
-def _spread(reference: Reference) -> float | None:
+def _spread(reference: Reference) -> SeedSpread | None:
     by_cell: dict[str, list[float]] = {}
     for run in reference.runs:
         if run.validation_loss is not None:
             by_cell.setdefault(run.cell, []).append(run.validation_loss)
-    return pooled_spread(list(by_cell.values()))
+    return seed_spread(list(by_cell.values()))
 
 
 def _check(run: str, status: Any, note: str, **more: Any) -> VerificationCheck:

@@ -3,8 +3,9 @@
 - *Repeatability*: a run made again is the same to the last bit, in every logged number and in the final parameters.
 - *Restart replay*: so is a run that was killed at a random step and went on from its checkpoint.
 - *Baseline equivalence*: under another layout (data, expert and tensor parallelism, threads: each in turn) the order of
-  sums is another, and the bits may be. The loss may then differ by no more than it does between seeds: the tolerance is
-  the standard deviation over seeds, relative to the mean, pooled over the cells that have two seeds or more.
+  sums is another, and the bits may be. The loss may then differ by no more than it does between two seeds
+  (`octavo.verification.tolerance`; the spread is pooled over the cells that have two seeds or more). How close the
+  first steps are, before training multiplies what differs, stands beside it.
 
 The first two are the contract that Megatron-LM's determinism effort states for one environment. Where the environment
 is another than the original's (processor, GPU, versions), bits may differ for good reason: the note says what is
@@ -21,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
 from itertools import islice
-from math import sqrt
 from statistics import fmean
 from typing import Any
 
@@ -50,9 +50,12 @@ from octavo.verification.compare import (
     first_difference,
 )
 from octavo.verification.integrity import check_files
+from octavo.verification.tolerance import SeedSpread, seed_spread
 
 LAYOUTS = ("data", "expert", "tensor", "threads")
 """What the third gate changes, one at a time: from one to two, or from more to half as many."""
+FIRST = 8
+"""Steps that begin a run."""
 
 
 def verify(
@@ -222,18 +225,19 @@ class _Gates:
         original, found = self._loss(self._original(run), at), self._loss(again, at)
         first = self._first_difference(run, again)
         differs = {"first_step": first.step, "differs": first.fields} if first else {}
-        tolerance = self._seed_spread(at)
+        spread = self._seed_spread(at)
         if original is None or found is None:
             same = original is found
             note = f"{what}: {'both diverged' if same else 'one of them diverged'}"
             return _check(gate, run, "equal within tolerance" if same else "different", note, **differs)
         difference = abs(found / original - 1)
-        said = f"{what}: the loss differs by {difference:.3%}"
-        if tolerance is None:
+        said = f"{what}: {self._beginning(run, again)}the loss differs by {difference:.3%}"
+        if spread is None:
             note = f"{said}; no cell has two seeds, so that there is no spread to hold it against"
             return _check(gate, run, "not testable here", note, difference=difference, **differs)
+        tolerance = spread.tolerance()
         status = "equal within tolerance" if difference <= tolerance else "different"
-        note = f"{said}, seeds by {tolerance:.3%} (standard deviation){self._up_to(run)}"
+        note = f"{said}, two seeds by up to {tolerance:.3%}{self._up_to(run)}"
         return _check(gate, run, status, note, difference=difference, tolerance=tolerance, **differs)
 
     def _loss(self, folder: RunFolder, until: int | None) -> float | None:
@@ -247,23 +251,22 @@ class _Gates:
         ]
         return fmean(losses) if losses else None
 
-    def _seed_spread(self, until: int | None) -> float | None:
-        """Standard deviation of the loss over seeds, relative, pooled over cells; None without two seeds of any."""
+    def _beginning(self, run: RunConfig, again: RunFolder) -> str:
+        """How far the training losses of the first steps are apart: before training multiplies what differs."""
+        before, after = counted_metrics(self._original(run).metrics), counted_metrics(again.metrics)
+        pairs = [(before.get(step, {}).get("loss"), after.get(step, {}).get("loss")) for step in range(1, FIRST + 1)]
+        apart = [abs(found / original - 1) for original, found in pairs if original and found]
+        return (
+            f"in the first {len(apart)} steps the training loss differs by at most {max(apart):.4%}; " if apart else ""
+        )
+
+    def _seed_spread(self, until: int | None) -> SeedSpread | None:
+        """How the loss scatters over seeds, pooled over cells; None without two seeds of any."""
         by_cell: dict[str, list[float]] = {}
         for run in self.runs:
             if (loss := self._loss(self._original(run), until)) is not None:
                 by_cell.setdefault(run.cell, []).append(loss)
-        return pooled_spread(list(by_cell.values()))
-
-
-def pooled_spread(groups: list[list[float]]) -> float | None:
-    """The relative standard deviation within groups, pooled: root of the sum of squares over the degrees of freedom."""
-    squares, freedom = 0.0, 0
-    for losses in groups:
-        mean = fmean(losses)
-        squares += sum((loss / mean - 1) ** 2 for loss in losses)
-        freedom += len(losses) - 1
-    return sqrt(squares / freedom) if freedom else None
+        return seed_spread(list(by_cell.values()))
 
 
 def relaid(experiment: Experiment, run: RunConfig, layout: str) -> RunConfig | None:
