@@ -96,8 +96,9 @@ def paint(chart: Chart, styles: Styles) -> Figure:
 
 
 def _curves(chart: Curves, styles: Styles) -> Figure:
+    size = (WIDTH, 2.6 if chart.shared else 2.1)  # panels of their own scales come several to a page
     figure, axes = plt.subplots(
-        1, len(chart.panels), figsize=(WIDTH, 2.6), sharey=chart.shared, squeeze=False, layout="constrained"
+        1, len(chart.panels), figsize=size, sharey=chart.shared, squeeze=False, layout="constrained"
     )
     series = [name for name in styles if name in set(chart.frame["series"])]
     for place, (ax, (panel, x)) in enumerate(zip(axes[0], chart.panels.items(), strict=True)):
