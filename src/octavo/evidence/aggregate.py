@@ -196,7 +196,7 @@ def read_metrics(path: Path) -> pa.Table:
     try:
         table = pj.read_json(
             pa.BufferReader(pa.py_buffer(content).slice(0, whole)),
-            read_options=pj.ReadOptions(use_threads=False, block_size=max(whole, 1 << 20)),
+            read_options=pj.ReadOptions(use_threads=False, block_size=whole),
             parse_options=options,
         )
         if any(table[name].null_count for name in ("step", "tokens", "attempt")):
