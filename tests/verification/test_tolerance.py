@@ -12,10 +12,10 @@ from octavo.verification.tolerance import SeedSpread, seed_spread
 
 def test_the_spread_over_seeds() -> None:
     """(0.99, 1.01) deviates by 0.01 twice, (2, 2, 2) by 0: sqrt(2 x 0.01^2 / (1 + 2))."""
-    found = seed_spread([[0.99, 1.01], [2.0, 2.0, 2.0]])
+    found = seed_spread([("a", 0.99), ("b", 2.0), ("b", 2.0), ("a", 1.01), ("b", 2.0), ("a", None)])
     assert found is not None
     assert (found.deviation, found.freedom) == (pytest.approx(math.sqrt(2e-4 / 3)), 3)
-    assert seed_spread([[1.0], [2.0]]) is None
+    assert seed_spread([("a", 1.0), ("b", 2.0)]) is None
 
 
 def test_the_tolerance_is_students() -> None:
@@ -33,7 +33,7 @@ def test_equals_pass_nineteen_times_in_twenty(pairs: int) -> None:
     for _ in range(4000):
         losses = 1 + 0.003 * draw.standard_normal((4, 3))
         again = 1 + 0.003 * draw.standard_normal(pairs)
-        spread = seed_spread(losses.tolist())
+        spread = seed_spread((str(cell), loss) for cell, own in enumerate(losses.tolist()) for loss in own)
         assert spread is not None
         passed += abs(np.mean(again / losses[0, :pairs] - 1)) <= spread.tolerance(pairs)
     assert passed / 4000 == pytest.approx(0.95, abs=0.014)

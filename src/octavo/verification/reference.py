@@ -151,7 +151,7 @@ def compare(folder: ExperimentFolder, published: Path) -> list[VerificationCheck
     checks = [_compare_environment(own, reference)]
     theirs = {(one.cell, one.seed): one for one in reference.runs}
     ours = {(one.cell, one.seed): one for one in own.runs}
-    spread = _spread(reference)
+    spread = seed_spread((one.cell, one.validation_loss) for one in reference.runs)
     for cell in dict.fromkeys(cell for cell, _ in theirs):
         pairs = [(ours[key], one) for key, one in theirs.items() if key[0] == cell and key in ours]
         checks.append(_compare_cell(cell, pairs, spread))
@@ -224,14 +224,6 @@ def _compare_cell(
     status = "equal within tolerance" if difference <= tolerance else "different"
     note = f"{said}, published seeds by up to {tolerance:.3%}"
     return _check(cell, status, note, difference=difference, tolerance=tolerance)
-
-
-def _spread(reference: Reference) -> SeedSpread | None:
-    by_cell: dict[str, list[float]] = {}
-    for run in reference.runs:
-        if run.validation_loss is not None:
-            by_cell.setdefault(run.cell, []).append(run.validation_loss)
-    return seed_spread(list(by_cell.values()))
 
 
 def _check(run: str, status: Any, note: str, **more: Any) -> VerificationCheck:

@@ -8,7 +8,7 @@ Student's (a 95 % prediction interval: one comparison of equals in twenty falls 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean
@@ -31,10 +31,14 @@ class SeedSpread:
         return quantile * self.deviation * sqrt(2 / pairs)
 
 
-def seed_spread(groups: Sequence[Sequence[float]]) -> SeedSpread | None:
-    """The spread within groups (the losses of a cell's seeds), pooled; None where no group has two values."""
+def seed_spread(runs: Iterable[tuple[str, float | None]]) -> SeedSpread | None:
+    """The spread of (cell, loss) pairs within cells, pooled; None where no cell has two. Diverged runs have no loss."""
+    by_cell: dict[str, list[float]] = {}
+    for cell, loss in runs:
+        if loss is not None:
+            by_cell.setdefault(cell, []).append(loss)
     squares, freedom = 0.0, 0
-    for losses in groups:
+    for losses in by_cell.values():
         mean = fmean(losses)
         squares += sum((loss / mean - 1) ** 2 for loss in losses)
         freedom += len(losses) - 1

@@ -44,13 +44,14 @@ from octavo.records import (
 from octavo.training.requirements import check_layout
 from octavo.verification import rerun
 from octavo.verification.compare import (
+    Difference,
     counted_metrics,
     different_tensors,
     environment_differences,
     first_difference,
 )
 from octavo.verification.integrity import check_files
-from octavo.verification.tolerance import SeedSpread, seed_spread
+from octavo.verification.tolerance import seed_spread
 
 LAYOUTS = ("data", "expert", "tensor", "threads")
 """What the third gate changes, one at a time: from one to two, or from more to half as many."""
@@ -176,7 +177,7 @@ class _Gates:
         if difference is None and self._same_parameters(run, again) is not False:
             shutil.rmtree(again.checkpoints, ignore_errors=True)  # they are the original's
             return _check("baseline", run, "identical", f"{what}: every bit is the same{self._up_to(run)}")
-        return self._within_tolerance("baseline", run, again, what)
+        return self._within_tolerance("baseline", run, again, difference, what)
 
     # --- comparing ----------------------------------------------------------------------------------------------------
 
@@ -190,7 +191,7 @@ class _Gates:
     def _original(self, run: RunConfig) -> RunFolder:
         return self.folder.run(run.cell, run.seed)
 
-    def _first_difference(self, run: RunConfig, again: RunFolder) -> Any:
+    def _first_difference(self, run: RunConfig, again: RunFolder) -> Difference | None:
         until = self._stop(run)
         return first_difference(counted_metrics(self._original(run).metrics), counted_metrics(again.metrics), until)
 
@@ -211,7 +212,7 @@ class _Gates:
             )
         other = environment_differences(original.provenance, again.provenance)
         if other:
-            return self._within_tolerance(gate, run, again, f"{what} where {', '.join(other)} differ")
+            return self._within_tolerance(gate, run, again, difference, f"{what} where {', '.join(other)} differ")
         tensors = different_tensors(original, again)
         step = difference.step if difference else run.training.total_steps
         fields = difference.fields if difference else ["parameters_sha256"]
@@ -219,13 +220,14 @@ class _Gates:
         note = f"{what}: step {step} is the first that differs, in {shown}{_commits(original, again)}"
         return _check(gate, run, "different", note, first_step=step, differs=[*fields, *tensors])
 
-    def _within_tolerance(self, gate: Gate, run: RunConfig, again: RunFolder, what: str) -> VerificationCheck:
-        """The loss against the original's, in standard deviations over seeds."""
+    def _within_tolerance(
+        self, gate: Gate, run: RunConfig, again: RunFolder, first: Difference | None, what: str
+    ) -> VerificationCheck:
+        """The loss against the original's, held to what two seeds differ by; `first`: where the two part."""
         at = self._stop(run)
         original, found = self._loss(self._original(run), at), self._loss(again, at)
-        first = self._first_difference(run, again)
         differs = {"first_step": first.step, "differs": first.fields} if first else {}
-        spread = self._seed_spread(at)
+        spread = seed_spread((one.cell, self._loss(self._original(one), at)) for one in self.runs)
         if original is None or found is None:
             same = original is found
             note = f"{what}: {'both diverged' if same else 'one of them diverged'}"
@@ -256,17 +258,9 @@ class _Gates:
         before, after = counted_metrics(self._original(run).metrics), counted_metrics(again.metrics)
         pairs = [(before.get(step, {}).get("loss"), after.get(step, {}).get("loss")) for step in range(1, FIRST + 1)]
         apart = [abs(found / original - 1) for original, found in pairs if original and found]
-        return (
-            f"in the first {len(apart)} steps the training loss differs by at most {max(apart):.4%}; " if apart else ""
-        )
-
-    def _seed_spread(self, until: int | None) -> SeedSpread | None:
-        """How the loss scatters over seeds, pooled over cells; None without two seeds of any."""
-        by_cell: dict[str, list[float]] = {}
-        for run in self.runs:
-            if (loss := self._loss(self._original(run), until)) is not None:
-                by_cell.setdefault(run.cell, []).append(loss)
-        return seed_spread(list(by_cell.values()))
+        if not apart:
+            return ""
+        return f"in the first {len(apart)} steps the training loss differs by at most {max(apart):.4%}; "
 
 
 def relaid(experiment: Experiment, run: RunConfig, layout: str) -> RunConfig | None:

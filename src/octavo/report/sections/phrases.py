@@ -41,7 +41,7 @@ def effect_words(effect: Estimate | None) -> str:
     """A value and its interval, in its unit."""
     if effect is None:
         return MISSING
-    value = f"{_quantity(effect.value, effect.unit)}"
+    value = _quantity(effect.value, effect.unit)
     if effect.low is not None and effect.high is not None:
         value += f" [{_quantity(effect.low, effect.unit)}, {_quantity(effect.high, effect.unit)}]"
     return value
