@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from octavo.errors import OctavoError
 from octavo.files import atomic_path
@@ -50,13 +50,13 @@ class MetricsRecord(Record):
     A resumed run writes again the steps after its checkpoint: the last line of a step is the one that counts.
     """
 
-    step: int
+    step: NonNegativeInt
     """Steps done, from 1."""
-    tokens: int
+    tokens: NonNegativeInt
     """Tokens trained on so far."""
     time: float
     """Unix time at which the line was written."""
-    attempt: int
+    attempt: NonNegativeInt
     """The attempt that wrote it, from 1."""
     loss: float | None = None
     aux_loss: float | None = None

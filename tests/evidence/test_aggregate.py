@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from octavo.accounting.books import attempts_frame
 from octavo.errors import OctavoError
-from octavo.evidence.aggregate import aggregate, read_metrics
+from octavo.evidence.aggregate import BATCH, aggregate, read_metrics
 from octavo.experiment.run import Experiment, load_experiment
 from octavo.layout import ConfigFolders, ExperimentFolder
 from octavo.records import read_table
@@ -142,6 +143,20 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     assert read_metrics(path).num_rows == lines - 2
 
 
+def test_runs_that_are_read_together_are_what_each_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of one attempt, of three, of none, and cut short, beside each other in one batch."""
+    failures = {("dense-bf16", 1): Failure(25), ("dense-bf16", 3): Failure(31), ("moe-bf16", 4): Failure(12)}
+    changed = {"failures": failures, "unfinished": {("dense-bf16", 2): 12}, "diverged": [("moe-bf16", 2)]}
+    tables(tmp_path, seeds=(1, 2, 3, 4), validation_interval=7, **changed)
+    shutil.rmtree(tmp_path / "results/synthetic/runs/moe-bf16/seed-3")
+    assert BATCH >= 4
+    together = again(tmp_path)
+    monkeypatch.setattr("octavo.evidence.aggregate.BATCH", 1)
+    for name, table in again(tmp_path).items():
+        pd.testing.assert_frame_equal(table, together[name], check_exact=True)
+    assert set(together["runs"]["steps"]) == {40, 12, 0}
+
+
 # --- damaged files --------------------------------------------------------------------------------------------------
 
 
@@ -166,6 +181,17 @@ def test_a_line_without_its_step_is_an_error(tmp_path: Path) -> None:
         file.write('{"tokens": 1, "time": 0.0, "attempt": 1}\n')
     with pytest.raises(OctavoError, match="step"):
         again(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["step", "attempt"])
+def test_a_number_below_zero_is_an_error(tmp_path: Path, name: str) -> None:
+    path = damage(tmp_path, "metrics.jsonl")
+    lines = path.read_text().splitlines()
+    lines[4] = json.dumps({**json.loads(lines[4]), name: -1})
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(OctavoError, match=name) as caught:
+        again(tmp_path)
+    assert str(caught.value.where).endswith("metrics.jsonl:5")
 
 
 def test_a_result_cut_short_is_an_error(tmp_path: Path) -> None:

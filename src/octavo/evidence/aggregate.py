@@ -1,7 +1,7 @@
 """Run folders -> `runs.parquet`, `steps.parquet`, `attempts.parquet`.
 
-Runs are read one by one, as many at a time as there are cores, and written in row groups: memory does not grow with
-the number of runs. Of a step that was written more than once (a run that went on from a checkpoint) the last line
+A few runs of a cell are read at a time, on every core, and written in row groups: memory does not grow with the number
+of runs. Of a step that was written more than once (a run that went on from a checkpoint) the last line
 counts; a last line that was cut off does not.
 
 An attempt's device-hours are part of the **final** cost in proportion to its step time that the result rests on; what
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 ROW_GROUP = 1_000_000
 """Rows of `steps.parquet` that are in memory at a time."""
+BATCH = 16
+"""Runs of a cell whose steps are worked out together: what an array operation costs at least is paid once for all."""
 
 _PLAIN = ("loss", "aux_loss", "grad_norm", "learning_rate", "step_seconds", "tokens_per_second", "model_tflops")
 _VALIDATION = ("validation_loss", "validation_bits_per_byte")
@@ -69,14 +71,14 @@ class _Cell:
 
 @dataclass(frozen=True)
 class _Run:
-    """What one run folder says: its result if it has one, its steps, and the share of each attempt that counts."""
+    """What one run folder says, but for its steps: its result if it has one, the share of each attempt that counts."""
 
     cell: _Cell
     seed: int
     fingerprint: str
     result: Result | None
-    steps: pa.Table
-    tokens: int | None
+    steps: int
+    tokens: int
     training_seconds: float
     kept: dict[int, float]
     """Attempt -> share of its step time that the result rests on."""
@@ -100,36 +102,43 @@ def aggregate(
     books = dict(iter(attempts.groupby(["cell", "seed"])))
     rows, data = [], current_manifest(experiment.file.data, experiment.file.tokenizer)
     with _StepsWriter(target.steps_table) as steps:
-        for run in _read_all(folder, [_Cell.of(cell, experiment) for cell in cells], experiment.file.seeds):
-            data = _same_data(run, data)
-            steps.add(run.steps)
-            rows.append(_run_row(run, books.get((run.cell.config.cell, run.seed))))
+        for runs, table in _read_all(folder, [_Cell.of(cell, experiment) for cell in cells], experiment.file.seeds):
+            steps.add(table)
+            for run in runs:
+                data = _same_data(run, data)
+                rows.append(_run_row(run, books.get((run.cell.config.cell, run.seed))))
     write_table(target.attempts_table, attempts, "attempts")
     write_table(target.runs_table, pd.DataFrame(rows), "runs")  # last: where it is, the others are
     return target
 
 
-def _read_all(folder: ExperimentFolder, cells: list[_Cell], seeds: list[int]) -> Iterator[_Run]:
-    """The runs in the experiment's order, read ahead by a few."""
-    asked = ((folder.run(cell.config.cell, seed), cell, seed) for cell in cells for seed in seeds)
+def _read_all(folder: ExperimentFolder, cells: list[_Cell], seeds: list[int]) -> Iterator[tuple[list[_Run], pa.Table]]:
+    """Runs and their steps in the experiment's order, read ahead by a few batches."""
+    batches = [seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)]
+    asked = ((folder, cell, batch) for cell in cells for batch in batches)
     workers = len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(workers) as pool:
-        ahead = deque(pool.submit(_read_run, *one) for one in islice(asked, 4 * workers))
+        ahead = deque(pool.submit(_read_runs, *one) for one in islice(asked, 2 * workers))
         try:
             while ahead:
                 yield ahead.popleft().result()
-                ahead.extend(pool.submit(_read_run, *one) for one in islice(asked, 1))
+                ahead.extend(pool.submit(_read_runs, *one) for one in islice(asked, 1))
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _read_run(folder: RunFolder, cell: _Cell, seed: int) -> _Run:
-    fingerprint = run_fingerprint(cell.config.fingerprint, seed)
-    result = _read_result(folder, cell.config, fingerprint)
-    steps, kept = _steps(read_metrics(folder.metrics), cell, seed)
-    seconds = steps["step_seconds"].fill_null(0.0).to_numpy() if steps.num_rows else np.zeros(0)
-    tokens = steps["tokens"][-1].as_py() if steps.num_rows else 0
-    return _Run(cell, seed, fingerprint, result, steps, tokens, float(seconds.sum()), kept)
+def _read_runs(folder: ExperimentFolder, cell: _Cell, seeds: list[int]) -> tuple[list[_Run], pa.Table]:
+    """A few runs of a cell, and their steps one run after the other."""
+    runs = [folder.run(cell.config.cell, seed) for seed in seeds]
+    prints = [run_fingerprint(cell.config.fingerprint, seed) for seed in seeds]
+    results = [_read_result(run, cell.config, own) for run, own in zip(runs, prints, strict=True)]
+    steps, starts, kept = _steps([read_metrics(run.metrics) for run in runs], cell, seeds)
+    tokens, seconds = (np.split(steps[name].fill_null(0).to_numpy(), starts) for name in ("tokens", "step_seconds"))
+    found = [
+        _Run(cell, seed, prints[i], results[i], len(tokens[i]), int(tokens[i][-1:].sum()), seconds[i].sum(), kept[i])
+        for i, seed in enumerate(seeds)
+    ]
+    return found, steps
 
 
 def _read_result(folder: RunFolder, cell: CellConfig, fingerprint: str) -> Result | None:
@@ -185,6 +194,7 @@ def read_metrics(path: Path) -> pa.Table:
     Raises OctavoError that names the line where the file is damaged.
     """
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.json as pj
 
     schema = _metrics_schema()
@@ -199,57 +209,68 @@ def read_metrics(path: Path) -> pa.Table:
             read_options=pj.ReadOptions(use_threads=False, block_size=whole),
             parse_options=options,
         )
-        if any(table[name].null_count for name in ("step", "tokens", "attempt")):
-            raise pa.ArrowInvalid("a line lacks its step, tokens or attempt")
+        for name in ("step", "tokens", "attempt"):
+            if table[name].null_count or pc.min(table[name]).as_py() < 0:
+                raise pa.ArrowInvalid(f"a line lacks its {name}, or it is less than 0")
     except pa.ArrowInvalid as error:
         read_lines(path, MetricsRecord)  # names the line
         raise OctavoError(f"the file cannot be read: {error}", where=path, fix="train the run again") from error
     return table
 
 
-def _steps(metrics: pa.Table, cell: _Cell, seed: int) -> tuple[pa.Table, dict[int, float]]:
-    """One row per step, and the share of each attempt's step time that is in them."""
+def _steps(
+    metrics: list[pa.Table], cell: _Cell, seeds: list[int]
+) -> tuple[pa.Table, np.ndarray, list[dict[int, float]]]:
+    """One row per step of each run, where the second and later runs start, and the shares of each run's attempts."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     fields: Any = getattr(pc, "struct_field")  # noqa: B009  # pyarrow makes its functions at run time
     schema = table_schema("steps")
-    if not metrics.num_rows:
-        return schema.empty_table(), {}
-    step, attempt = metrics["step"].to_numpy(), metrics["attempt"].to_numpy()
-    validation = metrics["validation_loss"].is_valid().to_numpy()
-    training = ~validation | metrics["loss"].is_valid().to_numpy()
+    lines = pa.concat_tables(metrics).combine_chunks()
+    run = np.repeat(np.arange(len(metrics)), [table.num_rows for table in metrics])
+    # numbered on from run to run: what is worked out of one run's steps and attempts holds of several runs' as well
+    step, steps = _numbered_on(lines["step"].to_numpy(), run)
+    attempt, attempts = _numbered_on(lines["attempt"].to_numpy(), run)
+    validation = lines["validation_loss"].is_valid().to_numpy()
+    training = ~validation | lines["loss"].is_valid().to_numpy()
     counts = _lines_that_count(step, attempt, training)
-    seconds = metrics["step_seconds"].fill_null(0.0).to_numpy()
-    kept = _shares(attempt, seconds, counts & training)
+    shares = _shares(attempt, lines["step_seconds"].fill_null(0.0).to_numpy(), counts & training)
+    kept: list[dict[int, float]] = [{} for _ in seeds]
+    for number, share in shares.items():
+        kept[number // attempts][number % attempts] = share
 
     rows = np.unique(step[counts])
-    line = pa.array(_place(rows, step, counts & training))
+    starts = np.searchsorted(rows, np.arange(1, len(seeds)) * steps)
+    trained = lines.take(pa.array(_place(rows, step, counts & training)))
     validated = pa.array(_place(rows, step, counts & validation))
-    any_line = _place(rows, step, counts)
-    n = len(rows)
-    trained = metrics.take(line)
-    tokens = metrics["tokens"].take(pa.array(any_line))
+    tokens = lines["tokens"].take(pa.array(_place(rows, step, counts)))
+    seconds = np.split(trained["step_seconds"].fill_null(0.0).to_numpy(), starts)
     devices = cell.config.parallelism.world_size
-    hours = np.cumsum(trained["step_seconds"].fill_null(0.0).to_numpy()) * devices / 3600
     columns: dict[str, Any] = {
-        "experiment": pa.repeat(cell.config.experiment, n),
-        "cell": pa.repeat(cell.config.cell, n),
-        "seed": pa.repeat(pa.scalar(seed, pa.int64()), n),
-        "step": pa.array(rows),
+        "experiment": pa.repeat(cell.config.experiment, len(rows)),
+        "cell": pa.repeat(cell.config.cell, len(rows)),
+        "seed": pa.array(np.asarray(seeds)[rows // steps]),
+        "step": pa.array(rows % steps),
         "tokens": tokens,
         "model_flops": pa.array(tokens.to_numpy() * cell.flops_per_token),
-        "device_hours": pa.array(hours),
+        "device_hours": np.concatenate([np.cumsum(of_run) for of_run in seconds]) * devices / 3600,
         **{name: trained[name] for name in (*_PLAIN, "memory_bytes", "expert_load")},
-        **{name: metrics[name].take(validated) for name in _VALIDATION},
+        **{name: lines[name].take(validated) for name in _VALIDATION},
         **{f"{name}_{part}": fields(trained[name], part) for name, parts in _FP8.items() for part in parts},
     }
-    return pa.table([columns[name] for name in schema.names], schema=schema), kept
+    return pa.table([columns[name] for name in schema.names], schema=schema), starts, kept
+
+
+def _numbered_on(number: np.ndarray, run: np.ndarray) -> tuple[np.ndarray, int]:
+    """Numbers from 0 of several runs, each run's above those of the run before; by how much a run's are moved."""
+    apart = int(number.max(initial=0)) + 1
+    return number + run * apart, apart
 
 
 def _lines_that_count(step: np.ndarray, attempt: np.ndarray, training: np.ndarray) -> np.ndarray:
     """Whether a line counts: no later attempt did its step again."""
-    first = np.full(attempt.max() + 2, np.iinfo(np.int64).max)  # by attempt, the first step that it trained
+    first = np.full(attempt.max(initial=0) + 2, np.iinfo(np.int64).max)  # by attempt, the first step that it trained
     np.minimum.at(first, attempt[training], step[training])
     again = np.minimum.accumulate(first[::-1])[::-1]  # by attempt, the first step that it or a later one trained
     return step < again[attempt + 1]
@@ -327,7 +348,7 @@ def _run_row(run: _Run, attempts: pd.DataFrame | None) -> dict[str, Any]:
         "shared_expert_size": experts.shared_size if experts else None,
         "accumulation": cell.precision.accumulation,
         "status": result.status if result else "unfinished",
-        "steps": result.steps if result else run.steps.num_rows,
+        "steps": result.steps if result else run.steps,
         "tokens": result.tokens if result else run.tokens,
         "total_parameters": counted.total_parameters,
         "active_parameters": counted.active_parameters,
