@@ -229,9 +229,8 @@ def read_record(path: Path, record: type[RecordType], *, made_by: str) -> Record
     try:
         return record.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
         raise OctavoError(
-            f"the file is not a {record.__name__}: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            f"the file is not a {record.__name__}: {_first_problem(error)}",
             where=path,
             fix=f"remove it and make it again: {made_by}",
         ) from None
@@ -268,12 +267,17 @@ def _lines(path: Path, record: type[RecordType]) -> Iterator[RecordType]:
             try:
                 yield record.model_validate(json.loads(line.decode()))
             except ValueError as error:  # of which UnicodeDecodeError, JSONDecodeError and ValidationError are
-                reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+                reason = _first_problem(error) if isinstance(error, ValidationError) else str(error)
                 raise OctavoError(
                     f"line {number} is not a {record.__name__}: {reason}",
                     where=f"{path}:{number}",
                     fix="the file was changed or damaged: move the run's folder away and train it again",
                 ) from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
