@@ -174,7 +174,7 @@ for model in ("dense", "moe"):
     config = transformer_config(run, megatron.transformer_config_options(run.precision, on_gpu=True))
     built = build_model(run, config, megatron.spec_provider(run.precision, on_gpu=True))
     megatron.finish_model(built, run.precision, on_gpu=True)
-    initialise(built, 1, 0.02)
+    initialise(built, 1, run.training)
     built.bfloat16()
     answers.append(megatron.verify_built(built, run.precision, on_gpu=True))
     built(tokens, position, mask, labels=tokens).float().mean().backward()

@@ -195,6 +195,9 @@ class Training(Section):
     logging: Logging = Logging()
     checkpoints: Checkpoints
     initialisation_std: PositiveFloat = 0.02
+    """Standard deviation that weights start with."""
+    embedding_initialisation_std: PositiveFloat | None = None
+    """That of the input embedding; the others' where none is given. About 1 avoids loss spikes (arXiv 2312.16903)."""
     multi_token_prediction_weight: NonNegativeFloat = 0.1
     threads: Annotated[PositiveInt, Field(le=1024)] = 1
     """CPU threads per process (a different number may change bits)."""

@@ -98,6 +98,7 @@ def _general_options(cell: CellConfig) -> dict[str, Any]:
         # octavo.training.initial_values does it again, but Megatron only then marks how parameters are split over ranks
         "perform_initialization": True,
         "init_method_std": training.initialisation_std,
+        "embedding_init_method_std": training.embedding_initialisation_std,
         "mtp_num_layers": model.multi_token_prediction_layers or None,
         "mtp_loss_scaling_factor": training.multi_token_prediction_weight,
         "tensor_model_parallel_size": layout.tensor,

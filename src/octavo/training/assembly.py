@@ -46,7 +46,7 @@ def build_chunks(run: RunConfig) -> tuple[TransformerConfig, list[DistributedDat
         )
         precision.finish_model(model, run.precision, on_gpu=on_gpu)
         built.update(precision.verify_built(model, run.precision, on_gpu=on_gpu))
-        initialise(model, run.seed, run.training.initialisation_std)
+        initialise(model, run.seed, run.training)
         chunks.append(_wrap(run, config, model, first=stage == 0))
     config.finalize_model_grads_func = finalize_model_grads
     no_sync: Any = [chunk.no_sync for chunk in chunks]

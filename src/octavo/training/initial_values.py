@@ -5,8 +5,9 @@ same embeddings, attention and norms. So a parameter's values depend on the seed
 and experts numbered globally) and on its shape alone, not on which other parameters there are, nor on how the
 model is spread over ranks: a rank draws the whole parameter and keeps its part.
 
-Weights are normal with the run's standard deviation, those that write to the residual stream divided by
-sqrt(2 layers) as in Megatron-LM (arXiv 1909.08053, section 2.2) and GPT-2; norms are one, biases and sinks zero.
+Weights are normal with the run's standard deviation (the input embedding may have its own), those that write to the
+residual stream divided by sqrt(2 layers) as in Megatron-LM (arXiv 1909.08053, section 2.2) and GPT-2; norms are one,
+biases and sinks zero.
 """
 
 from __future__ import annotations
@@ -22,23 +23,28 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
+from octavo.experiment.config import Training
+
 RESIDUAL = re.compile(r"\.(linear_proj\.weight|linear_fc2\.weight(\.\d+)?|weight2)$")
 """Parameters whose output is added to the residual stream."""
+EMBEDDING = "embedding.word_embeddings.weight"
 STACKED = re.compile(r"\.(weight|bias)[12]$")
 """Parameters of all experts of a rank in one tensor, the first axis being the expert."""
 NUMBERED = re.compile(r"(\.linear_fc[12]\.(?:weight|bias))(\d+)$")
 """Transformer Engine's: one parameter per local expert, named weight0, weight1, ..."""
 
 
-def initialise(model: GPTModel, seed: int, standard_deviation: float) -> None:
+def initialise(model: GPTModel, seed: int, training: Training) -> None:
     """Set all parameters of one pipeline stage's chunk."""
-    layers = model.config.num_layers
+    residual = training.initialisation_std / math.sqrt(2 * model.config.num_layers)
+    embedding = training.embedding_initialisation_std or training.initialisation_std
     with torch.no_grad():
         for name, parameter in global_names(model):
             if parameter.dim() == 1 or ".bias" in name:
                 parameter.fill_(1.0 if name.endswith(("norm.weight", "layer_norm_weight")) else 0.0)
                 continue
-            deviation = standard_deviation / math.sqrt(2 * layers) if RESIDUAL.search(name) else standard_deviation
+            deviation = embedding if name == EMBEDDING else training.initialisation_std
+            deviation = residual if RESIDUAL.search(name) else deviation
             if STACKED.search(name):
                 first = parallel_state.get_expert_model_parallel_rank() * parameter.shape[0]
                 for local, values in enumerate(parameter):
