@@ -1,0 +1,66 @@
+"""Parameters begin as the module says: with the deviations asked for, and alike where models share a parameter."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from functools import cache
+from typing import Any
+
+import pytest
+
+pytest.importorskip("megatron.core")
+PROGRAM = """
+import hashlib, json, torch
+from octavo.training.cpu_backend import install
+install()
+from octavo.experiment.run import load_experiment
+from octavo.training.assembly import build_chunks, unwrapped
+from octavo.training.initial_values import global_names
+from octavo.training.launch import Place
+from octavo.training.process import set_up_process
+
+found, place = {}, Place(rank=0, local_rank=0, world_size=1, address="", port=None)
+set_up_process(load_experiment("laptop").run("dense-bf16", 1), place)
+for cell, seed in (("dense-bf16", 1), ("moe-bf16", 1), ("dense-bf16", 2)):
+    run = load_experiment("laptop").run(cell, seed)
+    training = {"initialisation_std": 0.03, "embedding_initialisation_std": 1.0}
+    run = run.model_copy(update={"training": run.training.model_copy(update=training)})
+    _, chunks, _ = build_chunks(run)
+    for name, values in global_names(unwrapped(chunks[0])):
+        digest = hashlib.sha256(values.detach().float().numpy().tobytes()).hexdigest()
+        parts = [part.double().std().item() for part in (values if values.dim() == 3 else values[None])]
+        found.setdefault(f"{cell} {seed}", {})[name] = {"digest": digest, "deviations": parts, "axes": values.dim()}
+print(json.dumps(found))
+"""
+EMBEDDING = "embedding.word_embeddings.weight"
+
+
+@cache
+def models() -> dict[str, dict[str, Any]]:
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("model", ["dense-bf16 1", "moe-bf16 1"])
+def test_deviations_are_those_asked_for(model: str) -> None:
+    """Over n values a deviation is found to 1 / sqrt(2 n): 1.8 % for the router of 1,536; four times that pass."""
+    for name, values in models()[model].items():
+        if values["axes"] == 1:
+            continue  # norms, which are one
+        writes_residual = "linear_proj" in name or "linear_fc2" in name or name.endswith("weight2")
+        expected = 1.0 if name == EMBEDDING else 0.03 / math.sqrt(2 * 3) if writes_residual else 0.03
+        assert values["deviations"] == pytest.approx([expected] * len(values["deviations"]), rel=0.072), name
+
+
+def test_models_of_one_seed_begin_alike_where_they_share_a_parameter() -> None:
+    dense, mixture, other = (models()[name] for name in ("dense-bf16 1", "moe-bf16 1", "dense-bf16 2"))
+    shared = {name for name in dense if name in mixture and ".mlp." not in name}
+    assert {EMBEDDING, "output_layer.weight", "decoder.layers.2.self_attention.linear_qkv.weight"} <= shared
+    for name in shared:
+        assert dense[name]["digest"] == mixture[name]["digest"], name
+        assert (dense[name]["digest"] == other[name]["digest"]) == (dense[name]["axes"] == 1), name
