@@ -16,7 +16,8 @@ from selenium.webdriver.common.by import By
 from typer.testing import CliRunner
 
 from octavo.cli import app
-from octavo.layout import ExperimentFolder
+from octavo.experiment.run import load_experiment
+from octavo.layout import ConfigFolders, ExperimentFolder
 from octavo.precision.recipes import RECIPES
 from octavo.report.charts import Intervals
 from octavo.report.content import document
@@ -24,7 +25,7 @@ from octavo.report.document import Table, Text
 from octavo.report.figures import charts
 from octavo.report.inputs import load_inputs
 from octavo.report.sections.books import forecast
-from octavo.report.sections.small_print import scattered_times
+from octavo.report.sections.small_print import how_trained, scattered_times
 from tests.conftest import REPOSITORY
 from tests.synthetic import Failure, Truth, write_experiment
 
@@ -164,6 +165,18 @@ def test_the_methods_say_what_each_precision_is_and_where_that_is_written(report
     for name in ("bf16", "fp8_blockwise"):
         assert RECIPES[name].summary in text
         assert RECIPES[name].source in text
+
+
+def test_the_methods_say_what_training_begins_with_and_at_which_rates(report: Path) -> None:
+    """Of the laptop, whose embeddings, head and routers have rates of their own, and of one whose have not."""
+    laptop = load_experiment("laptop", ConfigFolders(REPOSITORY / "configs"))
+    text = how_trained(laptop)[0].text
+    rates = "learning rate 0.007 (7 times that for embedding and output head, 0.3 times that for routers)"
+    assert f"AdamW with {rates}, weight decay 0.1" in text
+    assert "Weights start with a standard deviation of 0.05, those of the input embedding 0.3." in text
+    pages = flat("".join(page.extract_text() for page in PdfReader(report / "report.pdf").pages))
+    assert "AdamW with learning rate 0.001, weight decay" in pages
+    assert "Weights start with a standard deviation of 0.02." in pages
 
 
 def test_both_formats_say_the_same(report: Path) -> None:

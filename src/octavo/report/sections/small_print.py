@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from octavo.evidence.names import PRECISIONS, words
+from octavo.experiment.config import Optimizer, Training
 from octavo.experiment.run import Experiment
 from octavo.precision.recipes import RECIPES
 from octavo.report.document import Block, Section, Table, Text
@@ -20,7 +21,7 @@ SCATTER = 10
 def methods(inputs: Inputs) -> Section:
     """How the runs were made and compared."""
     blocks: list[Block] = [
-        *(_training(inputs.experiment) if inputs.experiment else _training_elsewhere()),
+        *(how_trained(inputs.experiment) if inputs.experiment else _trained_elsewhere()),
         _recipes(inputs),
         Text(
             "Equal resources. Each run's validation losses are smoothed by isotonic regression and interpolated by a "
@@ -51,7 +52,8 @@ def _recipes(inputs: Inputs) -> Table:
     return Table(["precision", "what it is", "source"], rows, "lll", "The precisions.", [1.3, 3, 3], small=True)
 
 
-def _training(experiment: Experiment) -> list[Text]:
+def how_trained(experiment: Experiment) -> list[Text]:
+    """How the runs were trained, and what cells of a seed share."""
     file, training = experiment.file, experiment.file.training
     optimizer = training.optimizer
     seeds = ", ".join(map(str, file.seeds))
@@ -64,8 +66,9 @@ def _training(experiment: Experiment) -> list[Text]:
         Text(
             f"Training. {training.total_steps:,} steps of {training.global_batch_size} sequences of "
             f"{training.sequence_length} tokens ({count(training.total_steps * training.tokens_per_step)} a run), "
-            f"AdamW with learning rate {optimizer.learning_rate:g}, weight decay {optimizer.weight_decay:g}, "
-            f"{training.schedule.decay} decay after {training.schedule.warmup_fraction:.0%} warm-up. Seeds {seeds}. "
+            f"AdamW with {_learning_rates(optimizer)}, weight decay {optimizer.weight_decay:g}, "
+            f"{training.schedule.decay} decay after {training.schedule.warmup_fraction:.0%} warm-up. "
+            f"{_initial_values(training)} Seeds {seeds}. "
             f"Differences between architectures: {overrides or 'none but the model itself'}."
         ),
         Text(
@@ -75,7 +78,25 @@ def _training(experiment: Experiment) -> list[Text]:
     ]
 
 
-def _training_elsewhere() -> list[Text]:
+def _learning_rates(optimizer: Optimizer) -> str:
+    others = [
+        f"{multiplier:g} times that for {what}"
+        for what, multiplier in (
+            ("embedding and output head", optimizer.embedding_multiplier),
+            ("routers", optimizer.router_multiplier),
+        )
+        if multiplier != 1
+    ]
+    return f"learning rate {optimizer.learning_rate:g}" + (f" ({', '.join(others)})" if others else "")
+
+
+def _initial_values(training: Training) -> str:
+    embedding = training.embedding_initialisation_std
+    own = f", those of the input embedding {embedding:g}" if embedding else ""
+    return f"Weights start with a standard deviation of {training.initialisation_std:g}{own}."
+
+
+def _trained_elsewhere() -> list[Text]:
     return [
         Text(
             "Training. The runs were trained outside Octavo and imported from their logs, which do not say on what "
