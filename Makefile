@@ -23,8 +23,10 @@ $(VENV)/.complete: requirements.lock pyproject.toml src/octavo/cpu_kernels.c
 	  || $(PIP) --retries 0 --timeout 10 --index-url $(TORCH_INDEX) '$(TORCH)' 2>/dev/null || $(PIP) '$(TORCH)'
 	@$(PIP) --no-deps --require-hashes -r requirements.lock
 	@$(PIP) --no-deps --no-build-isolation --editable .
-	@# once for all runs, also where the environment forbids Python to keep what it compiled
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -W ignore -c 'from octavo.training.cpu_backend import install; install(); import octavo.training.trainer, torch._dynamo'
+	@# once for all that runs later, also where the environment forbids Python to keep what it compiled
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -W ignore -c 'from octavo.training.cpu_backend import install; install(); \
+	  import octavo.training.trainer, torch._dynamo, snakemake.cli, octavo.report.figures, octavo.report.html, \
+	  octavo.report.pdf, scipy.stats, plotly.graph_objects, matplotlib.backends.backend_pdf, matplotlib.backends.backend_svg'
 	@touch $@
 
 report: setup ## train what is missing of the laptop experiment and typeset results/laptop/report.pdf
