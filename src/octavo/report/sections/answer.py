@@ -94,7 +94,8 @@ def grid_table(inputs: Inputs) -> Table:
         f"The grid. Losses: mean over seeds {of_text.get(inputs.losses, '')}, ± half of the 95 % interval where there "
         f"is more than one seed. {counted} {capitalised(hours)} and cost: all seeds together."
     )
-    return filled(Table(header, rows, "l" + "r" * 9, caption, [3.0, *[1.15] * 9], small=True))
+    widths = [2.9, 1.15, 1.15, 1.05, 1.5, 1.5, 1.05, 1.05, 1.1, 0.9]
+    return filled(Table(header, rows, "l" + "r" * 9, caption, widths, small=True))
 
 
 def verdict_table(results: list[ClaimResult]) -> Table:

@@ -33,8 +33,10 @@ def mean_words(values: pd.Series) -> str:
     if values.empty:
         return MISSING
     found = t_interval(values.to_numpy())
-    half = "" if found.high is None else f" ± {number(found.high - found.estimate, 1)}"
-    return f"{found.estimate:.3f}{half}"
+    if found.high is None:
+        return f"{found.estimate:.3f}"
+    half = found.high - found.estimate
+    return f"{found.estimate:.3f} ± {f'{half:.3f}' if half >= 0.0005 else number(half, 1)}"
 
 
 def effect_words(effect: Estimate | None) -> str:
