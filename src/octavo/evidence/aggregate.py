@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-ROW_GROUP = 1_000_000
+ROW_GROUP = 1 << 18
 """Rows of `steps.parquet` that are in memory at a time."""
 BATCH = 16
 """Runs of a cell whose steps are worked out together: what an array operation costs at least is paid once for all."""
@@ -99,14 +99,14 @@ def aggregate(
     target = folder.ablation(ablation) if ablation else folder
     if ablation:  # otherwise cells and seeds that the experiment no longer has stay in the books: they were paid for
         attempts = attempts.loc[attempts["cell"].isin([cell.cell for cell in cells])]
-    books = dict(iter(attempts.groupby(["cell", "seed"])))
+    books = _Books.of(attempts)
     rows, data = [], current_manifest(experiment.file.data, experiment.file.tokenizer)
     with _StepsWriter(target.steps_table) as steps:
         for runs, table in _read_all(folder, [_Cell.of(cell, experiment) for cell in cells], experiment.file.seeds):
             steps.add(table)
             for run in runs:
                 data = _same_data(run, data)
-                rows.append(_run_row(run, books.get((run.cell.config.cell, run.seed))))
+                rows.append(_run_row(run, books))
     write_table(target.attempts_table, attempts, "attempts")
     write_table(target.runs_table, pd.DataFrame(rows), "runs")  # last: where it is, the others are
     return target
@@ -118,7 +118,7 @@ def _read_all(folder: ExperimentFolder, cells: list[_Cell], seeds: list[int]) ->
     asked = ((folder, cell, batch) for cell in cells for batch in batches)
     workers = len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(workers) as pool:
-        ahead = deque(pool.submit(_read_runs, *one) for one in islice(asked, 2 * workers))
+        ahead = deque(pool.submit(_read_runs, *one) for one in islice(asked, 8 * workers))
         try:
             while ahead:
                 yield ahead.popleft().result()
@@ -331,7 +331,51 @@ class _StepsWriter:
         self._waiting, self._rows = [], 0
 
 
-def _run_row(run: _Run, attempts: pd.DataFrame | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Books:
+    """The attempts of all runs, by column: to cut a frame out of another for every run takes longer than to read it."""
+
+    rows: dict[tuple[str, int], np.ndarray]
+    """(cell, seed) -> where its attempts are."""
+    attempt: np.ndarray
+    superseded: np.ndarray
+    currency: np.ndarray
+    amounts: dict[str, np.ndarray]
+    """Hours, energy and money; NaN where an attempt's is not known."""
+
+    @classmethod
+    def of(cls, attempts: pd.DataFrame) -> _Books:
+        amounts = {
+            name: attempts[name].to_numpy(dtype=float, na_value=np.nan)
+            for name in ("device_hours", "energy_kwh", "cost")
+        }
+        rows: Any = attempts.groupby(["cell", "seed"]).indices
+        attempt, superseded, currency = (attempts[name].to_numpy() for name in ("attempt", "superseded", "currency"))
+        return cls(rows, attempt, superseded, currency, amounts)
+
+    def costs(self, cell: str, seed: int, kept: dict[int, float]) -> dict[str, Any]:
+        """Hours, energy and money of a run's attempts; `kept`: the share of each that its result rests on."""
+        rows = self.rows.get((cell, seed))
+        if rows is None:
+            return {"attempts": 0}
+        share = np.where(self.superseded[rows], 0.0, [kept.get(int(attempt), 0.0) for attempt in self.attempt[rows]])
+
+        def whole(column: str, weights: np.ndarray | float = 1.0) -> float | None:
+            values = self.amounts[column][rows]
+            return None if np.isnan(values).any() else float((values * weights).sum())
+
+        return {
+            "attempts": len(rows),
+            "device_hours_final": whole("device_hours", share),
+            "device_hours_all_in": whole("device_hours"),
+            "energy_kwh_all_in": whole("energy_kwh"),
+            "cost_final": whole("cost", share),
+            "cost_all_in": whole("cost"),
+            "currency": self.currency[rows[0]],
+        }
+
+
+def _run_row(run: _Run, books: _Books) -> dict[str, Any]:
     cell, result = run.cell.config, run.result
     experts = cell.model.experts
     counted = result or run.cell
@@ -360,29 +404,8 @@ def _run_row(run: _Run, attempts: pd.DataFrame | None) -> dict[str, Any]:
         "device_kind": result.device_kind if result else None,
         "device_count": result.device_count if result else cell.parallelism.world_size,
         "emulated": counted.emulated,
-        **_costs(run.kept, attempts),
+        **books.costs(cell.cell, run.seed, run.kept),
         "run_fingerprint": run.fingerprint,
         "data_manifest_sha256": result.data_manifest_sha256 if result else None,
         "parameters_sha256": result.parameters_sha256 if result else None,
-    }
-
-
-def _costs(kept: dict[int, float], attempts: pd.DataFrame | None) -> dict[str, Any]:
-    """Hours, energy and money of a run's attempts."""
-    if attempts is None:
-        return {"attempts": 0}
-    share = np.where(attempts["superseded"], 0.0, [kept.get(attempt, 0.0) for attempt in attempts["attempt"]])
-
-    def whole(column: str, weights: np.ndarray | float = 1.0) -> float | None:
-        values = attempts[column].to_numpy(dtype=float, na_value=np.nan)
-        return None if np.isnan(values).any() else float((values * weights).sum())
-
-    return {
-        "attempts": len(attempts),
-        "device_hours_final": whole("device_hours", share),
-        "device_hours_all_in": whole("device_hours"),
-        "energy_kwh_all_in": whole("energy_kwh"),
-        "cost_final": whole("cost", share),
-        "cost_all_in": whole("cost"),
-        "currency": attempts["currency"].iloc[0],
     }
