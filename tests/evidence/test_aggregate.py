@@ -144,7 +144,7 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
 
 
 def test_runs_that_are_read_together_are_what_each_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of one attempt, of three, of none, and cut short, beside each other in one batch."""
+    """Runs of one attempt, of two, of none, and cut short, beside each other in one batch."""
     failures = {("dense-bf16", 1): Failure(25), ("dense-bf16", 3): Failure(31), ("moe-bf16", 4): Failure(12)}
     changed = {"failures": failures, "unfinished": {("dense-bf16", 2): 12}, "diverged": [("moe-bf16", 2)]}
     tables(tmp_path, seeds=(1, 2, 3, 4), validation_interval=7, **changed)

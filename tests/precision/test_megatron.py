@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
+
+from tests.conftest import run_alone
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("megatron.core")
@@ -47,10 +47,7 @@ def refused(model, precision, on_gpu=False):
 
 def run(program: str) -> Any:
     """What a program in a Python of its own prints last: `install` is for a whole process."""
-    command = [sys.executable, "-W", "ignore", "-c", PRELUDE + program]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(run_alone(PRELUDE + program).splitlines()[-1])
 
 
 def test_every_layer_of_a_model_is_counted() -> None:

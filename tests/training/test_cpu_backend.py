@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+
+from tests.conftest import run_alone
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -13,10 +12,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CU
 
 def run(program: str) -> str:
     """The output of a program in a Python of its own: `install` is for a whole process."""
-    code = "from octavo.training.cpu_backend import install\ninstall()\ninstall()\nimport torch\n" + program
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return run_alone("from octavo.training.cpu_backend import install\ninstall()\ninstall()\nimport torch\n" + program)
 
 
 def test_cuda_names_lead_to_the_cpu() -> None:

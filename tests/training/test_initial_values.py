@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from functools import cache
 from typing import Any
 
 import pytest
 
+from tests.conftest import run_alone
+
+torch = pytest.importorskip("torch")
 pytest.importorskip("megatron.core")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 PROGRAM = """
 import hashlib, json, torch
 from octavo.training.cpu_backend import install
@@ -40,10 +42,7 @@ EMBEDDING = "embedding.word_embeddings.weight"
 
 @cache
 def models() -> dict[str, dict[str, Any]]:
-    command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(run_alone(PROGRAM).splitlines()[-1])
 
 
 @pytest.mark.parametrize("model", ["dense-bf16 1", "moe-bf16 1"])

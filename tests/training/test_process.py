@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import run_alone
 
 pytest.importorskip("megatron.core")
 HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -26,10 +26,7 @@ print(open("/proc/self/smaps").read())
 @pytest.mark.skipif(not HUGE.exists() or "[never]" in HUGE.read_text(), reason="Linux has no huge pages to give")
 def test_what_steps_use_may_be_huge_pages() -> None:
     """The mapping that the middle of a tensor of 256 MiB lies in is marked so (`hg`, proc_pid_smaps(5))."""
-    command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    place, _, maps = done.stdout.partition("\n")
+    place, _, maps = run_alone(PROGRAM).partition("\n")
     for found in re.finditer(r"(?m)^([0-9a-f]+)-([0-9a-f]+) .*?^VmFlags: (.*?)$", maps, re.DOTALL):
         start, end, flags = int(found[1], 16), int(found[2], 16), found[3].split()
         if start <= int(place) < end:
