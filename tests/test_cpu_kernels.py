@@ -141,11 +141,13 @@ def test_causal_softmax_and_its_gradient(length: int, window: int | None) -> Non
         return (scores * 0.3).masked_fill(allowed == 0, -torch.inf).softmax(-1)
 
     wanted, (wanted_scores,) = exact(definition, scores)
-    weights = cpu_kernels.causal_softmax_(scores.clone(), 0.3, window)
+    weights = cpu_kernels.attention_weights(scores.clone(), 0.3, window)
     gradient = normal(2, length, length, seed=9).float()
-    assert torch.allclose(weights.double(), wanted, rtol=1e-5, atol=1e-6)
-    got = cpu_kernels.causal_softmax_gradient_(gradient, weights, 0.3, window)
-    assert torch.allclose(got.double(), wanted_scores, rtol=1e-4, atol=1e-5)
+    assert weights.dtype == torch.bfloat16
+    assert_near(weights, wanted, 1e-6)
+    # the weights it starts from are rounded: half a BF16 unit of the largest gradient, and once more
+    got = cpu_kernels.attention_weights_gradient(gradient, weights, 0.3, window)
+    assert_near(got, wanted_scores, 0.3 * UNIT * gradient.abs().max().item())
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
@@ -164,7 +166,8 @@ def test_vectors_of_any_width_give_the_same_bits(way: str, tmp_path: Path, monke
             *cpu_kernels.swiglu_gradient(out, both, torch.rand(9, generator=torch.Generator().manual_seed(1))),
             loss,
             cpu_kernels.cross_entropy_gradient(loss, logits, torch.arange(9), *numbers),
-            cpu_kernels.causal_softmax_(normal(2, 50, 50).float(), 0.2, None),
+            weights := cpu_kernels.attention_weights(normal(2, 50, 50).float(), 0.2, None),
+            cpu_kernels.attention_weights_gradient(normal(2, 50, 50).float(), weights, 0.2, 7),
         ]
 
     installed, library = results(), tmp_path / "plain.so"

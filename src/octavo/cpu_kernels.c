@@ -216,12 +216,13 @@ FAST void octavo_rotate(const bf16 *restrict in, const int64_t *restrict stride,
             }
 }
 
-/* Softmax over the keys that a query attends to: itself and the earlier ones, `window` at most. In place on scores
-   [matrices, length, length], which are multiplied by `scale` (positive); those of other keys become 0. */
-FAST void octavo_causal_softmax(float *restrict scores, int64_t matrices, int64_t length, int64_t window, float scale)
+/* Softmax over the keys that a query attends to: itself and the earlier ones, `window` at most. Of FP32 scores [matrices,
+   length, length], which are multiplied by `scale` (positive) and lost; the weights of other keys are 0. */
+FAST void octavo_attention_weights(float *restrict scores, bf16 *restrict out, int64_t matrices, int64_t length,
+                                   int64_t window, float scale)
 {
     for (int64_t matrix = 0; matrix < matrices; matrix++)
-        for (int64_t query = 0; query < length; query++, scores += length) {
+        for (int64_t query = 0; query < length; query++, scores += length, out += length) {
             int64_t begin = query + 1 > window ? query + 1 - window : 0, end = query + 1;
             int64_t whole = end - (end - begin) % LANES;
             float most[LANES], lane[LANES] = {0};
@@ -243,31 +244,31 @@ FAST void octavo_causal_softmax(float *restrict scores, int64_t matrices, int64_
             for (int64_t i = whole; i < end; i++)
                 lane[i - whole] += scores[i];
             float factor = 1.0f / total_of(lane);
+            memset(out, 0, (size_t)begin * sizeof *out);
             for (int64_t i = begin; i < end; i++)
-                scores[i] *= factor;
-            memset(scores, 0, (size_t)begin * sizeof *scores);
-            memset(scores + end, 0, (size_t)(length - end) * sizeof *scores);
+                out[i] = narrow(scores[i] * factor);
+            memset(out + end, 0, (size_t)(length - end) * sizeof *out);
         }
 }
 
-/* The gradient of the scores, in place of that of the weights: scale * weight * (gradient - sum weight * gradient). */
-FAST void octavo_causal_softmax_gradient(float *restrict gradient, const float *restrict weights, int64_t matrices,
-                                         int64_t length, int64_t window, float scale)
+/* The gradient of the scores, from that of the weights: scale * weight * (gradient - sum weight * gradient). */
+FAST void octavo_attention_weights_gradient(const float *restrict gradient, const bf16 *restrict weights,
+                                            bf16 *restrict out, int64_t matrices, int64_t length, int64_t window,
+                                            float scale)
 {
-    for (int64_t matrix = 0; matrix < matrices; matrix++)
-        for (int64_t query = 0; query < length; query++, gradient += length, weights += length) {
-            int64_t begin = query + 1 > window ? query + 1 - window : 0, end = query + 1;
-            int64_t whole = end - (end - begin) % LANES;
-            float lane[LANES] = {0};
-            for (int64_t i = begin; i < whole; i += LANES)
-                for (int j = 0; j < LANES; j++)
-                    lane[j] += weights[i + j] * gradient[i + j];
-            for (int64_t i = whole; i < end; i++)
-                lane[i - whole] += weights[i] * gradient[i];
-            float sum = total_of(lane);
-            for (int64_t i = begin; i < end; i++)
-                gradient[i] = scale * (weights[i] * (gradient[i] - sum));
-            memset(gradient, 0, (size_t)begin * sizeof *gradient);
-            memset(gradient + end, 0, (size_t)(length - end) * sizeof *gradient);
-        }
+    for (int64_t row = 0; row < matrices * length; row++, gradient += length, weights += length, out += length) {
+        int64_t end = row % length + 1, begin = end > window ? end - window : 0;
+        int64_t whole = end - (end - begin) % LANES;
+        float lane[LANES] = {0};
+        for (int64_t i = begin; i < whole; i += LANES)
+            for (int j = 0; j < LANES; j++)
+                lane[j] += wide(weights[i + j]) * gradient[i + j];
+        for (int64_t i = whole; i < end; i++)
+            lane[i - whole] += wide(weights[i]) * gradient[i];
+        float sum = total_of(lane);
+        memset(out, 0, (size_t)begin * sizeof *out);
+        for (int64_t i = begin; i < end; i++)
+            out[i] = narrow(scale * (wide(weights[i]) * (gradient[i] - sum)));
+        memset(out + end, 0, (size_t)(length - end) * sizeof *out);
+    }
 }

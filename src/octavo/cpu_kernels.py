@@ -28,8 +28,8 @@ ARGUMENTS: dict[str, Sequence[Any]] = {
     "octavo_cross_entropy": [*[_POINTER] * 5, _SIZE, _SIZE],
     "octavo_cross_entropy_gradient": [*[_POINTER] * 6, _SIZE, _SIZE],
     "octavo_rotate": [*[_POINTER] * 5, *[_SIZE] * 4, c_int32],
-    "octavo_causal_softmax": [_POINTER, *[_SIZE] * 3, c_float],
-    "octavo_causal_softmax_gradient": [_POINTER, _POINTER, *[_SIZE] * 3, c_float],
+    "octavo_attention_weights": [*[_POINTER] * 2, *[_SIZE] * 3, c_float],
+    "octavo_attention_weights_gradient": [*[_POINTER] * 3, *[_SIZE] * 3, c_float],
 }
 """What the functions of cpu_kernels.c take."""
 
@@ -186,26 +186,30 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> Te
 # --- causal softmax ---------------------------------------------------------------------------------------------------
 
 
-def causal_softmax_(scores: Tensor, scale: float, window: int | None) -> Tensor:
-    """Softmax of scale * scores [matrices, length, length] (FP32, contiguous) in place, over the keys (columns) that a
-    query (row) attends to: itself and the earlier ones, `window` of them at most.
+def attention_weights(scores: Tensor, scale: float, window: int | None) -> Tensor:
+    """Softmax of scale * scores [matrices, length, length] (FP32, contiguous, lost), in BF16, over the keys (columns)
+    that a query (row) attends to: itself and the earlier ones, `window` of them at most.
     """
     matrices, length, _ = scores.shape
     if KERNELS is not None and scores.device.type == "cpu":
-        KERNELS.octavo_causal_softmax(scores.data_ptr(), matrices, length, window or length, scale)
-        return scores
-    return scores.mul_(scale).add_(mask(length, window, scores.device)).softmax(-1)
+        weights = torch.empty_like(scores, dtype=torch.bfloat16)
+        places = (scores.data_ptr(), weights.data_ptr())
+        KERNELS.octavo_attention_weights(*places, matrices, length, window or length, scale)
+        return weights
+    return scores.mul_(scale).add_(mask(length, window, scores.device)).softmax(-1).bfloat16()
 
 
-def causal_softmax_gradient_(gradient: Tensor, weights: Tensor, scale: float, window: int | None) -> Tensor:
-    """The gradient of the scores, in place of that of the weights (both FP32 and contiguous)."""
+def attention_weights_gradient(gradient: Tensor, weights: Tensor, scale: float, window: int | None) -> Tensor:
+    """The gradient of the scores, in BF16, from that of the weights (FP32); all contiguous."""
     matrices, length, _ = weights.shape
-    if KERNELS is not None and weights.device.type == "cpu":
-        places = (gradient.data_ptr(), weights.data_ptr())
-        KERNELS.octavo_causal_softmax_gradient(*places, matrices, length, window or length, scale)
-        return gradient
-    sums = (gradient * weights).sum(-1, keepdim=True)
-    return gradient.sub_(sums).mul_(weights).mul_(scale)
+    if _compiled(weights):
+        to_scores = torch.empty_like(weights)
+        places = (gradient.data_ptr(), weights.data_ptr(), to_scores.data_ptr())
+        KERNELS.octavo_attention_weights_gradient(*places, matrices, length, window or length, scale)
+        return to_scores
+    wide = weights.float()
+    sums = (gradient * wide).sum(-1, keepdim=True)
+    return (gradient - sums).mul_(wide).mul_(scale).bfloat16()
 
 
 @lru_cache(maxsize=4)

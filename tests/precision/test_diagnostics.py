@@ -41,8 +41,8 @@ def test_overflow_begins_half_a_step_beyond_the_largest(format, overflow: float)
 
 def test_a_products_error_is_relative_to_the_exact_one_and_averaged_over_layers() -> None:
     found = Diagnostics()
-    found.see_product("forward", [torch.tensor([3.0, 4.4])], [torch.tensor([3.0, 4.0])])  # 0.4 / 5
-    found.see_product("forward", [torch.tensor([1.0])], [torch.tensor([1.0])])
+    found.see_product("forward", torch.tensor([3.0, 4.4]), torch.tensor([3.0, 4.0]))  # 0.4 / 5
+    found.see_product("forward", torch.tensor([1.0]), torch.tensor([1.0]))
     assert found.fields()["fp8_product_error"] == {"forward": pytest.approx(0.04)}
 
 
@@ -77,8 +77,8 @@ def test_what_is_not_a_number_is_told_as_none_and_does_not_vanish() -> None:
     found, values = Diagnostics(), torch.tensor([math.nan, 1.0])
     found.see_operand("input", values, values, None, E4M3)
     found.see_operand("input", torch.ones(2), torch.ones(2), None, E4M3)
-    found.see_product("forward", [values], [values])
-    found.see_product("forward", [torch.ones(2)], [torch.ones(2)])
+    found.see_product("forward", values, values)
+    found.see_product("forward", torch.ones(2), torch.ones(2))
     assert found.fields()["fp8_amax"] == {"input": None}
     assert found.fields()["fp8_product_error"] == {"forward": None}
 

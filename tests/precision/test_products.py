@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("megatron.core")
 
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Parameter
 
 from octavo.experiment.config import Precision
-from octavo.precision import rounding
+from octavo.precision import products, rounding
 from octavo.precision.history import AmaxHistory
-from octavo.precision.products import Numerics, grouped_linear, linear, short_accumulation
+from octavo.precision.products import Numerics, Operand, Quantiser, grouped_linear, linear, short_accumulation
 from octavo.precision.recipes import RECIPES, Format
 from octavo.records import Product, TensorKind
 
@@ -97,12 +100,22 @@ def close(actual: Tensor, wanted: Tensor, *, bits: int = 8) -> bool:
     return bool((error <= wanted.abs() * 2.0**-bits + wanted.abs().max() * 2.0**-20).all())
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As runs have; the compiled products have no more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(params=["compiled", "torch"])
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways to round."""
+    """Both ways to round and to multiply."""
     if request.param == "torch":
         monkeypatch.setattr(rounding, "KERNEL", None)
-    elif rounding.KERNEL is None:
+        monkeypatch.setattr(products, "KERNEL", None)
+    elif rounding.KERNEL is None or products.KERNEL is None:
         pytest.skip("there was no C compiler at installation")
 
 
@@ -131,7 +144,7 @@ def test_experts_products_are_the_papers(implementation: None, recipe: Any) -> N
 
 @pytest.mark.parametrize("name", list(KINDS))
 @pytest.mark.parametrize("recipe", RECIPES_EMULATED)
-def test_products_left_out_are_in_bf16(recipe: Any, name: Product) -> None:
+def test_products_left_out_are_in_bf16(implementation: None, recipe: Any, name: Product) -> None:
     x, weight, g = tensors(1)
     left: list[Any] = [one for one in KINDS if one != name]
     found = run(x, weight, g, Numerics.of(Precision(recipe=recipe, products=left)))
@@ -139,7 +152,7 @@ def test_products_left_out_are_in_bf16(recipe: Any, name: Product) -> None:
     assert all(close(one, other) for one, other in zip(found, wanted, strict=True))
 
 
-def test_bf16_products_are_plain_products() -> None:
+def test_bf16_products_are_plain_products(implementation: None) -> None:
     x, weight, g = tensors(2)
     found = run(x, weight, g, Numerics.of(Precision(recipe="bf16")))
     wanted = expected("bf16", x.detach(), weight.detach(), g, COUNTS, [])
@@ -154,7 +167,7 @@ def test_another_block_size() -> None:
     assert close(y, a @ along_sum("fp8_blockwise", "weight", weight[0], size=32).t())
 
 
-def test_the_weight_gradient_is_added_in_fp32_to_the_main_gradient() -> None:
+def test_the_weight_gradient_is_added_in_fp32_to_the_main_gradient(implementation: None) -> None:
     """Without a rounding to BF16 on the way, as Megatron's fused kernels do it."""
     x, weight, g = tensors(4)
     before = torch.randn(weight.shape, generator=torch.Generator().manual_seed(5))
@@ -165,7 +178,7 @@ def test_the_weight_gradient_is_added_in_fp32_to_the_main_gradient() -> None:
     assert weight.grad_added_to_main_grad  # type: ignore[attr-defined]
 
 
-def test_biases_are_added_before_the_one_rounding() -> None:
+def test_biases_are_added_before_the_one_rounding(implementation: None) -> None:
     x, weight, g = tensors(6)
     bias = Parameter(torch.randn(4, 144, generator=torch.Generator().manual_seed(6)).bfloat16())
     y = grouped_linear(x, weight, bias, COUNTS, Numerics.of(Precision(recipe="fp8_blockwise")))
@@ -267,7 +280,7 @@ def test_short_accumulation_keeps_14_bits(k: int, promotion: int | None) -> None
 
 
 @pytest.mark.parametrize(("accumulation", "promotion"), [("fp14", None), ("promoted", 128)])
-def test_layers_sum_as_asked(accumulation: Any, promotion: int | None) -> None:
+def test_layers_sum_as_asked(implementation: None, accumulation: Any, promotion: int | None) -> None:
     x, weight, g = tensors(10)
     numerics = Numerics.of(Precision(recipe="fp8_blockwise", accumulation=accumulation))
     y, gx, _ = run(x, weight, g, numerics)
@@ -296,3 +309,81 @@ def test_products_left_in_bf16_are_summed_in_fp32() -> None:
     assert not torch.equal(short[0], plain[0])
     assert torch.equal(short[1], plain[1])
     assert torch.equal(short[2], plain[2])
+
+
+# --- the compiled products --------------------------------------------------------------------------------------------
+
+
+def in_order(left: Tensor, right: Tensor, factor: float, start: Tensor) -> Tensor:
+    """start + factor * (left @ right) in FP32, the terms of each sum in pairs, the second of a pair first.
+
+    A product of two BF16 numbers has 16 significant bits: it is exact in FP32.
+    """
+    a, b = (matrix.float().numpy() for matrix in (left, right))
+    total = np.zeros((a.shape[0], b.shape[1]), np.float32)
+    for pair in range(0, a.shape[1], 2):
+        for k in range(min(pair + 1, a.shape[1] - 1), pair - 1, -1):
+            total += a[:, k : k + 1] * b[k : k + 1]
+    return start + torch.from_numpy(total * np.float32(factor))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    counts=st.lists(st.integers(0, 41), min_size=1, max_size=4),
+    features=st.tuples(st.integers(1, 70), st.integers(1, 100)),
+    seed=st.integers(0, 99),
+)
+def test_compiled_products_sum_in_one_order_with_every_instruction_set(
+    counts: list[int], features: tuple[int, int], seed: int
+) -> None:
+    """To the last bit: rounded to BF16, and added in FP32."""
+    if products.KERNEL is None:
+        pytest.skip("there was no C compiler at installation")
+    (into, out), generator = features, torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).bfloat16()
+
+    x, w, g = normal(sum(counts), into), normal(len(counts), out, into), normal(sum(counts), out)
+    factors = torch.rand(len(counts), generator=generator).tolist()
+    ones = [1.0] * len(counts)
+    shapes = {"forward": (sum(counts), out), "input_gradient": (sum(counts), into), "weight_gradient": w.shape}
+    operands: dict[Product, Any] = {"forward": (x, w), "input_gradient": (g, w), "weight_gradient": (g, x)}
+    for name, (left, right) in operands.items():
+        one, other = Operand(left, counts, factors), Operand(right, counts, ones)
+        start = torch.randn(shapes[name], generator=generator)
+        oriented = [products._oriented(name, *pair) for pair in zip(one.parts, other.parts, strict=True)]
+        begins = start.split(counts) if start.dim() == 2 else start
+        factors32 = [products.to_fp32(factor) for factor in factors]
+        wanted = [in_order(*pair, *rest) for pair, *rest in zip(oriented, factors32, begins, strict=True)]
+        added = (torch.cat if start.dim() == 2 else torch.stack)(wanted)
+        bare = [in_order(*pair, factor, torch.zeros(())) for pair, factor in zip(oriented, factors32, strict=True)]
+        for instructions in range(products.KERNEL.octavo_instruction_sets()):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(products, "FASTEST", instructions)
+                total = start.clone()
+                Quantiser(products.BF16, counts).multiply(name, one, other, total, add=True)
+                assert torch.equal(total, added)
+                if name != "weight_gradient":
+                    rounded = torch.empty(shapes[name], dtype=torch.bfloat16)
+                    Quantiser(products.BF16, counts).multiply(name, one, other, rounded)
+                    assert torch.equal(rounded, torch.cat(bare).bfloat16())
+
+
+def test_what_is_not_a_number_comes_through() -> None:
+    """And stays in its row: lines are filled up with zeros, and 0 times infinity is no number."""
+    x, weight = torch.ones(5, 3).bfloat16(), Parameter(torch.ones(7, 3).bfloat16())
+    x[2, 1], x[3, 0] = math.nan, math.inf
+    with torch.no_grad():
+        y = linear(x, weight, None, products.BF16)
+    assert y[:, 0].tolist() == pytest.approx([3.0, 3.0, math.nan, math.inf, 3.0], nan_ok=True)
+
+
+def test_several_threads_multiply_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled products would leave all but one idle."""
+    torch.set_num_threads(2)
+    monkeypatch.setattr(products, "_multiply_in_one_call", None)
+    x, weight, g = tensors(2)
+    found = run(x, weight, g, Numerics.of(Precision(recipe="bf16")))
+    wanted = expected("bf16", x.detach(), weight.detach(), g, COUNTS, [])
+    assert all(close(one, other) for one, other in zip(found, wanted, strict=True))

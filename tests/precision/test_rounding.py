@@ -44,15 +44,15 @@ def every_bf16() -> torch.Tensor:
 
 
 def rounded(values: torch.Tensor, scale: float, format: Format) -> torch.Tensor:
-    out = torch.full(values.shape, math.nan)
+    out = torch.full_like(values, math.nan)
     round_scaled(values, scale, format, out)
-    return out
+    return out.float()
 
 
 def blocked(values: torch.Tensor, format: Format, block: tuple[int, int]) -> torch.Tensor:
-    out = torch.full(values.shape, math.nan)
+    out = torch.full_like(values, math.nan)
     round_blocks(values, format, block, out)
-    return out
+    return out.float()
 
 
 def torch_cast(values: torch.Tensor, scale: float, format: Format) -> torch.Tensor:
@@ -264,7 +264,7 @@ def test_a_library_that_lacks_a_function_is_not_used(tmp_path: Path) -> None:
     if compiler is None:
         pytest.skip("there is no C compiler")
     source = Path(rounding.__file__).with_name("rounding.c").read_text()
-    for name, text in {"whole": source, "older": source.replace("octavo_round_rows", "octavo_round_lines")}.items():
+    for name, text in {"whole": source, "older": source.replace("octavo_quantise_rows", "octavo_round_rows")}.items():
         folder = tmp_path / name
         folder.mkdir()
         (folder / "rounding.c").write_text(text)

@@ -55,10 +55,9 @@ class Diagnostics:
         if scale is not None:
             self._saturated[kind] += int((magnitudes * scale > format.overflow).sum())
 
-    def see_product(self, product: Product, got: list[Tensor], exact: list[Tensor]) -> None:
-        """Note one layer's product, each expert's part by itself, and the same from BF16 operands."""
-        error = sum((one - other).square().sum().item() for one, other in zip(got, exact, strict=True))
-        norm = sum(other.square().sum().item() for other in exact)
+    def see_product(self, product: Product, got: Tensor, exact: Tensor) -> None:
+        """Note one layer's product, of all its experts, and the same from BF16 operands."""
+        error, norm = (got - exact).square().sum().item(), exact.square().sum().item()
         if norm != 0:  # NaN too: it must not vanish
             self._errors[product] += (error / norm) ** 0.5
             self._compared[product] += 1

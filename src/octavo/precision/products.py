@@ -6,13 +6,15 @@
 
 One definition holds for every recipe: operands are rounded to the recipe's format with its scales and blocks, products
 of two operands are exact in FP32, they are summed in FP32, and the sum is rounded once, to BF16. (The weight gradient
-is added to Megatron's FP32 main gradient without that rounding, as its fused kernels do on GPUs.) It is computed as an
-FP32 matrix product over the rounded values: a BF16 or FP8 number is an FP32 number, a product of two has at most 16
-significant bits, and block scales are powers of two, which commute with rounding. Scales per tensor are no powers of
-two, so their inverse multiplies the sum (`alpha`), as on the GPU. Where the hardware multiplies BF16 numbers into FP32
-sums by itself, operands are kept in BF16, which holds them exactly, and it computes the two products that are rounded
-to BF16. (Not those of experts: CPU libraries make new kernels for new sizes, and theirs are new in every step.) What is
-not fixed is the order of the sums: it is the kernel's and differs between processors, as it does between GPUs.
+is added to Megatron's FP32 main gradient without that rounding, as its fused kernels do on GPUs.) It is computed over the
+rounded values: a BF16 or FP8 number is an FP32 number, a product of two has at most 16 significant bits, and block
+scales are powers of two, which commute with rounding. Scales per tensor are no powers of two, so their inverse
+multiplies the sum, as on the GPU.
+
+On CPUs `products.c` does it, for all experts in one call, where installation found a C compiler: BF16 holds every
+operand exactly, and each sum runs in one order on every processor, so the bits are the same too. Elsewhere (and with
+more threads than one) torch's operators do, expert by expert; the order of their sums is the kernel's and differs
+between processors, as it does between GPUs.
 
 Experts come as one group: tokens sorted by expert, `counts` tokens each, weights stacked. Each expert's tokens,
 gradient and weight are tensors of their own with their own scales, as in Transformer Engine's GroupedLinear, and an
@@ -21,8 +23,11 @@ expert without tokens is nothing special.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from ctypes import c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -86,6 +91,31 @@ class Numerics:
 BF16 = Numerics(RECIPES["bf16"])
 
 
+def _load() -> ctypes.CDLL | None:
+    """The library that installation built of products.c, if it could."""
+    for path in sorted(Path(__file__).parent.glob("_products*.so")):
+        try:
+            library = ctypes.CDLL(str(path))
+            library.octavo_product.argtypes = [*[c_int32] * 3, *[c_void_p] * 5, *[c_int64] * 3]
+            library.octavo_product.restype = library.octavo_instruction_sets.restype = c_int32
+        except (OSError, AttributeError):  # of another machine; of another version, which lacks a function
+            continue
+        return library
+    return None
+
+
+KERNEL = _load()
+"""The compiled products; None: torch's operators do it all."""
+FASTEST = 0
+"""Which of the processor's instruction sets the compiled products use, from the fastest."""
+
+
+def _in_one_call(tensor: Tensor) -> bool:
+    """Whether the compiled products take operands made of a tensor."""
+    fits = tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu"
+    return KERNEL is not None and fits and torch.get_num_threads() == 1
+
+
 def _multiplies_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for BF16 products with FP32 sums."""
     return device.type == "cuda" or _CPU_MULTIPLIES_BF16
@@ -96,15 +126,23 @@ _CPU_MULTIPLIES_BF16 = torch.cpu._is_avx512_bf16_supported()
 
 @dataclass(frozen=True)
 class Operand:
-    """A rounded operand, each expert's part by itself: values in FP32 or BF16, to be multiplied by one number."""
+    """A rounded operand of all experts: its values, in FP32 or BF16, and what to multiply each expert's by."""
 
-    parts: Sequence[Tensor]
+    values: Tensor
+    """Tokens x features, sorted by expert, or experts x out x in."""
+    counts: Sequence[int]
+    """Tokens of each expert."""
     factors: Sequence[float]
 
-    @classmethod
-    def plain(cls, parts: Sequence[Tensor]) -> Operand:
-        """Values that need no factor."""
-        return cls(parts, [1.0] * len(parts))
+    @property
+    def parts(self) -> Sequence[Tensor]:
+        """Each expert's own values."""
+        return _parts(self.values, self.counts)
+
+
+def _parts(tensor: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:
+    """Each expert's own: a slice of a weight's first dimension, or a run of tokens."""
+    return tensor.unbind(0) if tensor.dim() == 3 else tensor.split(list(counts))
 
 
 @dataclass(frozen=True)
@@ -127,7 +165,7 @@ class Quantiser:
         def operand(product: Product, *, over_rows: bool) -> Operand:
             if product not in self.numerics.products:
                 if "bf16" not in made:
-                    made["bf16"] = Operand.plain(self._parts(tensor.to(self.product_type(tensor))))
+                    made["bf16"] = self._plain(tensor)
                 return made["bf16"]
             block = self.numerics.block(kind, over_rows=over_rows)
             if block not in made:
@@ -138,23 +176,28 @@ class Quantiser:
         first = operand(over_columns, over_rows=False)
         return first, operand(over_rows, over_rows=True) if training else first
 
+    def _plain(self, tensor: Tensor) -> Operand:
+        """Values that need no factor."""
+        values = tensor.contiguous().to(self.operand_type(tensor))
+        return Operand(values, self.counts, [1.0] * len(self.counts))
+
     def _quantise(self, tensor: Tensor, kind: TensorKind, block: tuple[int, int] | None, training: bool) -> Operand:
         """Every expert's part rounded by itself: its scales, and its blocks of rows, are its own."""
         format = self.numerics.recipe.formats[kind]
         parts = self._parts(tensor.contiguous())
-        whole = torch.empty(tensor.shape, dtype=torch.float32, device=tensor.device)
+        whole = torch.empty(tensor.shape, dtype=self.operand_type(tensor), device=tensor.device)
         rounded = self._parts(whole)
         if block is not None:
             for part, out in zip(parts, rounded, strict=True):
                 round_blocks(part, format, block, out)
             self._report(kind, parts, rounded, [None] * len(parts), format)
-            return Operand.plain(self._parts(whole.to(self.product_type(tensor))))
+            return self._plain(whole)
         scales = self._scales(parts, kind, format, training)
         for part, scale, out in zip(parts, scales, rounded, strict=True):
             round_scaled(part, scale, format, out)
         self._report(kind, parts, rounded, scales, format)
-        parts = self._parts(whole.to(self.product_type(tensor)))
-        return Operand(parts, [to_fp32(1.0 / scale) for scale in scales])
+        factors = [to_fp32(1.0 / scale) for scale in scales]
+        return Operand(whole, self.counts, factors)
 
     def _report(
         self,
@@ -174,15 +217,20 @@ class Quantiser:
         found = diagnostics.current()
         if found is None or product not in self.numerics.products:
             return
-        got, wanted = [], []
-        pairs = zip(*(self._parts(tensor.float()) for tensor in plain), strict=True)
-        for expert, (plain_left, plain_right) in enumerate(pairs):
-            a, b = _oriented(product, left.parts[expert], right.parts[expert])
-            out = torch.zeros(a.shape[0], b.shape[1], device=a.device)
-            self.multiply(product, a, b, left.factors[expert] * right.factors[expert], out)
-            got.append(out)
-            wanted.append(torch.mm(*_oriented(product, plain_left, plain_right)))
-        found.see_product(product, got, wanted)
+        unrounded = Quantiser(BF16, self.counts)
+        got = self._summed(product, left, right)
+        found.see_product(product, got, unrounded._summed(product, *(unrounded._plain(tensor) for tensor in plain)))
+
+    def _summed(self, product: Product, left: Operand, right: Operand) -> Tensor:
+        """A product in FP32."""
+        shapes = {
+            "forward": (left.values.shape[0], right.values.shape[-2]),
+            "input_gradient": (left.values.shape[0], right.values.shape[-1]),
+            "weight_gradient": (len(self.counts), left.values.shape[-1], right.values.shape[-1]),
+        }
+        out = torch.zeros(shapes[product], device=left.values.device)
+        self.multiply(product, left, right, out, add=True)
+        return out
 
     def _scales(self, parts: Sequence[Tensor], kind: TensorKind, format: Format, training: bool) -> list[float]:
         """One per expert, by its own largest magnitude or by those of the passes before."""
@@ -194,38 +242,67 @@ class Quantiser:
         return scales
 
     def _parts(self, tensor: Tensor) -> Sequence[Tensor]:
-        """Each expert's own: a slice of a weight's first dimension, or a run of tokens."""
-        return tensor.unbind(0) if tensor.dim() == 3 else tensor.split(list(self.counts))
+        return _parts(tensor, self.counts)
 
-    def product_type(self, tensor: Tensor, bias: Tensor | None = None) -> torch.dtype:
-        """The type of a tensor's operands and of the products (forward and input gradient) made of them."""
-        alone = len(self.counts) == 1 and bias is None and self.numerics.accumulation == "fp32"
-        fits = alone and tensor.dtype == torch.bfloat16 and _multiplies_bf16(tensor.device)
+    def operand_type(self, tensor: Tensor) -> torch.dtype:
+        """The type of a tensor's operands and, where there is no bias, of the products that are not added."""
+        alone = len(self.counts) == 1 and self.numerics.accumulation == "fp32" and _multiplies_bf16(tensor.device)
+        fits = _in_one_call(tensor) or (alone and tensor.dtype == torch.bfloat16)
         return torch.bfloat16 if fits else torch.float32
 
-    def multiply(
-        self, product: Product, left: Tensor, right: Tensor, factor: float, out: Tensor, *, add: bool = False
-    ) -> None:
-        """`out` (+)= `factor` times the product of two matrices; the sum is rounded once, to the type of `out`.
+    def multiply(self, product: Product, left: Operand, right: Operand, out: Tensor, *, add: bool = False) -> None:
+        """`out` (+)= each expert's product of two matrices times their factors; the sum is rounded once, to `out`'s type.
 
-        Short accumulators are the FP8 instructions' own: products left in BF16 are summed in FP32.
+        Results that are added to are FP32. Short accumulators are the FP8 instructions' own: products left in BF16 are
+        summed in FP32.
         """
-        if left.dtype != out.dtype:
-            left, right = left.to(out.dtype), right.to(out.dtype)
-        if self.numerics.accumulation == "fp32" or product not in self.numerics.products:
-            out.addmm_(left, right, beta=float(add), alpha=to_fp32(factor))
-        else:
-            promoted = self.numerics.accumulation == "promoted"
-            total = short_accumulation(left, right, PROMOTION_INTERVAL if promoted else None)
-            total.mul_(to_fp32(factor))
-            out.add_(total) if add else out.copy_(total)  # never 0 * out: memory not yet written may hold NaN
+        factors = [to_fp32(one * other) for one, other in zip(left.factors, right.factors, strict=True)]
+        short = self.numerics.accumulation != "fp32" and product in self.numerics.products
+        if not short and _in_one_call(left.values) and _in_one_call(right.values):
+            _multiply_in_one_call(product, left, right, factors, out, add=add)
+            return
+        parts = zip(self.counts, left.parts, right.parts, factors, self._parts(out), strict=True)
+        for count, one, other, factor, result in parts:
+            if not count:
+                continue
+            a, b = _oriented(product, one, other)
+            if short:
+                promotion = PROMOTION_INTERVAL if self.numerics.accumulation == "promoted" else None
+                total = short_accumulation(a.float(), b.float(), promotion).mul_(factor)
+                # never 0 * result: memory not yet written may hold NaN
+                result.add_(total) if add else result.copy_(total)
+            else:
+                result.addmm_(a.to(result.dtype), b.to(result.dtype), beta=float(add), alpha=factor)
+
+
+_PRODUCTS: Sequence[Product] = ("forward", "input_gradient", "weight_gradient")
+"""In the order of products.c."""
+
+
+def _multiply_in_one_call(
+    product: Product, left: Operand, right: Operand, factors: Sequence[float], out: Tensor, *, add: bool
+) -> None:
+    """`out` (FP32 if added to, or else BF16; contiguous) by the compiled products."""
+    assert KERNEL is not None and out.dtype == (torch.float32 if add else torch.bfloat16) and out.is_contiguous()
+    features_in, features_out = right.values.shape[-1], left.values.shape[-1]
+    if product == "forward":
+        features_out = right.values.shape[-2]
+    experts = len(left.counts)
+    failed = KERNEL.octavo_product(
+        *(_PRODUCTS.index(product), FASTEST, int(add)),
+        *(left.values.data_ptr(), right.values.data_ptr(), out.data_ptr()),
+        *((c_int64 * experts)(*left.counts), (c_float * experts)(*factors)),
+        *(experts, features_in, features_out),
+    )
+    if failed:
+        raise MemoryError("no memory to copy the operands of a matrix product")
 
 
 def _oriented(product: Product, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """The two matrices of a product as they are multiplied: x w^T, g w, g^T x."""
     if product == "forward":
-        return left, right.t()
-    return (left, right) if product == "input_gradient" else (left.t(), right)
+        return left, right.mT
+    return (left, right) if product == "input_gradient" else (left.mT, right)
 
 
 def short_accumulation(a: Tensor, b: Tensor, promotion: int | None) -> Tensor:
@@ -245,6 +322,20 @@ def short_accumulation(a: Tensor, b: Tensor, promotion: int | None) -> Tensor:
     return total + accumulator if promotion else total
 
 
+def multiply_pairs(product: Product, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """A product of each pair of matrices [pairs, ...] (BF16, contiguous): summed in FP32, rounded once, to `dtype`."""
+    if not (_in_one_call(left) and _in_one_call(right)):
+        return torch.bmm(*_oriented(product, left.float(), right.float())).to(dtype)
+    pairs, rows, columns = left.shape
+    counts, ones = [rows] * pairs, [1.0] * pairs
+    wide = right.shape[1] if product == "forward" else right.shape[2]
+    shape = (pairs, columns if product == "weight_gradient" else rows, wide)
+    out = torch.zeros(shape) if dtype == torch.float32 else torch.empty(shape, dtype=dtype)
+    a, b = Operand(left, counts, ones), Operand(right, counts, ones)
+    _multiply_in_one_call(product, a, b, ones, out, add=dtype == torch.float32)
+    return out
+
+
 class _LinearProducts(torch.autograd.Function):
     """y[tokens, out] = x[tokens, in] w[experts, out, in]^T (+ bias[experts, out]), each expert on its own tokens."""
 
@@ -252,17 +343,16 @@ class _LinearProducts(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Parameter, bias: Parameter | None, quantiser: Quantiser, training: bool
     ) -> Tensor:
-        counts = list(quantiser.counts)
-        stacked = weight.detach().view(len(counts), -1, x.shape[-1])
+        experts = len(quantiser.counts)
+        stacked = weight.detach().view(experts, -1, x.shape[-1])
         x_columns, x_rows = quantiser.operands(x, "input", training=training)
         w_columns, w_rows = quantiser.operands(stacked, "weight", training=training)
-        y = x.new_empty(x.shape[0], stacked.shape[1], dtype=quantiser.product_type(x, bias))
-        for expert, out in enumerate(y.split(counts)):
-            if counts[expert]:
-                factor = x_columns.factors[expert] * w_columns.factors[expert]
-                quantiser.multiply("forward", x_columns.parts[expert], w_columns.parts[expert].t(), factor, out)
-                if bias is not None:
-                    out.add_(bias.view(len(counts), -1)[expert])
+        if bias is None:
+            y = x.new_empty(x.shape[0], stacked.shape[1], dtype=quantiser.operand_type(x))
+        else:
+            tokens = torch.tensor(quantiser.counts, device=x.device)
+            y = bias.detach().view(experts, -1).float().repeat_interleave(tokens, 0)
+        quantiser.multiply("forward", x_columns, w_columns, y, add=bias is not None)
         quantiser.report_product("forward", x_columns, w_columns, (x, stacked))
         if training:
             ctx.plain = (x, stacked) if diagnostics.current() else None
@@ -274,16 +364,13 @@ class _LinearProducts(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient = gradients[0]
         x, w, weight, bias, quantiser = ctx.x, ctx.w, ctx.weight, ctx.bias, ctx.quantiser
-        counts = list(quantiser.counts)
         g_columns, g_rows = quantiser.operands(gradient, "gradient", training=True)
 
         gx = None
         if ctx.needs_input_grad[0]:
-            gx = gradient.new_empty(gradient.shape[0], w.parts[0].shape[1], dtype=quantiser.product_type(gradient))
-            for expert, out in enumerate(gx.split(counts)):
-                if counts[expert]:
-                    factor = g_columns.factors[expert] * w.factors[expert]
-                    quantiser.multiply("input_gradient", g_columns.parts[expert], w.parts[expert], factor, out)
+            shape = gradient.shape[0], w.values.shape[-1]
+            gx = gradient.new_empty(shape, dtype=quantiser.operand_type(gradient))
+            quantiser.multiply("input_gradient", g_columns, w, gx)
             gx = gx.to(gradient.dtype)
             if ctx.plain:
                 quantiser.report_product("input_gradient", g_columns, w, (gradient, ctx.plain[1]))
@@ -292,19 +379,14 @@ class _LinearProducts(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             fused = hasattr(weight, "main_grad")
             total = weight.main_grad if fused else torch.zeros_like(weight, dtype=torch.float32)
-            stacked = total.view(len(counts), *w.parts[0].shape)
-            for expert, out in enumerate(stacked):
-                if counts[expert]:
-                    factor = g_rows.factors[expert] * x.factors[expert]
-                    left = g_rows.parts[expert].t()
-                    quantiser.multiply("weight_gradient", left, x.parts[expert], factor, out, add=True)
+            quantiser.multiply("weight_gradient", g_rows, x, total.view(w.values.shape), add=True)
             gw = _already_accumulated(weight) if fused else total.to(weight.dtype)
             if ctx.plain:
                 quantiser.report_product("weight_gradient", g_rows, x, (gradient, ctx.plain[0]))
 
         gb = None
         if bias is not None and ctx.needs_input_grad[2]:
-            sums = [part.sum(0, dtype=torch.float32) for part in gradient.split(counts)]
+            sums = [part.sum(0, dtype=torch.float32) for part in gradient.split(list(quantiser.counts))]
             gb = torch.stack(sums).view(bias.shape).to(bias.dtype)
         return gx, gw, gb, None, None
 

@@ -1,7 +1,8 @@
 /* The loops of rounding.py in C: one pass over memory where torch's operators make eight. The same bits come out.
 
    Compiled at installation where there is a C compiler, without -ffast-math and with -ffp-contract=off: every operation
-   rounds as it is written. Loaded through ctypes; needs no Python headers. Tensors are BF16 in, FP32 out, contiguous. */
+   rounds as it is written. Loaded through ctypes; needs no Python headers. Tensors are BF16 and contiguous:
+   BF16 has all the numbers that the formats have times a power of two. */
 
 #include <stdint.h>
 #include <string.h>
@@ -18,6 +19,7 @@ static inline float from_bits(uint32_t bits) { float value; memcpy(&value, &bits
 static inline uint32_t to_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
 static inline float power_of_two(float value) { return from_bits(to_bits(value) & EXPONENT); }
 static inline float wide(uint16_t bf16) { return from_bits((uint32_t)bf16 << 16); }
+static inline uint16_t exact(float value) { return (uint16_t)(to_bits(value) >> 16); } /* of numbers that BF16 has */
 static inline float larger(float a, float b) { return a > b ? a : b; }
 static inline float round_at(float value, float power, float shift)
 {
@@ -37,14 +39,14 @@ FAST float octavo_amax(const uint16_t *in, int64_t n)
 }
 
 /* in * scale, saturated and rounded to codes of a format. */
-FAST void octavo_round_scaled(const uint16_t *restrict in, float *restrict out, int64_t n, float scale, float largest,
+FAST void octavo_quantise(const uint16_t *restrict in, uint16_t *restrict out, int64_t n, float scale, float largest,
                               float smallest_normal, float shift)
 {
     for (int64_t i = 0; i < n; i++) {
         float value = wide(in[i]) * scale;
         value = value > largest ? largest : value;
         value = value < -largest ? -largest : value;
-        out[i] = round_at(value, larger(power_of_two(value), smallest_normal), shift);
+        out[i] = exact(round_at(value, larger(power_of_two(value), smallest_normal), shift));
     }
 }
 
@@ -61,16 +63,16 @@ static inline __attribute__((always_inline)) uint16_t largest_of(const uint16_t 
     return most;
 }
 
-static inline __attribute__((always_inline)) void round_run(const uint16_t *restrict in, float *restrict out, int64_t n,
+static inline __attribute__((always_inline)) void round_run(const uint16_t *restrict in, uint16_t *restrict out, int64_t n,
                                                             float floor, float shift)
 {
     for (int64_t i = 0; i < n; i++) {
         float value = wide(in[i]);
-        out[i] = round_at(value, larger(power_of_two(value), floor), shift);
+        out[i] = exact(round_at(value, larger(power_of_two(value), floor), shift));
     }
 }
 
-static inline __attribute__((always_inline)) void round_row(const uint16_t *restrict in, float *restrict out,
+static inline __attribute__((always_inline)) void round_row(const uint16_t *restrict in, uint16_t *restrict out,
                                                             int64_t columns, int64_t block, float largest,
                                                             float smallest_normal, float shift)
 {
@@ -96,7 +98,7 @@ static inline __attribute__((always_inline)) void round_row(const uint16_t *rest
 }
 
 /* Each run of `block` values of a row with its own power-of-two scale, de-scaled. */
-FAST void octavo_round_rows(const uint16_t *restrict in, float *restrict out, int64_t rows, int64_t columns,
+FAST void octavo_quantise_rows(const uint16_t *restrict in, uint16_t *restrict out, int64_t rows, int64_t columns,
                             int64_t block, float largest, float smallest_normal, float shift)
 {
     for (int64_t row = 0; row < rows; row++, in += columns, out += columns)
@@ -108,7 +110,7 @@ FAST void octavo_round_rows(const uint16_t *restrict in, float *restrict out, in
 }
 
 /* Each block of rows x columns with its own power-of-two scale, de-scaled. most and floor hold `columns` values. */
-FAST void octavo_round_blocks(const uint16_t *restrict in, float *restrict out, int64_t rows, int64_t columns, int64_t block_rows,
+FAST void octavo_quantise_blocks(const uint16_t *restrict in, uint16_t *restrict out, int64_t rows, int64_t columns, int64_t block_rows,
                               int64_t block_columns, float largest, float smallest_normal, float shift,
                               uint16_t *restrict most, float *restrict floor)
 {
@@ -133,7 +135,7 @@ FAST void octavo_round_blocks(const uint16_t *restrict in, float *restrict out, 
         for (int64_t row = top; row < bottom; row++)
             for (int64_t column = 0; column < columns; column++) {
                 float value = wide(in[row * columns + column]);
-                out[row * columns + column] = round_at(value, larger(power_of_two(value), floor[column]), shift);
+                out[row * columns + column] = exact(round_at(value, larger(power_of_two(value), floor[column]), shift));
             }
     }
 }

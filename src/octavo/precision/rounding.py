@@ -1,7 +1,7 @@
 """Rounding tensors to eight-bit floating point, with one scale per tensor or per block.
 
-Rounded values stay in FP32: a rounded tensor holds numbers that the 8-bit format (times a power of two) has, and
-nothing else. Rounding is to nearest, ties to even, subnormals kept, saturating, as GPUs' conversions do; it agrees
+Rounded values stay in BF16 or FP32, which have all of them: a rounded tensor holds numbers that the 8-bit format (times
+a power of two) has, and nothing else. Rounding is to nearest, ties to even, subnormals kept, saturating, as GPUs' conversions do; it agrees
 with torch's float8 casts of the scaled values, except that negative values which round to zero give +0.
 
 The trick: adding 1.5 * 2^(23-m) * 2^e to a value of exponent e leaves room for m fraction bits below it, so FP32's own
@@ -54,26 +54,27 @@ def to_fp32(value: float) -> float:
 
 
 def round_scaled(tensor: Tensor, scale: float, format: Format, out: Tensor) -> None:
-    """`out` (FP32) = codes of `format`, as numbers, nearest to `tensor` times `scale` (in FP32), saturating."""
-    if kernel := _kernel_for(tensor):
-        kernel.octavo_round_scaled(tensor.data_ptr(), out.data_ptr(), tensor.numel(), scale, *_constants(format))
+    """`out` = codes of `format`, as numbers, nearest to `tensor` times `scale` (in FP32), saturating."""
+    if kernel := _kernel_for(tensor, out):
+        kernel.octavo_quantise(tensor.data_ptr(), out.data_ptr(), tensor.numel(), scale, *_constants(format))
         return
-    out.copy_(tensor).mul_(scale).clamp_(-format.largest, format.largest)
-    _round_to(out, format, power_of_two(out).clamp_min_(format.smallest_normal))
+    values = (tensor.float() * scale).clamp_(-format.largest, format.largest)
+    _round_to(values, format, power_of_two(values).clamp_min_(format.smallest_normal))
+    out.copy_(values)
 
 
 def round_blocks(tensor: Tensor, format: Format, block: tuple[int, int], out: Tensor) -> None:
-    """`out` (FP32) = `tensor` [rows, columns], each `block` (rows, columns) rounded with its own power-of-two scale.
+    """`out` = `tensor` [rows, columns], each `block` (rows, columns) rounded with its own power-of-two scale.
 
     The scale is the largest power of two that keeps the block's largest magnitude within the format (so nothing
     saturates): Transformer Engine's rule for its block recipes, and E8M0's rounded up. The result is de-scaled, which
     is exact. Blocks at the right and lower edge may be smaller. Infinities become NaN.
     """
-    if kernel := _kernel_for(tensor):
+    if kernel := _kernel_for(tensor, out):
         _round_blocks_compiled(kernel, tensor, format, block, out)
         return
-    out.copy_(tensor)
-    magnitudes, powers = out.abs(), power_of_two(out)
+    values = tensor.to(torch.float32, copy=True)
+    magnitudes, powers = values.abs(), power_of_two(values)
     for rows_of, rows in _cuts(tensor.shape[0], block[0]):
         for columns_of, columns in _cuts(tensor.shape[1], block[1]):
             amax = _blocks(magnitudes[rows_of, columns_of], rows, columns).amax((1, 3), keepdim=True)
@@ -81,7 +82,8 @@ def round_blocks(tensor: Tensor, format: Format, block: tuple[int, int], out: Te
             smallest_normal = format.smallest_normal / power_of_two(format.largest / amax)
             power = _blocks(powers[rows_of, columns_of], rows, columns)
             torch.maximum(power, smallest_normal, out=power)
-    _round_to(out, format, powers)
+    _round_to(values, format, powers)
+    out.copy_(values)
 
 
 def power_of_two(values: Tensor) -> Tensor:
@@ -121,9 +123,9 @@ def _cuts(size: int, block: int) -> list[tuple[slice, int]]:
 _FORMAT = [c_float, c_float, c_float]
 _ARGUMENTS = {
     "octavo_amax": [c_void_p, c_int64],
-    "octavo_round_scaled": [c_void_p, c_void_p, c_int64, c_float, *_FORMAT],
-    "octavo_round_rows": [c_void_p, c_void_p, *[c_int64] * 3, *_FORMAT],
-    "octavo_round_blocks": [c_void_p, c_void_p, *[c_int64] * 4, *_FORMAT, c_void_p, c_void_p],
+    "octavo_quantise": [c_void_p, c_void_p, c_int64, c_float, *_FORMAT],
+    "octavo_quantise_rows": [c_void_p, c_void_p, *[c_int64] * 3, *_FORMAT],
+    "octavo_quantise_blocks": [c_void_p, c_void_p, *[c_int64] * 4, *_FORMAT, c_void_p, c_void_p],
 }
 
 
@@ -146,9 +148,9 @@ KERNEL = load_kernel(Path(__file__).parent)
 """The compiled functions; None: torch's operators do it all."""
 
 
-def _kernel_for(tensor: Tensor) -> ctypes.CDLL | None:
-    fits = tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" and tensor.is_contiguous()
-    return KERNEL if fits else None
+def _kernel_for(*tensors: Tensor) -> ctypes.CDLL | None:
+    fits = (one.dtype == torch.bfloat16 and one.device.type == "cpu" and one.is_contiguous() for one in tensors)
+    return KERNEL if all(fits) else None
 
 
 def _constants(format: Format) -> tuple[float, float, float]:
@@ -160,8 +162,8 @@ def _round_blocks_compiled(
 ) -> None:
     places, (rows, columns) = (tensor.data_ptr(), out.data_ptr()), tensor.shape
     if block[0] == 1:
-        kernel.octavo_round_rows(*places, rows, columns, block[1], *_constants(format))
+        kernel.octavo_quantise_rows(*places, rows, columns, block[1], *_constants(format))
     else:
         most, floor = torch.empty(columns, dtype=torch.int16), torch.empty(columns)
         sizes = (rows, columns, *block)
-        kernel.octavo_round_blocks(*places, *sizes, *_constants(format), most.data_ptr(), floor.data_ptr())
+        kernel.octavo_quantise_blocks(*places, *sizes, *_constants(format), most.data_ptr(), floor.data_ptr())

@@ -1,8 +1,7 @@
 """What lies between the matrix products, made for CPUs: RMSNorm, rotary embedding, attention and the loss.
 
-Tensors between layers are BF16, as on a GPU; inside, a layer computes in FP32 and rounds once. That is what fused GPU
-kernels do (FlashAttention, arXiv 2205.14135, keeps scores and softmax in FP32), and on a CPU without BF16 instructions
-it is also the fast way. The arithmetic is in `octavo.cpu_kernels`; here it becomes modules. Norm and attention go into
+Tensors between layers are BF16, as on a GPU; inside, a layer computes in FP32 and rounds once, as fused GPU kernels do.
+The arithmetic is in `octavo.cpu_kernels`; here it becomes modules. Norm and attention go into
 Megatron-Core by its own way, a `BackendSpecProvider`, the loss by a subclass of its model; SwiGLU and the rotary
 embedding take the place of functions that Megatron-Core fuses on GPUs (`octavo.training.cpu_backend`).
 """
@@ -28,6 +27,7 @@ from megatron.core.transformer.utils import (
 from torch import Tensor, nn
 
 from octavo import cpu_kernels
+from octavo.precision.products import multiply_pairs
 
 
 class CpuLayers:
@@ -212,22 +212,27 @@ class Attention(MegatronModule):
 
 
 class _Attend(torch.autograd.Function):
-    """softmax(scale q k^T) v over the keys that come before, of [batch x heads, sequence, size]."""
+    """softmax(scale q k^T) v over the keys that come before, of [batch x heads, sequence, size].
+
+    Scores and softmax are FP32. Weights and the gradients of scores are rounded to BF16, in which they are multiplied,
+    as FlashAttention does (arXiv 2307.08691).
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        q, k, v = (tensor.contiguous().float() for tensor in (query, key, value))
-        weights = cpu_kernels.causal_softmax_(torch.bmm(q, k.transpose(1, 2)), scale, window)
+        q, k, v = (tensor.contiguous() for tensor in (query, key, value))
+        scores = multiply_pairs("forward", q, k, torch.float32)  # q k^T
+        weights = cpu_kernels.attention_weights(scores, scale, window)
         ctx.save_for_backward(q, k, v, weights)
         ctx.scale, ctx.window = scale, window
-        return torch.bmm(weights, v).to(query.dtype)
+        return multiply_pairs("input_gradient", weights, v, query.dtype)  # weights v
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights = ctx.saved_tensors
-        dtype, gradient = gradients[0].dtype, gradients[0].contiguous().float()
-        to_scores = torch.bmm(gradient, v.transpose(1, 2))
-        to_scores = cpu_kernels.causal_softmax_gradient_(to_scores, weights, ctx.scale, ctx.window)
-        to_q, to_k = torch.bmm(to_scores, k), torch.bmm(to_scores.transpose(1, 2), q)
-        to_v = torch.bmm(weights.transpose(1, 2), gradient)
-        return to_q.to(dtype), to_k.to(dtype), to_v.to(dtype), None, None
+        gradient = gradients[0].contiguous()
+        to_weights = multiply_pairs("forward", gradient, v, torch.float32)
+        to_scores = cpu_kernels.attention_weights_gradient(to_weights, weights, ctx.scale, ctx.window)
+        to_q = multiply_pairs("input_gradient", to_scores, k, q.dtype)
+        to_k = multiply_pairs("weight_gradient", to_scores, q, k.dtype)  # scores^T q
+        return to_q, to_k, multiply_pairs("weight_gradient", weights, gradient, v.dtype), None, None

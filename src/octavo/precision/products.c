@@ -1,0 +1,301 @@
+/* The matrix products of linear layers and groups of experts on CPUs: BF16 operands, FP32 sums, rounded once.
+
+   A product of two BF16 numbers is exact in FP32, so it does not matter whether a processor multiplies and adds in one
+   instruction or in two; and each sum runs over its terms one after the other, in pairs, the second of a pair first, which
+   is how VDPBF16PS adds. So every processor gives the same bits (subnormal numbers aside, which VDPBF16PS takes for zero),
+   whatever the sizes and the number of experts.
+
+   Panels of both operands are copied so that a tile's inner loop reads memory in order (Goto and van de Geijn, "Anatomy of
+   High-Performance Matrix Multiplication", 2008). Compiled at installation where there is a C compiler, with
+   -ffp-contract=off; loaded through ctypes; needs no Python headers. */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__) && defined(__linux__)
+#define X86 1
+#include <immintrin.h>
+#define FAST __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define FAST
+#endif
+
+#define MOST_ROWS 8
+#define MOST_COLUMNS 48
+#define BLOCK 32 /* rows of the left operand that are copied at a time: of BF16, a cache line's worth */
+
+typedef uint16_t bf16;
+typedef void tile_function(const void *, int, const void *, int64_t, int64_t, float *);
+
+static inline float from_bits(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
+static inline uint32_t to_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
+static inline float wide(bf16 value) { return from_bits((uint32_t)value << 16); }
+static inline bf16 narrow(float value)
+{
+    uint32_t bits = to_bits(value);
+    uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+    return value == value ? (bf16)rounded : (bf16)0x7FC0;
+}
+
+#ifdef X86
+#define TILE tile_avx512_bf16
+#define TARGET __attribute__((target("avx512f,avx512bf16")))
+#define LANES 16
+#define ROWS 8
+#define ELEMENT uint32_t
+#define VECTOR __m512
+#define LOAD(place) ((__m512bh)_mm512_loadu_si512(place))
+#define BROADCAST(place) ((__m512bh)_mm512_set1_epi32((int)*(place)))
+#define MULTIPLY_ADD(a, b, sum) _mm512_dpbf16_ps(sum, a, b)
+#include "tile.h"
+
+#define TILE tile_avx512
+#define TARGET __attribute__((target("avx512f")))
+#define LANES 16
+#define ROWS 8
+#define ELEMENT float
+#define VECTOR __m512
+#define LOAD(place) _mm512_loadu_ps(place)
+#define BROADCAST(place) _mm512_set1_ps(*(place))
+#define MULTIPLY_ADD(a, b, sum) _mm512_fmadd_ps(a, b, sum)
+#include "tile.h"
+
+#define TILE tile_avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#define LANES 8
+#define ROWS 4
+#define ELEMENT float
+#define VECTOR __m256
+#define LOAD(place) _mm256_loadu_ps(place)
+#define BROADCAST(place) _mm256_set1_ps(*(place))
+#define MULTIPLY_ADD(a, b, sum) _mm256_fmadd_ps(a, b, sum)
+#include "tile.h"
+#endif
+
+typedef float four __attribute__((vector_size(16)));
+static inline four load_four(const float *place) { four value; memcpy(&value, place, sizeof value); return value; }
+#define TILE tile_any
+#define TARGET
+#define LANES 4
+#define ROWS 4
+#define ELEMENT float
+#define VECTOR four
+#define LOAD(place) load_four(place)
+#define BROADCAST(place) ((four){*(place), *(place), *(place), *(place)})
+#define MULTIPLY_ADD(a, b, sum) ((sum) + (a) * (b))
+#include "tile.h"
+
+typedef struct {
+    tile_function *tile;
+    int64_t lanes, rows;
+    int paired; /* whether panels hold pairs of BF16 numbers, or FP32 numbers */
+} instructions;
+
+/* What this processor has: the fastest, or the `which`-th fastest; the last for all beyond. */
+static instructions instructions_of(int32_t which)
+{
+#ifdef X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bf16") && which-- <= 0)
+        return (instructions){tile_avx512_bf16, 16, 8, 1};
+    if (__builtin_cpu_supports("avx512f") && which-- <= 0)
+        return (instructions){tile_avx512, 16, 8, 0};
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && which-- <= 0)
+        return (instructions){tile_avx2, 8, 4, 0};
+#endif
+    (void)which;
+    return (instructions){tile_any, 4, 4, 0};
+}
+
+/* How many elements of a panel lie along `terms` numbers. */
+static int64_t depth_of(int64_t terms, int paired) { return paired ? (terms + 1) / 2 : (terms + 1) / 2 * 2; }
+
+/* A strip of `width` lines, each `terms` contiguous numbers: to [line][depth] elements, `room` lines, the rest zeros. */
+FAST static void copy_lines(const bf16 *restrict from, int64_t stride, int64_t width, int64_t terms, int64_t room,
+                            int paired, void *restrict to)
+{
+    int64_t padded = (terms + 1) / 2 * 2;
+    for (int64_t line = 0; line < room; line++) {
+        const bf16 *row = from + line * stride;
+        if (paired) {
+            bf16 *out = (bf16 *)to + line * padded;
+            int64_t here = line < width ? terms : 0;
+            memcpy(out, row, (size_t)here * sizeof *out);
+            memset(out + here, 0, (size_t)(padded - here) * sizeof *out);
+            continue;
+        }
+        float *out = (float *)to + line * padded;
+        int64_t even = line < width ? terms - terms % 2 : 0;
+        for (int64_t k = 0; k < even; k += 2) {
+            out[k] = wide(row[k + 1]);
+            out[k + 1] = wide(row[k]);
+        }
+        for (int64_t k = even; k < padded; k++)
+            out[k] = 0.0f;
+        if (line < width && terms % 2)
+            out[terms] = wide(row[terms - 1]);
+    }
+}
+
+/* The same strip to [depth][room] elements. */
+FAST static void turn_lines(const bf16 *restrict from, int64_t stride, int64_t width, int64_t terms, int64_t room,
+                            int paired, void *restrict to)
+{
+    int64_t pairs = (terms + 1) / 2;
+    uint32_t *out = to;
+    for (int64_t pair = 0; pair < pairs; pair++) {
+        int both = 2 * pair + 1 < terms;
+        uint32_t *second = out + (paired ? 0 : room);
+        for (int64_t line = 0; line < width; line++) {
+            const bf16 *place = from + line * stride + 2 * pair;
+            uint32_t low = place[0], high = both ? place[1] : 0;
+            if (paired)
+                out[line] = low | high << 16;
+            else {
+                out[line] = high << 16;
+                second[line] = low << 16;
+            }
+        }
+        for (int64_t line = width; line < room; line++)
+            out[line] = second[line] = 0;
+        out += paired ? room : 2 * room;
+    }
+}
+
+/* A strip of `width` columns of a matrix whose rows are the terms: to [depth][room] elements, the rest zeros. */
+FAST static void copy_columns(const bf16 *restrict from, int64_t stride, int64_t width, int64_t terms, int64_t room,
+                              int paired, void *restrict to)
+{
+    uint32_t *restrict out = to;
+    for (int64_t k = 0; k < terms; k += 2, out += paired ? room : 2 * room) {
+        const bf16 *low = from + k * stride, *high = low + stride;
+        uint32_t *restrict second = out + room;
+        if (paired && k + 1 < terms)
+            for (int64_t i = 0; i < width; i++)
+                out[i] = (uint32_t)low[i] | (uint32_t)high[i] << 16;
+        else if (paired)
+            for (int64_t i = 0; i < width; i++)
+                out[i] = low[i];
+        else {
+            for (int64_t i = 0; i < width; i++)
+                second[i] = (uint32_t)low[i] << 16;
+            for (int64_t i = 0; i < width; i++)
+                out[i] = k + 1 < terms ? (uint32_t)high[i] << 16 : 0;
+        }
+        for (int64_t i = width; i < room; i++)
+            out[i] = 0;
+        for (int64_t i = width; i < room && !paired; i++)
+            second[i] = 0;
+    }
+}
+
+/* A finished tile [rows of `width` sums] times `factor`, of which `height` x `columns` are wanted: rounded, or added. */
+FAST static void store_tile(const float *restrict tile, int64_t width, int64_t height, int64_t columns, float factor,
+                            bf16 *restrict out, int64_t stride)
+{
+    for (int64_t i = 0; i < height; i++)
+        for (int64_t j = 0; j < columns; j++)
+            out[i * stride + j] = narrow(tile[i * width + j] * factor);
+}
+
+FAST static void add_tile(const float *restrict tile, int64_t width, int64_t height, int64_t columns, float factor,
+                          float *restrict out, int64_t stride)
+{
+    for (int64_t i = 0; i < height; i++)
+        for (int64_t j = 0; j < columns; j++)
+            out[i * stride + j] += tile[i * width + j] * factor;
+}
+
+typedef struct {
+    const bf16 *values;
+    int64_t stride;
+    int terms_contiguous; /* whether the terms of one sum lie beside each other, or `stride` apart */
+} operand;
+
+typedef struct {
+    bf16 *rounded; /* written; or */
+    float *added;  /* added to */
+} result;
+
+/* out [m, n] = factor * sum over k of left [m, k] * right [k, n]. `panels` and `block` are room for the copies. */
+static void multiply(instructions have, operand left, operand right, int64_t m, int64_t n, int64_t k, float factor,
+                     result out, char *panels, char *block)
+{
+    int64_t depth = depth_of(k, have.paired), most = 3 * have.lanes;
+    float tile[MOST_ROWS * MOST_COLUMNS];
+    for (int64_t column = 0; column < n; column += most) {
+        int64_t width = n - column < most ? n - column : most;
+        int64_t room = (width + have.lanes - 1) / have.lanes * have.lanes;
+        const bf16 *from = right.values + column * (right.terms_contiguous ? right.stride : 1);
+        (right.terms_contiguous ? turn_lines : copy_columns)(from, right.stride, width, k, room, have.paired,
+                                                             panels + column * depth * 4);
+    }
+    for (int64_t top = 0; top < m; top += BLOCK) {
+        int64_t bottom = m - top < BLOCK ? m : top + BLOCK;
+        for (int64_t row = top; row < bottom; row += have.rows) {
+            int64_t height = bottom - row < have.rows ? bottom - row : have.rows;
+            const bf16 *from = left.values + row * (left.terms_contiguous ? left.stride : 1);
+            (left.terms_contiguous ? copy_lines : copy_columns)(from, left.stride, height, k, have.rows, have.paired,
+                                                                block + (row - top) * depth * 4);
+        }
+        for (int64_t column = 0; column < n; column += most) {
+            int64_t width = n - column < most ? n - column : most;
+            int64_t vectors = (width + have.lanes - 1) / have.lanes;
+            for (int64_t row = top; row < bottom; row += have.rows) {
+                int64_t height = bottom - row < have.rows ? bottom - row : have.rows;
+                have.tile(block + (row - top) * depth * 4, left.terms_contiguous, panels + column * depth * 4, depth,
+                          vectors, tile);
+                if (out.rounded)
+                    store_tile(tile, vectors * have.lanes, height, width, factor, out.rounded + row * n + column, n);
+                else
+                    add_tile(tile, vectors * have.lanes, height, width, factor, out.added + row * n + column, n);
+            }
+        }
+    }
+}
+
+/* How many instruction sets `octavo_product` can use here. */
+int32_t octavo_instruction_sets(void)
+{
+    int32_t count = 1;
+    while (instructions_of(count - 1).tile != tile_any)
+        count++;
+    return count;
+}
+
+/* One of a layer's three products for every expert: `counts` tokens each, `factors` [experts] times the sums.
+
+   0 forward:          y [tokens, out] = x [tokens, in] w [experts, out, in]^T     left x, right w
+   1 input gradient:   gx [tokens, in] = g [tokens, out] w                         left g, right w
+   2 weight gradient:  gw [experts, out, in] = g^T x                               left g, right x
+
+   `set`: which of the instruction sets, 0 the fastest. `add`: to an FP32 result, instead of writing a BF16 one. Returns
+   0, or 1 if there is no memory for the copies. */
+int32_t octavo_product(int32_t product, int32_t set, int32_t add, const bf16 *left, const bf16 *right, void *out,
+                       const int64_t *counts, const float *factors, int64_t experts, int64_t in, int64_t out_features)
+{
+    instructions have = instructions_of(set);
+    int64_t tokens = 0, weight = in * out_features;
+    for (int64_t expert = 0; expert < experts; expert++)
+        tokens = counts[expert] > tokens ? counts[expert] : tokens;
+    int64_t widest = product == 0 ? out_features : in;
+    int64_t deepest = depth_of(product == 0 ? in : product == 1 ? out_features : tokens, have.paired);
+    char *panels = malloc((size_t)((widest + MOST_COLUMNS) * deepest * 4));
+    char *block = malloc((size_t)((BLOCK + MOST_ROWS) * deepest * 4));
+    int32_t failed = !panels || !block;
+    for (int64_t expert = 0; expert < experts && !failed; expert++) {
+        tokens = counts[expert];
+        int64_t m = product == 2 ? out_features : tokens, n = product == 0 ? out_features : in;
+        int64_t k = product == 0 ? in : product == 1 ? out_features : tokens;
+        operand a = {left, product == 0 ? in : out_features, product != 2}, b = {right, in, product == 0};
+        result c = {add ? NULL : (bf16 *)out, add ? (float *)out : NULL};
+        multiply(have, a, b, m, n, k, factors[expert], c, panels, block);
+        left += tokens * a.stride;
+        right += product == 2 ? tokens * in : weight;
+        out = (char *)out + m * n * (add ? sizeof(float) : sizeof(bf16));
+    }
+    free(panels);
+    free(block);
+    return failed;
+}
