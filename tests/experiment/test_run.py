@@ -21,6 +21,7 @@ from octavo.experiment.run import (
     vocabulary_size,
 )
 from octavo.layout import ConfigFolders
+from octavo.models.parameters import count_parameters
 
 Load = Callable[..., Experiment]
 
@@ -84,6 +85,22 @@ def test_how_often_a_run_is_saved_does_not_change_what_it_is(load: Load) -> None
 def test_seeds_have_fingerprints_of_their_own(load: Load) -> None:
     experiment = load()
     assert experiment.run("dense-bf16", 1).run_fingerprint != experiment.run("dense-bf16", 2).run_fingerprint
+
+
+def test_runs_with_more_parameters_and_more_tokens_are_longer(load: Load) -> None:
+    of = load(
+        {
+            "ablations": {
+                "short": {"description": "fewer steps", "cells": ["dense-bf16"], "change": {"training": {"steps": 5}}}
+            }
+        }
+    )
+    dense, moe = (count_parameters(of.cells[f"{name}-bf16"].model).total for name in ("dense", "moe"))
+    lengths = {name: of.relative_length(name) for name in of.cells}
+    assert max(lengths.values()) == 100
+    assert lengths["dense-bf16"] / lengths["moe-bf16"] == pytest.approx(dense / moe, abs=0.01)
+    steps = of.cells["dense-bf16"].training.total_steps
+    assert lengths["dense-bf16+short"] / lengths["dense-bf16"] == pytest.approx(5 / steps, abs=0.02)
 
 
 def test_tokens_become_whole_steps(load: Load) -> None:

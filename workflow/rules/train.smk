@@ -77,6 +77,8 @@ rule train:
         fingerprint=lambda wildcards: experiments.run_fingerprint(
             run_config(wildcards).fingerprint, int(wildcards.seed)
         ),
+    # the longest runs begin first, so that none trains alone while the other cores wait for the report
+    priority: lambda wildcards: experiment(wildcards.experiment).relative_length(run_config(wildcards).cell)
     threads: lambda wildcards: run_config(wildcards).training.threads * run_config(wildcards).parallelism.world_size
     # where jobs are submitted, as what ended one may be the cluster's doing; not by the Snakemake inside a job
     retries: jobs.most_retries() if workflow.is_main_process and workflow.resource_settings.nodes else 0

@@ -33,6 +33,7 @@ from octavo.experiment.config import (
 from octavo.files import fingerprint
 from octavo.layout import ConfigFolders, ExperimentFolder, configs, repository
 from octavo.models.architecture import Architecture
+from octavo.models.parameters import count_parameters
 
 SCHEMA_VERSION = 1
 
@@ -140,6 +141,16 @@ class Experiment:
             )
         of_cell = self.cells[cell]
         return RunConfig(**{name: getattr(of_cell, name) for name in CellConfig.model_fields}, seed=seed)
+
+    def relative_length(self, cell: str) -> int:
+        """About how long a cell's runs take, in percent of the longest, where nothing has been measured yet: tokens times
+        parameters. (Times active ones, a matched pair would be even; but experts cost more than what they multiply.)
+        """
+        work = {
+            name: one.training.total_steps * one.training.tokens_per_step * count_parameters(one.model).total
+            for name, one in self.cells.items()
+        }
+        return round(100 * work[cell] / max(work.values()))
 
     def runs(self) -> Iterator[tuple[CellConfig, int]]:
         """Every (cell, seed), ablations last."""

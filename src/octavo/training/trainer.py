@@ -10,6 +10,7 @@ also when it is killed on the way and started again.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
 import os
@@ -88,6 +89,7 @@ class _Trainer:
             self.energy = EnergyMeter(torch.cuda.current_device() if self.on_gpu else None)
             torch.distributed.barrier()
             self._build()
+            gc.freeze()  # lives to the end: the collector need not look at it, neither between steps nor at the end
             ending = self._loop()
             if ending == "signalled":
                 self._close(ending)
