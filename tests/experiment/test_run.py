@@ -91,7 +91,7 @@ def test_runs_with_more_parameters_and_more_tokens_are_longer(load: Load) -> Non
     of = load(
         {
             "ablations": {
-                "short": {"description": "fewer steps", "cells": ["dense-bf16"], "change": {"training": {"steps": 5}}}
+                "short": {"description": "fewer steps", "cells": ["dense-bf16"], "change": {"training.steps": 5}}
             }
         }
     )
