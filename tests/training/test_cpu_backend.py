@@ -38,6 +38,19 @@ def test_start_up_compiles_nothing() -> None:
     )
 
 
+def test_optimizers_step_without_the_compiler() -> None:
+    """And to where they would step with it: torch's own class, of a process that was not told."""
+    program = (
+        "x = torch.nn.Parameter(torch.ones(3))\n"
+        "optimizer = torch.optim.AdamW([x], lr=0.1, fused=True)\n"
+        "for _ in range(3):\n"
+        "    optimizer.zero_grad(); (x * x).sum().backward(); optimizer.step()\n"
+        "optimizer.state_dict()\n"
+        "import sys; print(x.tolist(), 'torch._dynamo' in sys.modules)"
+    )
+    assert run(program).removesuffix("False") == run_alone("import torch\n" + program).removesuffix("True")
+
+
 def test_random_states_are_the_cpu_generators() -> None:
     assert run(
         "from megatron.core.tensor_parallel import random\n"

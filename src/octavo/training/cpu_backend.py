@@ -35,6 +35,7 @@ def install() -> None:
         import_module("megatron.core")
     _replace_in_megatron()
     _replace_fused()
+    _leave_compiler_out()
 
 
 class _Stream:
@@ -172,6 +173,14 @@ def _replace_fused() -> None:
     fused_bias_swiglu.swiglu = cpu_kernels.swiglu
     fused_bias_swiglu.swiglu_back = swiglu_gradient
     rope_utils._apply_rotary_pos_emb_bshd = rotary_embedding(rope_utils._apply_rotary_pos_emb_bshd)
+
+
+def _leave_compiler_out() -> None:
+    """The optimizer's methods as they are: torch would import its compiler, for half a second, to keep it off them."""
+    for method in vars(torch.optim.Optimizer).values():
+        if (plain := getattr(method, "__wrapped__", None)) is not None:
+            plain.__dynamo_disable = plain
+    torch.optim.Adam.step = torch.no_grad()(torch.optim.Adam.step.__wrapped__)  # type: ignore[attr-defined, method-assign]
 
 
 def _to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:  # noqa: ARG001
