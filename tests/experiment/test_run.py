@@ -87,20 +87,18 @@ def test_seeds_have_fingerprints_of_their_own(load: Load) -> None:
     assert experiment.run("dense-bf16", 1).run_fingerprint != experiment.run("dense-bf16", 2).run_fingerprint
 
 
-def test_runs_with_more_parameters_and_more_tokens_are_longer(load: Load) -> None:
-    of = load(
-        {
-            "ablations": {
-                "short": {"description": "fewer steps", "cells": ["dense-bf16"], "change": {"training.steps": 5}}
-            }
-        }
-    )
+def test_runs_are_longer_with_more_parameters_more_tokens_and_emulated_eight_bits(load: Load) -> None:
+    few = {"description": "fewer steps", "cells": ["dense-bf16"], "change": {"training.steps": 5}}
+    of = load({"ablations": {"short": few}})
     dense, moe = (count_parameters(of.cells[f"{name}-bf16"].model).total for name in ("dense", "moe"))
     lengths = {name: of.relative_length(name) for name in of.cells}
     assert max(lengths.values()) == 100
     assert lengths["dense-bf16"] / lengths["moe-bf16"] == pytest.approx(dense / moe, abs=0.01)
     steps = of.cells["dense-bf16"].training.total_steps
     assert lengths["dense-bf16+short"] / lengths["dense-bf16"] == pytest.approx(5 / steps, abs=0.02)
+    assert lengths["moe-fp8_blockwise"] == lengths["moe-bf16"]  # the experiment's device is a GPU
+    laptop = load_experiment("laptop")
+    assert laptop.relative_length("moe-bf16") == round(100 / 1.1)
 
 
 def test_tokens_become_whole_steps(load: Load) -> None:

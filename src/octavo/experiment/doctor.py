@@ -68,10 +68,9 @@ def _package(name: str, purpose: str, fix: str, *, needed: bool = True) -> Findi
 
 
 def _compiled_loops() -> Finding:
-    """The two libraries of C that installation compiles (pyproject.toml)."""
-    missing = [
-        name for name in ("octavo._cpu_kernels", "octavo.precision._rounding") if not importlib.util.find_spec(name)
-    ]
+    """The libraries of C that installation compiles (pyproject.toml)."""
+    names = ("octavo._cpu_kernels", "octavo.precision._products", "octavo.precision._rounding")
+    missing = [name for name in names if not importlib.util.find_spec(name)]
     if not missing:
         return Finding("compiled loops", "ok", "models train on the CPU and FP8 is emulated at full speed")
     found = f"{' and '.join(missing)} not built: training is slower, and its last bits differ"

@@ -144,13 +144,16 @@ class Experiment:
 
     def relative_length(self, cell: str) -> int:
         """About how long a cell's runs take, in percent of the longest, where nothing has been measured yet: tokens times
-        parameters. (Times active ones, a matched pair would be even; but experts cost more than what they multiply.)
+        parameters, and a tenth more where eight bits are emulated. (Times active parameters a matched pair would be even,
+        but experts cost more than what they multiply.)
         """
-        work = {
-            name: one.training.total_steps * one.training.tokens_per_step * count_parameters(one.model).total
-            for name, one in self.cells.items()
-        }
-        return round(100 * work[cell] / max(work.values()))
+
+        def work(one: CellConfig) -> float:
+            emulated = self.device.kind == "cpu" and one.precision.recipe != "bf16"
+            tokens = one.training.total_steps * one.training.tokens_per_step
+            return tokens * count_parameters(one.model).total * (1.1 if emulated else 1.0)
+
+        return round(100 * work(self.cells[cell]) / max(map(work, self.cells.values())))
 
     def runs(self) -> Iterator[tuple[CellConfig, int]]:
         """Every (cell, seed), ablations last."""

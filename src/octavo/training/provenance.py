@@ -88,6 +88,7 @@ def hardware() -> dict[str, str | int | float | None]:
     import torch
 
     from octavo import cpu_kernels
+    from octavo.precision import products
 
     described: dict[str, str | int | float | None] = {
         **_processor(),
@@ -96,6 +97,7 @@ def hardware() -> dict[str, str | int | float | None]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "kernels": torch.backends.cpu.get_cpu_capability(),
         "loops": "compiled" if cpu_kernels.COMPILED else "torch",
+        "products": "compiled" if products.KERNEL else "torch",
         "gpu": None,
     }
     if torch.cuda.is_available():
