@@ -190,29 +190,39 @@ FAST void octavo_cross_entropy_gradient(const float *restrict gradient, const bf
     }
 }
 
+INLINE void turn_row(const bf16 *restrict in, const float *restrict cosine, const float *restrict sine,
+                     bf16 *restrict out, int64_t half, int32_t back)
+{
+    if (back)
+        for (int64_t i = 0; i < half; i++) {
+            float x = wide(in[i]), y = wide(in[i + half]);
+            out[i] = narrow(x * cosine[i] + y * sine[i + half]);
+            out[i + half] = narrow(y * cosine[i + half] - x * sine[i]);
+        }
+    else
+        for (int64_t i = 0; i < half; i++) {
+            float x = wide(in[i]), y = wide(in[i + half]);
+            out[i] = narrow(x * cosine[i] - y * sine[i]);
+            out[i + half] = narrow(y * cosine[i + half] + x * sine[i + half]);
+        }
+}
+
 /* Rotary embedding (arXiv 2104.09864), halves rotated against each other: of [sequence, batch, heads, size] with strides
    for the first three, cosines and sines [sequence, size]. `back` rotates a gradient back. */
 FAST void octavo_rotate(const bf16 *restrict in, const int64_t *restrict stride, const float *restrict cosine,
                         const float *restrict sine, bf16 *restrict out, int64_t sequence, int64_t batch, int64_t heads,
                         int64_t size, int32_t back)
 {
-    int64_t half = size / 2;
     for (int64_t s = 0; s < sequence; s++, cosine += size, sine += size)
         for (int64_t b = 0; b < batch; b++)
             for (int64_t h = 0; h < heads; h++, out += size) {
-                const bf16 *first = in + s * stride[0] + b * stride[1] + h * stride[2], *second = first + half;
-                if (back)
-                    for (int64_t i = 0; i < half; i++) {
-                        float x = wide(first[i]), y = wide(second[i]);
-                        out[i] = narrow(x * cosine[i] + y * sine[i + half]);
-                        out[i + half] = narrow(y * cosine[i + half] - x * sine[i]);
-                    }
-                else
-                    for (int64_t i = 0; i < half; i++) {
-                        float x = wide(first[i]), y = wide(second[i]);
-                        out[i] = narrow(x * cosine[i] - y * sine[i]);
-                        out[i + half] = narrow(y * cosine[i + half] + x * sine[i + half]);
-                    }
+                const bf16 *row = in + s * stride[0] + b * stride[1] + h * stride[2];
+                switch (size) { /* lengths that the compiler knows give loops without ends to look after */
+                case 32: turn_row(row, cosine, sine, out, 16, back); break;
+                case 64: turn_row(row, cosine, sine, out, 32, back); break;
+                case 128: turn_row(row, cosine, sine, out, 64, back); break;
+                default: turn_row(row, cosine, sine, out, size / 2, back);
+                }
             }
 }
 

@@ -20,7 +20,15 @@ from torch.nn import Parameter
 from octavo.experiment.config import Precision
 from octavo.precision import products, rounding
 from octavo.precision.history import AmaxHistory
-from octavo.precision.products import Numerics, Operand, Quantiser, grouped_linear, linear, short_accumulation
+from octavo.precision.products import (
+    Numerics,
+    Operand,
+    Quantiser,
+    grouped_linear,
+    linear,
+    multiply_causal,
+    short_accumulation,
+)
 from octavo.precision.recipes import RECIPES, Format
 from octavo.records import Product, TensorKind
 
@@ -314,8 +322,8 @@ def test_products_left_in_bf16_are_summed_in_fp32() -> None:
 # --- the compiled products --------------------------------------------------------------------------------------------
 
 
-def in_order(left: Tensor, right: Tensor, factor: float, start: Tensor) -> Tensor:
-    """start + factor * (left @ right) in FP32, the terms of each sum in pairs, the second of a pair first.
+def in_order(left: Tensor, right: Tensor, factor: float) -> Tensor:
+    """factor * (left @ right) in FP32, the terms of each sum in pairs, the second of a pair first.
 
     A product of two BF16 numbers has 16 significant bits: it is exact in FP32.
     """
@@ -324,7 +332,7 @@ def in_order(left: Tensor, right: Tensor, factor: float, start: Tensor) -> Tenso
     for pair in range(0, a.shape[1], 2):
         for k in range(min(pair + 1, a.shape[1] - 1), pair - 1, -1):
             total += a[:, k : k + 1] * b[k : k + 1]
-    return start + torch.from_numpy(total * np.float32(factor))
+    return torch.from_numpy(total * np.float32(factor))
 
 
 @settings(deadline=None, max_examples=40)
@@ -354,10 +362,9 @@ def test_compiled_products_sum_in_one_order_with_every_instruction_set(
         start = torch.randn(shapes[name], generator=generator)
         oriented = [products._oriented(name, *pair) for pair in zip(one.parts, other.parts, strict=True)]
         begins = start.split(counts) if start.dim() == 2 else start
-        factors32 = [products.to_fp32(factor) for factor in factors]
-        wanted = [in_order(*pair, *rest) for pair, *rest in zip(oriented, factors32, begins, strict=True)]
-        added = (torch.cat if start.dim() == 2 else torch.stack)(wanted)
-        bare = [in_order(*pair, factor, torch.zeros(())) for pair, factor in zip(oriented, factors32, strict=True)]
+        sums = [in_order(*pair, products.to_fp32(factor)) for pair, factor in zip(oriented, factors, strict=True)]
+        join = torch.cat if start.dim() == 2 else torch.stack
+        added = join([begin + total for begin, total in zip(begins, sums, strict=True)])
         for instructions in range(products.KERNEL.octavo_instruction_sets()):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(products, "FASTEST", instructions)
@@ -367,7 +374,25 @@ def test_compiled_products_sum_in_one_order_with_every_instruction_set(
                 if name != "weight_gradient":
                     rounded = torch.empty(shapes[name], dtype=torch.bfloat16)
                     Quantiser(products.BF16, counts).multiply(name, one, other, rounded)
-                    assert torch.equal(rounded, torch.cat(bare).bfloat16())
+                    assert torch.equal(rounded, torch.cat(sums).bfloat16())
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 31, 32, 33, 64, 97])
+def test_attention_leaves_out_what_comes_later(implementation: None, tokens: int) -> None:
+    """The same sums without their zeros, where the triangle ends within a block of rows and where it ends with one."""
+    generator = torch.Generator().manual_seed(tokens)
+    queries, keys = torch.randn(2, 3, tokens, 5, generator=generator).bfloat16()
+    weights = torch.randn(3, tokens, tokens, generator=generator).bfloat16().tril()
+    sets = products.KERNEL.octavo_instruction_sets() if products.KERNEL else 1
+    for instructions in range(sets):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(products, "FASTEST", instructions)
+            scores = multiply_causal("forward", queries, keys, torch.float32)
+            values = multiply_causal("input_gradient", weights, keys, torch.bfloat16)
+            gradients = multiply_causal("weight_gradient", weights, queries, torch.bfloat16)
+        assert close(scores.tril(), (queries.double() @ keys.double().mT).tril(), bits=20)
+        assert close(values, weights.double() @ keys.double())
+        assert close(gradients, weights.double().mT @ queries.double())
 
 
 def test_what_is_not_a_number_comes_through() -> None:

@@ -143,9 +143,10 @@ class Experiment:
         return RunConfig(**{name: getattr(of_cell, name) for name in CellConfig.model_fields}, seed=seed)
 
     def relative_length(self, cell: str) -> int:
-        """About how long a cell's runs take, in percent of the longest, where nothing has been measured yet: tokens times
-        parameters, and a tenth more where eight bits are emulated. (Times active parameters a matched pair would be even,
-        but experts cost more than what they multiply.)
+        """About how long a cell's runs take, in percent of the longest, where nothing has been measured yet.
+
+        Tokens times parameters, and a tenth more where eight bits are emulated. (Times active parameters a matched
+        pair would be even, but experts cost more than what they multiply.)
         """
 
         def work(one: CellConfig) -> float:

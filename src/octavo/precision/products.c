@@ -23,7 +23,7 @@
 
 #define MOST_ROWS 8
 #define MOST_COLUMNS 48
-#define BLOCK 32 /* rows of the left operand that are copied at a time: of BF16, a cache line's worth */
+#define BLOCK 32 /* rows of the left operand that are copied at a time: of BF16, a cache line's worth; even */
 
 typedef uint16_t bf16;
 typedef void tile_function(const void *, int, const void *, int64_t, int64_t, float *);
@@ -163,31 +163,36 @@ FAST static void turn_lines(const bf16 *restrict from, int64_t stride, int64_t w
     }
 }
 
-/* A strip of `width` columns of a matrix whose rows are the terms: to [depth][room] elements, the rest zeros. */
+/* `width` columns of a matrix whose rows are the terms, in strips of `room`: to [strip][depth][room] elements, the rest
+   zeros. All strips of a row are read at once: they share cache lines. */
 FAST static void copy_columns(const bf16 *restrict from, int64_t stride, int64_t width, int64_t terms, int64_t room,
                               int paired, void *restrict to)
 {
+    int64_t strips = (width + room - 1) / room, size = depth_of(terms, paired) * room;
     uint32_t *restrict out = to;
-    for (int64_t k = 0; k < terms; k += 2, out += paired ? room : 2 * room) {
-        const bf16 *low = from + k * stride, *high = low + stride;
-        uint32_t *restrict second = out + room;
-        if (paired && k + 1 < terms)
-            for (int64_t i = 0; i < width; i++)
-                out[i] = (uint32_t)low[i] | (uint32_t)high[i] << 16;
-        else if (paired)
-            for (int64_t i = 0; i < width; i++)
-                out[i] = low[i];
-        else {
-            for (int64_t i = 0; i < width; i++)
-                second[i] = (uint32_t)low[i] << 16;
-            for (int64_t i = 0; i < width; i++)
-                out[i] = k + 1 < terms ? (uint32_t)high[i] << 16 : 0;
+    for (int64_t k = 0; k < terms; k += 2, out += paired ? room : 2 * room)
+        for (int64_t strip = 0; strip < strips; strip++) {
+            const bf16 *low = from + k * stride + strip * room, *high = low + stride;
+            uint32_t *restrict first = out + strip * size, *restrict second = first + room;
+            int64_t here = width - strip * room < room ? width - strip * room : room;
+            int both = k + 1 < terms;
+            if (paired && both)
+                for (int64_t i = 0; i < here; i++)
+                    first[i] = (uint32_t)low[i] | (uint32_t)high[i] << 16;
+            else if (paired)
+                for (int64_t i = 0; i < here; i++)
+                    first[i] = low[i];
+            else {
+                for (int64_t i = 0; i < here; i++)
+                    second[i] = (uint32_t)low[i] << 16;
+                for (int64_t i = 0; i < here; i++)
+                    first[i] = both ? (uint32_t)high[i] << 16 : 0;
+            }
+            for (int64_t i = here; i < room; i++)
+                first[i] = 0;
+            for (int64_t i = here; i < room && !paired; i++)
+                second[i] = 0;
         }
-        for (int64_t i = width; i < room; i++)
-            out[i] = 0;
-        for (int64_t i = width; i < room && !paired; i++)
-            second[i] = 0;
-    }
 }
 
 /* A finished tile [rows of `width` sums] times `factor`, of which `height` x `columns` are wanted: rounded, or added. */
@@ -218,9 +223,13 @@ typedef struct {
     float *added;  /* added to */
 } result;
 
-/* out [m, n] = factor * sum over k of left [m, k] * right [k, n]. `panels` and `block` are room for the copies. */
+/* What of a product of causal attention's is zero, or not wanted: columns, or terms of a sum, after or before the row. */
+typedef enum { NOTHING, LATER_COLUMNS, LATER_TERMS, EARLIER_TERMS } triangle;
+
+/* out [m, n] = factor * sum over k of left [m, k] * right [k, n]; of a triangle of it, or over one, where that is asked:
+   what is left out is not written, or 0. `panels` and `block` are room for the copies. */
 static void multiply(instructions have, operand left, operand right, int64_t m, int64_t n, int64_t k, float factor,
-                     result out, char *panels, char *block)
+                     result out, triangle skipped, char *panels, char *block)
 {
     int64_t depth = depth_of(k, have.paired), most = 3 * have.lanes;
     float tile[MOST_ROWS * MOST_COLUMNS];
@@ -232,20 +241,22 @@ static void multiply(instructions have, operand left, operand right, int64_t m, 
                                                              panels + column * depth * 4);
     }
     for (int64_t top = 0; top < m; top += BLOCK) {
-        int64_t bottom = m - top < BLOCK ? m : top + BLOCK;
-        for (int64_t row = top; row < bottom; row += have.rows) {
-            int64_t height = bottom - row < have.rows ? bottom - row : have.rows;
-            const bf16 *from = left.values + row * (left.terms_contiguous ? left.stride : 1);
-            (left.terms_contiguous ? copy_lines : copy_columns)(from, left.stride, height, k, have.rows, have.paired,
-                                                                block + (row - top) * depth * 4);
-        }
-        for (int64_t column = 0; column < n; column += most) {
+        int64_t bottom = m - top < BLOCK ? m : top + BLOCK, end = skipped == LATER_COLUMNS && bottom < n ? bottom : n;
+        int64_t first = skipped == EARLIER_TERMS ? top : 0, last = skipped == LATER_TERMS && bottom < k ? bottom : k;
+        int64_t before = depth_of(first, have.paired), here = depth_of(last - first, have.paired);
+        int64_t lines = (bottom - top + have.rows - 1) / have.rows * have.rows;
+        const bf16 *from = left.values + (left.terms_contiguous ? top * left.stride + first : top + first * left.stride);
+        if (left.terms_contiguous)
+            copy_lines(from, left.stride, bottom - top, last - first, lines, have.paired, block);
+        else
+            copy_columns(from, left.stride, bottom - top, last - first, have.rows, have.paired, block);
+        for (int64_t column = 0; column < end; column += most) {
             int64_t width = n - column < most ? n - column : most;
             int64_t vectors = (width + have.lanes - 1) / have.lanes;
+            const char *panel = panels + (column * depth + before * vectors * have.lanes) * 4;
             for (int64_t row = top; row < bottom; row += have.rows) {
                 int64_t height = bottom - row < have.rows ? bottom - row : have.rows;
-                have.tile(block + (row - top) * depth * 4, left.terms_contiguous, panels + column * depth * 4, depth,
-                          vectors, tile);
+                have.tile(block + (row - top) * here * 4, left.terms_contiguous, panel, here, vectors, tile);
                 if (out.rounded)
                     store_tile(tile, vectors * have.lanes, height, width, factor, out.rounded + row * n + column, n);
                 else
@@ -270,9 +281,10 @@ int32_t octavo_instruction_sets(void)
    1 input gradient:   gx [tokens, in] = g [tokens, out] w                         left g, right w
    2 weight gradient:  gw [experts, out, in] = g^T x                               left g, right x
 
-   `set`: which of the instruction sets, 0 the fastest. `add`: to an FP32 result, instead of writing a BF16 one. Returns
-   0, or 1 if there is no memory for the copies. */
-int32_t octavo_product(int32_t product, int32_t set, int32_t add, const bf16 *left, const bf16 *right, void *out,
+   `set`: which of the instruction sets, 0 the fastest. `add`: to an FP32 result, instead of writing a BF16 one. `causal`:
+   of attention's, where x are queries, w keys (or values) and g weights (or gradients of scores), which are 0 where a key
+   comes after its query; scores of those are not written. Returns 0, or 1 if there is no memory for the copies. */
+int32_t octavo_product(int32_t product, int32_t set, int32_t add, int32_t causal, const bf16 *left, const bf16 *right, void *out,
                        const int64_t *counts, const float *factors, int64_t experts, int64_t in, int64_t out_features)
 {
     instructions have = instructions_of(set);
@@ -290,7 +302,8 @@ int32_t octavo_product(int32_t product, int32_t set, int32_t add, const bf16 *le
         int64_t k = product == 0 ? in : product == 1 ? out_features : tokens;
         operand a = {left, product == 0 ? in : out_features, product != 2}, b = {right, in, product == 0};
         result c = {add ? NULL : (bf16 *)out, add ? (float *)out : NULL};
-        multiply(have, a, b, m, n, k, factors[expert], c, panels, block);
+        triangle skipped = !causal ? NOTHING : product == 0 ? LATER_COLUMNS : product == 1 ? LATER_TERMS : EARLIER_TERMS;
+        multiply(have, a, b, m, n, k, factors[expert], c, skipped, panels, block);
         left += tokens * a.stride;
         right += product == 2 ? tokens * in : weight;
         out = (char *)out + m * n * (add ? sizeof(float) : sizeof(bf16));

@@ -6,8 +6,8 @@
 
 One definition holds for every recipe: operands are rounded to the recipe's format with its scales and blocks, products
 of two operands are exact in FP32, they are summed in FP32, and the sum is rounded once, to BF16. (The weight gradient
-is added to Megatron's FP32 main gradient without that rounding, as its fused kernels do on GPUs.) It is computed over the
-rounded values: a BF16 or FP8 number is an FP32 number, a product of two has at most 16 significant bits, and block
+is added to Megatron's FP32 main gradient without that rounding, as its fused kernels do on GPUs.) It is computed over
+the rounded values: a BF16 or FP8 number is an FP32 number, a product of two has at most 16 significant bits, and block
 scales are powers of two, which commute with rounding. Scales per tensor are no powers of two, so their inverse
 multiplies the sum, as on the GPU.
 
@@ -96,7 +96,7 @@ def _load() -> ctypes.CDLL | None:
     for path in sorted(Path(__file__).parent.glob("_products*.so")):
         try:
             library = ctypes.CDLL(str(path))
-            library.octavo_product.argtypes = [*[c_int32] * 3, *[c_void_p] * 5, *[c_int64] * 3]
+            library.octavo_product.argtypes = [*[c_int32] * 4, *[c_void_p] * 5, *[c_int64] * 3]
             library.octavo_product.restype = library.octavo_instruction_sets.restype = c_int32
         except (OSError, AttributeError):  # of another machine; of another version, which lacks a function
             continue
@@ -251,7 +251,7 @@ class Quantiser:
         return torch.bfloat16 if fits else torch.float32
 
     def multiply(self, product: Product, left: Operand, right: Operand, out: Tensor, *, add: bool = False) -> None:
-        """`out` (+)= each expert's product of two matrices times their factors; the sum is rounded once, to `out`'s type.
+        """`out` (+)= each expert's product of two matrices times their factors, rounded once, to `out`'s type.
 
         Results that are added to are FP32. Short accumulators are the FP8 instructions' own: products left in BF16 are
         summed in FP32.
@@ -280,16 +280,25 @@ _PRODUCTS: Sequence[Product] = ("forward", "input_gradient", "weight_gradient")
 
 
 def _multiply_in_one_call(
-    product: Product, left: Operand, right: Operand, factors: Sequence[float], out: Tensor, *, add: bool
+    product: Product,
+    left: Operand,
+    right: Operand,
+    factors: Sequence[float],
+    out: Tensor,
+    *,
+    add: bool,
+    causal: bool = False,
 ) -> None:
     """`out` (FP32 if added to, or else BF16; contiguous) by the compiled products."""
-    assert KERNEL is not None and out.dtype == (torch.float32 if add else torch.bfloat16) and out.is_contiguous()
+    assert KERNEL is not None
+    assert out.is_contiguous()
+    assert out.dtype == (torch.float32 if add else torch.bfloat16)
     features_in, features_out = right.values.shape[-1], left.values.shape[-1]
     if product == "forward":
         features_out = right.values.shape[-2]
     experts = len(left.counts)
     failed = KERNEL.octavo_product(
-        *(_PRODUCTS.index(product), FASTEST, int(add)),
+        *(_PRODUCTS.index(product), FASTEST, int(add), int(causal)),
         *(left.values.data_ptr(), right.values.data_ptr(), out.data_ptr()),
         *((c_int64 * experts)(*left.counts), (c_float * experts)(*factors)),
         *(experts, features_in, features_out),
@@ -322,17 +331,23 @@ def short_accumulation(a: Tensor, b: Tensor, promotion: int | None) -> Tensor:
     return total + accumulator if promotion else total
 
 
-def multiply_pairs(product: Product, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """A product of each pair of matrices [pairs, ...] (BF16, contiguous): summed in FP32, rounded once, to `dtype`."""
+def multiply_causal(product: Product, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """A product of each pair of matrices of causal attention's (BF16, contiguous): FP32 sums, rounded once, to `dtype`.
+
+    forward          scores [pairs, queries, keys] of queries and keys [pairs, tokens, size]; also dO V^T
+    input_gradient   of weights, or gradients of scores, [pairs, queries, keys] and values or keys
+    weight_gradient  of their transposes and gradients of outputs, or queries
+
+    Weights and gradients of scores are taken to be 0 where the key comes after the query; such scores are left open.
+    """
     if not (_in_one_call(left) and _in_one_call(right)):
         return torch.bmm(*_oriented(product, left.float(), right.float())).to(dtype)
-    pairs, rows, columns = left.shape
-    counts, ones = [rows] * pairs, [1.0] * pairs
-    wide = right.shape[1] if product == "forward" else right.shape[2]
-    shape = (pairs, columns if product == "weight_gradient" else rows, wide)
+    pairs, tokens, _ = left.shape
+    counts, ones = [tokens] * pairs, [1.0] * pairs
+    shape = (pairs, tokens, tokens if product == "forward" else right.shape[2])
     out = torch.zeros(shape) if dtype == torch.float32 else torch.empty(shape, dtype=dtype)
     a, b = Operand(left, counts, ones), Operand(right, counts, ones)
-    _multiply_in_one_call(product, a, b, ones, out, add=dtype == torch.float32)
+    _multiply_in_one_call(product, a, b, ones, out, add=dtype == torch.float32, causal=True)
     return out
 
 

@@ -1,8 +1,9 @@
 """Rounding tensors to eight-bit floating point, with one scale per tensor or per block.
 
 Rounded values stay in BF16 or FP32, which have all of them: a rounded tensor holds numbers that the 8-bit format (times
-a power of two) has, and nothing else. Rounding is to nearest, ties to even, subnormals kept, saturating, as GPUs' conversions do; it agrees
-with torch's float8 casts of the scaled values, except that negative values which round to zero give +0.
+a power of two) has, and nothing else. Rounding is to nearest, ties to even, subnormals kept, saturating, as GPUs'
+conversions do; it agrees with torch's float8 casts of the scaled values, except that negative values which round to
+zero give +0.
 
 The trick: adding 1.5 * 2^(23-m) * 2^e to a value of exponent e leaves room for m fraction bits below it, so FP32's own
 rounding does the work, and subtracting the same number brings the value back. It holds up to 2^100, far above anything

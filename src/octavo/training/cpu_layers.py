@@ -27,7 +27,7 @@ from megatron.core.transformer.utils import (
 from torch import Tensor, nn
 
 from octavo import cpu_kernels
-from octavo.precision.products import multiply_pairs
+from octavo.precision.products import multiply_causal
 
 
 class CpuLayers:
@@ -221,18 +221,18 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         q, k, v = (tensor.contiguous() for tensor in (query, key, value))
-        scores = multiply_pairs("forward", q, k, torch.float32)  # q k^T
+        scores = multiply_causal("forward", q, k, torch.float32)  # q k^T
         weights = cpu_kernels.attention_weights(scores, scale, window)
         ctx.save_for_backward(q, k, v, weights)
         ctx.scale, ctx.window = scale, window
-        return multiply_pairs("input_gradient", weights, v, query.dtype)  # weights v
+        return multiply_causal("input_gradient", weights, v, query.dtype)  # weights v
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights = ctx.saved_tensors
         gradient = gradients[0].contiguous()
-        to_weights = multiply_pairs("forward", gradient, v, torch.float32)
+        to_weights = multiply_causal("forward", gradient, v, torch.float32)
         to_scores = cpu_kernels.attention_weights_gradient(to_weights, weights, ctx.scale, ctx.window)
-        to_q = multiply_pairs("input_gradient", to_scores, k, q.dtype)
-        to_k = multiply_pairs("weight_gradient", to_scores, q, k.dtype)  # scores^T q
-        return to_q, to_k, multiply_pairs("weight_gradient", weights, gradient, v.dtype), None, None
+        to_q = multiply_causal("input_gradient", to_scores, k, q.dtype)
+        to_k = multiply_causal("weight_gradient", to_scores, q, k.dtype)  # scores^T q
+        return to_q, to_k, multiply_causal("weight_gradient", weights, gradient, v.dtype), None, None
