@@ -28,13 +28,14 @@ def test_cuda_names_lead_to_the_cpu() -> None:
 
 
 def test_start_up_compiles_nothing() -> None:
-    """torch._dynamo and inductor alone take more than a second to import."""
+    """torch._dynamo and inductor alone take more than a second to import; the board for curves, a fifth."""
     assert (
         run(
             "import sys, megatron.core.jit as jit, megatron.core.fusions.fused_bias_swiglu as swiglu\n"
-            "print(jit.jit_fuser(len) is len, type(swiglu.swiglu).__name__, 'torch._dynamo' in sys.modules)"
+            "print(jit.jit_fuser(len) is len, type(swiglu.swiglu).__name__, 'torch._dynamo' in sys.modules)\n"
+            "print('torch.utils.tensorboard' in sys.modules); import torch.utils.tensorboard"
         )
-        == "True function False"
+        == "True function False\nFalse"
     )
 
 
