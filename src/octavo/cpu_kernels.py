@@ -188,7 +188,7 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> Te
 
 def attention_weights(scores: Tensor, scale: float, window: int | None) -> Tensor:
     """Softmax of scale * scores [matrices, length, length] (FP32, contiguous, lost), in BF16, over the keys (columns)
-    that a query (row) attends to: itself and the earlier ones, `window` of them at most.
+    that a query (row) attends to: itself and the earlier ones, `window` of them at most. Others' scores are not read.
     """
     matrices, length, _ = scores.shape
     if KERNELS is not None and scores.device.type == "cpu":
@@ -196,7 +196,9 @@ def attention_weights(scores: Tensor, scale: float, window: int | None) -> Tenso
         places = (scores.data_ptr(), weights.data_ptr())
         KERNELS.octavo_attention_weights(*places, matrices, length, window or length, scale)
         return weights
-    return scores.mul_(scale).add_(mask(length, window, scores.device)).softmax(-1).bfloat16()
+    # filled, not added: what the products left open may be no number
+    later = mask(length, window, scores.device) != 0
+    return scores.mul_(scale).masked_fill_(later, -torch.inf).softmax(-1).bfloat16()
 
 
 def attention_weights_gradient(gradient: Tensor, weights: Tensor, scale: float, window: int | None) -> Tensor:
@@ -207,7 +209,7 @@ def attention_weights_gradient(gradient: Tensor, weights: Tensor, scale: float, 
         places = (gradient.data_ptr(), weights.data_ptr(), to_scores.data_ptr())
         KERNELS.octavo_attention_weights_gradient(*places, matrices, length, window or length, scale)
         return to_scores
-    wide = weights.float()
+    wide, gradient = weights.float(), gradient.tril()  # without what the products left open
     sums = (gradient * wide).sum(-1, keepdim=True)
     return (gradient - sums).mul_(wide).mul_(scale).bfloat16()
 

@@ -195,13 +195,22 @@ FAST static void copy_columns(const bf16 *restrict from, int64_t stride, int64_t
         }
 }
 
-/* A finished tile [rows of `width` sums] times `factor`, of which `height` x `columns` are wanted: rounded, or added. */
+/* A finished tile [rows of `width` sums] times `factor`, of which `height` x `columns` are wanted: rounded, kept in FP32,
+   or added. */
 FAST static void store_tile(const float *restrict tile, int64_t width, int64_t height, int64_t columns, float factor,
                             bf16 *restrict out, int64_t stride)
 {
     for (int64_t i = 0; i < height; i++)
         for (int64_t j = 0; j < columns; j++)
             out[i * stride + j] = narrow(tile[i * width + j] * factor);
+}
+
+FAST static void keep_tile(const float *restrict tile, int64_t width, int64_t height, int64_t columns, float factor,
+                           float *restrict out, int64_t stride)
+{
+    for (int64_t i = 0; i < height; i++)
+        for (int64_t j = 0; j < columns; j++)
+            out[i * stride + j] = tile[i * width + j] * factor;
 }
 
 FAST static void add_tile(const float *restrict tile, int64_t width, int64_t height, int64_t columns, float factor,
@@ -218,10 +227,7 @@ typedef struct {
     int terms_contiguous; /* whether the terms of one sum lie beside each other, or `stride` apart */
 } operand;
 
-typedef struct {
-    bf16 *rounded; /* written; or */
-    float *added;  /* added to */
-} result;
+typedef enum { ROUNDED, KEPT, ADDED } ending; /* written in BF16, written in FP32, added in FP32 */
 
 /* What of a product of causal attention's is zero, or not wanted: columns, or terms of a sum, after or before the row. */
 typedef enum { NOTHING, LATER_COLUMNS, LATER_TERMS, EARLIER_TERMS } triangle;
@@ -229,7 +235,7 @@ typedef enum { NOTHING, LATER_COLUMNS, LATER_TERMS, EARLIER_TERMS } triangle;
 /* out [m, n] = factor * sum over k of left [m, k] * right [k, n]; of a triangle of it, or over one, where that is asked:
    what is left out is not written, or 0. `panels` and `block` are room for the copies. */
 static void multiply(instructions have, operand left, operand right, int64_t m, int64_t n, int64_t k, float factor,
-                     result out, triangle skipped, char *panels, char *block)
+                     ending end_as, void *out, triangle skipped, char *panels, char *block)
 {
     int64_t depth = depth_of(k, have.paired), most = 3 * have.lanes;
     float tile[MOST_ROWS * MOST_COLUMNS];
@@ -257,16 +263,18 @@ static void multiply(instructions have, operand left, operand right, int64_t m, 
             for (int64_t row = top; row < bottom; row += have.rows) {
                 int64_t height = bottom - row < have.rows ? bottom - row : have.rows;
                 have.tile(block + (row - top) * here * 4, left.terms_contiguous, panel, here, vectors, tile);
-                if (out.rounded)
-                    store_tile(tile, vectors * have.lanes, height, width, factor, out.rounded + row * n + column, n);
+                int64_t place = row * n + column;
+                if (end_as == ROUNDED)
+                    store_tile(tile, vectors * have.lanes, height, width, factor, (bf16 *)out + place, n);
                 else
-                    add_tile(tile, vectors * have.lanes, height, width, factor, out.added + row * n + column, n);
+                    (end_as == KEPT ? keep_tile : add_tile)(tile, vectors * have.lanes, height, width, factor,
+                                                            (float *)out + place, n);
             }
         }
     }
 }
 
-/* How many instruction sets `octavo_product` can use here. */
+/* How many instruction sets `octavo_multiply` can use here. */
 int32_t octavo_instruction_sets(void)
 {
     int32_t count = 1;
@@ -281,10 +289,10 @@ int32_t octavo_instruction_sets(void)
    1 input gradient:   gx [tokens, in] = g [tokens, out] w                         left g, right w
    2 weight gradient:  gw [experts, out, in] = g^T x                               left g, right x
 
-   `set`: which of the instruction sets, 0 the fastest. `add`: to an FP32 result, instead of writing a BF16 one. `causal`:
+   `set`: which of the instruction sets, 0 the fastest. `end_as`: 0 a BF16 result is written, 1 an FP32 one, 2 it is added to an FP32 one. `causal`:
    of attention's, where x are queries, w keys (or values) and g weights (or gradients of scores), which are 0 where a key
    comes after its query; scores of those are not written. Returns 0, or 1 if there is no memory for the copies. */
-int32_t octavo_product(int32_t product, int32_t set, int32_t add, int32_t causal, const bf16 *left, const bf16 *right, void *out,
+int32_t octavo_multiply(int32_t product, int32_t set, int32_t end_as, int32_t causal, const bf16 *left, const bf16 *right, void *out,
                        const int64_t *counts, const float *factors, int64_t experts, int64_t in, int64_t out_features)
 {
     instructions have = instructions_of(set);
@@ -301,12 +309,11 @@ int32_t octavo_product(int32_t product, int32_t set, int32_t add, int32_t causal
         int64_t m = product == 2 ? out_features : tokens, n = product == 0 ? out_features : in;
         int64_t k = product == 0 ? in : product == 1 ? out_features : tokens;
         operand a = {left, product == 0 ? in : out_features, product != 2}, b = {right, in, product == 0};
-        result c = {add ? NULL : (bf16 *)out, add ? (float *)out : NULL};
         triangle skipped = !causal ? NOTHING : product == 0 ? LATER_COLUMNS : product == 1 ? LATER_TERMS : EARLIER_TERMS;
-        multiply(have, a, b, m, n, k, factors[expert], c, skipped, panels, block);
+        multiply(have, a, b, m, n, k, factors[expert], (ending)end_as, out, skipped, panels, block);
         left += tokens * a.stride;
         right += product == 2 ? tokens * in : weight;
-        out = (char *)out + m * n * (add ? sizeof(float) : sizeof(bf16));
+        out = (char *)out + m * n * (end_as == ROUNDED ? sizeof(bf16) : sizeof(float));
     }
     free(panels);
     free(block);

@@ -96,8 +96,8 @@ def _load() -> ctypes.CDLL | None:
     for path in sorted(Path(__file__).parent.glob("_products*.so")):
         try:
             library = ctypes.CDLL(str(path))
-            library.octavo_product.argtypes = [*[c_int32] * 4, *[c_void_p] * 5, *[c_int64] * 3]
-            library.octavo_product.restype = library.octavo_instruction_sets.restype = c_int32
+            library.octavo_multiply.argtypes = [*[c_int32] * 4, *[c_void_p] * 5, *[c_int64] * 3]
+            library.octavo_multiply.restype = library.octavo_instruction_sets.restype = c_int32
         except (OSError, AttributeError):  # of another machine; of another version, which lacks a function
             continue
         return library
@@ -289,16 +289,16 @@ def _multiply_in_one_call(
     add: bool,
     causal: bool = False,
 ) -> None:
-    """`out` (FP32 if added to, or else BF16; contiguous) by the compiled products."""
+    """`out` (BF16, or FP32, which may be added to; contiguous) by the compiled products."""
     assert KERNEL is not None
     assert out.is_contiguous()
-    assert out.dtype == (torch.float32 if add else torch.bfloat16)
+    assert out.dtype == torch.float32 or (out.dtype == torch.bfloat16 and not add)
     features_in, features_out = right.values.shape[-1], left.values.shape[-1]
     if product == "forward":
         features_out = right.values.shape[-2]
     experts = len(left.counts)
-    failed = KERNEL.octavo_product(
-        *(_PRODUCTS.index(product), FASTEST, int(add), int(causal)),
+    failed = KERNEL.octavo_multiply(
+        *(_PRODUCTS.index(product), FASTEST, 2 if add else int(out.dtype == torch.float32), int(causal)),
         *(left.values.data_ptr(), right.values.data_ptr(), out.data_ptr()),
         *((c_int64 * experts)(*left.counts), (c_float * experts)(*factors)),
         *(experts, features_in, features_out),
@@ -345,9 +345,9 @@ def multiply_causal(product: Product, left: Tensor, right: Tensor, dtype: torch.
     pairs, tokens, _ = left.shape
     counts, ones = [tokens] * pairs, [1.0] * pairs
     shape = (pairs, tokens, tokens if product == "forward" else right.shape[2])
-    out = torch.zeros(shape) if dtype == torch.float32 else torch.empty(shape, dtype=dtype)
+    out = torch.empty(shape, dtype=dtype)
     a, b = Operand(left, counts, ones), Operand(right, counts, ones)
-    _multiply_in_one_call(product, a, b, ones, out, add=dtype == torch.float32, causal=True)
+    _multiply_in_one_call(product, a, b, ones, out, add=False, causal=True)
     return out
 
 
