@@ -7,13 +7,15 @@ text where a tokenizer is trained, one to tokenise everything.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from fnmatch import fnmatch
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,6 @@ from octavo.experiment.run import vocabulary_size
 from octavo.files import sha256, unwritable, write_json, write_text
 from octavo.layout import repository
 
-PIECES_AT_ONCE = 16
-"""Pieces of text that the tokenizer works on side by side; bounds memory."""
 DOCUMENT_ROWS = 100_000
 
 DOCUMENT_FIELDS = (
@@ -160,16 +160,23 @@ class _Preparation:
             for number, source in enumerate(self.data.sources):
                 unmatched = set(() if isinstance(source, IndexedSource) else source.held_out or ())
                 with asked_by(self.place, "data", "sources", number):
-                    for document in read_source(number, source):
-                        unmatched = {pattern for pattern in unmatched if not fnmatch(document.name, pattern)}
+                    tokens, size = 0, 0  # of the document so far
+                    for piece in _encoded(read_source(number, source), tokenizer):
+                        document = piece.document
                         split: Split = "validation" if is_held_out(document, self.data) else "train"
                         name = "train" if split == "train" else f"validation-{document.domain}"
                         if name not in writers:
                             writer = IndexedWriter(self.folder / name, self.vocabulary_size)
                             writers[name] = stack.enter_context(writer)
-                        tokens, size = self._write(document, writers[name], tokenizer, end)
-                        self._count(document, split, tokens, size)
+                        tokens += self._write(piece, writers[name], end)
+                        size += piece.size
+                        if not piece.last:
+                            continue
+                        unmatched = {pattern for pattern in unmatched if not fnmatch(document.name, pattern)}
+                        indexed = isinstance(source, IndexedSource)
+                        self._count(document, split, tokens, None if indexed else size)
                         rows.append((number, document.name, document.domain, split, tokens))
+                        tokens = size = 0
                         if len(rows) == DOCUMENT_ROWS:
                             flush()
                         done = sum(count.tokens for count in self.counts.values())
@@ -190,29 +197,20 @@ class _Preparation:
                 fix="documents.parquet of a prepared data set lists the names; * matches slashes, too",
             )
 
-    def _write(
-        self, document: Document, writer: IndexedWriter, tokenizer: tokenizers.Tokenizer, end: int
-    ) -> tuple[int, int | None]:
-        """Write a document's tokens; how many, and how many bytes of text they are."""
-        before, size = writer.tokens, 0
-        pieces = iter(document.pieces)
-        while batch := list(islice(pieces, PIECES_AT_ONCE)):
-            texts = [piece for piece in batch if isinstance(piece, str)]
-            if texts:
-                size += sum(len(text.encode("utf-8")) for text in texts)
-                for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
-                    tokens = np.asarray(encoding.ids)
-                    self._check_ends(tokens, document, end)
-                    writer.add(tokens)
-            for tokens in batch:
-                if isinstance(tokens, np.ndarray):
-                    self._check_range(tokens, document)
-                    # an end of document that is there already is not written twice
-                    writer.add(tokens[:-1] if len(tokens) and tokens[-1] == end else tokens)
-        writer.add(np.array([end]))
-        writer.end_document()
-        indexed = isinstance(self.data.sources[document.source], IndexedSource)
-        return writer.tokens - before, None if indexed else size
+    def _write(self, piece: _Encoded, writer: IndexedWriter, end: int) -> int:
+        """Write a piece's tokens, and the end of its document after the last; how many."""
+        before, document, tokens = writer.tokens, piece.document, piece.tokens
+        if isinstance(self.data.sources[document.source], IndexedSource):
+            self._check_range(tokens, document)
+            # an end of document that is there already is not written twice
+            writer.add(tokens[:-1] if len(tokens) and tokens[-1] == end else tokens)
+        else:
+            self._check_ends(tokens, document, end)
+            writer.add(tokens)
+        if piece.last:
+            writer.add(np.array([end]))
+            writer.end_document()
+        return writer.tokens - before
 
     def _check_ends(self, tokens: np.ndarray, document: Document, end: int) -> None:
         """A tokenizer may read its end of a document from text, where it does not call the token special."""
@@ -279,6 +277,42 @@ class _Preparation:
             sha256={file_name(source, path): sha256(path) for path in self.files[number]},
             documents=self.documents[number],
         )
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A piece of a document."""
+
+    document: Document
+    tokens: np.ndarray
+    size: int
+    """Bytes of text that they are."""
+    last: bool
+    """Whether the document ends with it."""
+
+
+def _encoded(documents: Iterator[Document], tokenizer: tokenizers.Tokenizer) -> Iterator[_Encoded]:
+    """The documents' pieces in order, as many encoded at a time as there are cores: memory is bounded by theirs."""
+    cores = len(os.sched_getaffinity(0))
+
+    def encode(document: Document, piece: str | np.ndarray, last: bool) -> _Encoded:
+        if isinstance(piece, np.ndarray):
+            return _Encoded(document, piece, 0, last)
+        (encoding,) = tokenizer.encode_batch_fast([piece], add_special_tokens=False)
+        return _Encoded(document, np.asarray(encoding.ids, np.int64), len(piece.encode("utf-8")), last)
+
+    with ThreadPoolExecutor(cores) as pool:
+        ahead: deque[Future[_Encoded]] = deque()
+        for document in documents:
+            piece: str | np.ndarray | None = next(document.pieces, "")
+            while piece is not None:
+                following = next(document.pieces, None)
+                ahead.append(pool.submit(encode, document, piece, following is None))
+                piece = following
+                if len(ahead) > cores:
+                    yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _move(made: Path, folder: Path) -> None:
