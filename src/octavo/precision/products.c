@@ -16,7 +16,11 @@
 #if defined(__x86_64__) && defined(__linux__)
 #define X86 1
 #include <immintrin.h>
+#if __GNUC__ >= 12
+#define FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
 #define FAST __attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
 #else
 #define FAST
 #endif
@@ -163,35 +167,42 @@ FAST static void turn_lines(const bf16 *restrict from, int64_t stride, int64_t w
     }
 }
 
+/* Numbers of two rows side by side: as pairs, or one after the other in FP32, the second row first. */
+static inline __attribute__((always_inline)) void join_rows(const bf16 *restrict low, const bf16 *restrict high,
+                                                            int64_t n, int64_t room, int paired, uint32_t *restrict out)
+{
+    if (paired)
+        for (int64_t i = 0; i < n; i++)
+            out[i] = (uint32_t)low[i] | (uint32_t)high[i] << 16;
+    else {
+        for (int64_t i = 0; i < n; i++)
+            out[i] = (uint32_t)high[i] << 16;
+        for (int64_t i = 0; i < n; i++)
+            out[room + i] = (uint32_t)low[i] << 16;
+    }
+}
+
 /* `width` columns of a matrix whose rows are the terms, in strips of `room`: to [strip][depth][room] elements, the rest
    zeros. All strips of a row are read at once: they share cache lines. */
 FAST static void copy_columns(const bf16 *restrict from, int64_t stride, int64_t width, int64_t terms, int64_t room,
                               int paired, void *restrict to)
 {
-    int64_t strips = (width + room - 1) / room, size = depth_of(terms, paired) * room;
-    uint32_t *restrict out = to;
-    for (int64_t k = 0; k < terms; k += 2, out += paired ? room : 2 * room)
+    static const bf16 none[MOST_COLUMNS];
+    int64_t strips = (width + room - 1) / room, size = depth_of(terms, paired) * room, step = paired ? room : 2 * room;
+    if (width % room)
+        memset((uint32_t *)to + (strips - 1) * size, 0, (size_t)size * sizeof(uint32_t));
+    for (int64_t k = 0; k < terms; k += 2)
         for (int64_t strip = 0; strip < strips; strip++) {
-            const bf16 *low = from + k * stride + strip * room, *high = low + stride;
-            uint32_t *restrict first = out + strip * size, *restrict second = first + room;
+            const bf16 *low = from + k * stride + strip * room, *high = k + 1 < terms ? low + stride : none;
+            uint32_t *out = (uint32_t *)to + strip * size + k / 2 * step;
             int64_t here = width - strip * room < room ? width - strip * room : room;
-            int both = k + 1 < terms;
-            if (paired && both)
-                for (int64_t i = 0; i < here; i++)
-                    first[i] = (uint32_t)low[i] | (uint32_t)high[i] << 16;
-            else if (paired)
-                for (int64_t i = 0; i < here; i++)
-                    first[i] = low[i];
-            else {
-                for (int64_t i = 0; i < here; i++)
-                    second[i] = (uint32_t)low[i] << 16;
-                for (int64_t i = 0; i < here; i++)
-                    first[i] = both ? (uint32_t)high[i] << 16 : 0;
+            switch (here) { /* lengths that the compiler knows give loops without ends to look after */
+            case 8: join_rows(low, high, 8, room, paired, out); break;
+            case 16: join_rows(low, high, 16, room, paired, out); break;
+            case 32: join_rows(low, high, 32, room, paired, out); break;
+            case 48: join_rows(low, high, 48, room, paired, out); break;
+            default: join_rows(low, high, here, room, paired, out);
             }
-            for (int64_t i = here; i < room; i++)
-                first[i] = 0;
-            for (int64_t i = here; i < room && !paired; i++)
-                second[i] = 0;
         }
 }
 

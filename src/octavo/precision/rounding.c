@@ -1,13 +1,15 @@
 /* The loops of rounding.py in C: one pass over memory where torch's operators make eight. The same bits come out.
 
    Compiled at installation where there is a C compiler, without -ffast-math and with -ffp-contract=off: every operation
-   rounds as it is written. Loaded through ctypes; needs no Python headers. Tensors are BF16 and contiguous:
+   rounds as it is written (-fno-trapping-math and -fno-math-errno change none). Loaded through ctypes; needs no Python headers. Tensors are BF16 and contiguous:
    BF16 has all the numbers that the formats have times a power of two. */
 
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__) && defined(__linux__) && __GNUC__ >= 12
+#define FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#elif defined(__x86_64__) && defined(__linux__)
 #define FAST __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define FAST
