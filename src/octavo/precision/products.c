@@ -300,11 +300,13 @@ int32_t octavo_instruction_sets(void)
    1 input gradient:   gx [tokens, in] = g [tokens, out] w                         left g, right w
    2 weight gradient:  gw [experts, out, in] = g^T x                               left g, right x
 
-   `set`: which of the instruction sets, 0 the fastest. `end_as`: 0 a BF16 result is written, 1 an FP32 one, 2 it is added to an FP32 one. `causal`:
-   of attention's, where x are queries, w keys (or values) and g weights (or gradients of scores), which are 0 where a key
-   comes after its query; scores of those are not written. Returns 0, or 1 if there is no memory for the copies. */
-int32_t octavo_multiply(int32_t product, int32_t set, int32_t end_as, int32_t causal, const bf16 *left, const bf16 *right, void *out,
-                       const int64_t *counts, const float *factors, int64_t experts, int64_t in, int64_t out_features)
+   `set`: which of the instruction sets, 0 the fastest. `end_as`: 0 a BF16 result is written, 1 an FP32 one, 2 it is added
+   to an FP32 one. `causal`: of attention's, where x are queries, w keys (or values) and g weights (or gradients of
+   scores), which are 0 where a key comes after its query; scores of those are not written. Returns 0, or 1 if there is no
+   memory for the copies. */
+int32_t octavo_multiply(int32_t product, int32_t set, int32_t end_as, int32_t causal, const bf16 *left,
+                        const bf16 *right, void *out, const int64_t *counts, const float *factors, int64_t experts,
+                        int64_t in, int64_t out_features)
 {
     instructions have = instructions_of(set);
     int64_t tokens = 0, weight = in * out_features;

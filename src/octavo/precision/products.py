@@ -185,7 +185,9 @@ class Quantiser:
         """Every expert's part rounded by itself: its scales, and its blocks of rows, are its own."""
         format = self.numerics.recipe.formats[kind]
         parts = self._parts(tensor.contiguous())
-        whole = torch.empty(tensor.shape, dtype=self.operand_type(tensor), device=tensor.device)
+        whole = torch.empty(
+            tensor.shape, dtype=tensor.dtype, device=tensor.device
+        )  # holds them all; no wider than that
         rounded = self._parts(whole)
         if block is not None:
             for part, out in zip(parts, rounded, strict=True):
@@ -197,7 +199,7 @@ class Quantiser:
             round_scaled(part, scale, format, out)
         self._report(kind, parts, rounded, scales, format)
         factors = [to_fp32(1.0 / scale) for scale in scales]
-        return Operand(whole, self.counts, factors)
+        return Operand(whole.to(self.operand_type(tensor)), self.counts, factors)
 
     def _report(
         self,
