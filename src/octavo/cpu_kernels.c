@@ -6,34 +6,10 @@
    none.) Loaded through ctypes; needs no Python headers. Rows are contiguous; strides, where given, are in elements. */
 
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
 
-#if defined(FAST) /* by whoever compiles it */
-#elif defined(__x86_64__) && defined(__linux__) && __GNUC__ >= 12
-#define FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#elif defined(__x86_64__) && defined(__linux__)
-#define FAST __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FAST
-#endif
-#define INLINE static inline __attribute__((always_inline))
+#include "bf16.h"
 
 #define LANES 16
-
-typedef uint16_t bf16;
-
-INLINE float from_bits(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
-INLINE uint32_t to_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
-INLINE float wide(bf16 value) { return from_bits((uint32_t)value << 16); }
-
-/* To the nearest BF16 number, ties to even; NaN stays NaN. */
-INLINE bf16 narrow(float value)
-{
-    uint32_t bits = to_bits(value);
-    uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-    return value == value ? (bf16)rounded : (bf16)0x7FC0;
-}
 
 /* e^x by Cody and Waite's reduction and a polynomial (Cephes' expf): within 2 units in the last place; 0 and infinity are
    not reached (x is held within the exponents of normal numbers), NaN stays NaN. */

@@ -263,12 +263,21 @@ def test_a_library_that_lacks_a_function_is_not_used(tmp_path: Path) -> None:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("there is no C compiler")
-    source = Path(rounding.__file__).with_name("rounding.c").read_text()
+    beside = Path(rounding.__file__).parent
+    source = (beside / "rounding.c").read_text()
     for name, text in {"whole": source, "older": source.replace("octavo_quantise_rows", "octavo_round_rows")}.items():
         folder = tmp_path / name
         folder.mkdir()
         (folder / "rounding.c").write_text(text)
-        command = [compiler, "-shared", "-fPIC", "-o", str(folder / "_rounding.so"), str(folder / "rounding.c")]
+        command = [
+            compiler,
+            "-shared",
+            "-fPIC",
+            f"-I{beside}",
+            "-o",
+            str(folder / "_rounding.so"),
+            str(folder / "rounding.c"),
+        ]
         subprocess.run(command, check=True)
     assert rounding.load_kernel(tmp_path / "whole") is not None
     assert rounding.load_kernel(tmp_path / "older") is None

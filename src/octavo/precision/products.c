@@ -9,38 +9,20 @@
    High-Performance Matrix Multiplication", 2008). Compiled at installation where there is a C compiler, with
    -ffp-contract=off; loaded through ctypes; needs no Python headers. */
 
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
+
+#include "../bf16.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 #define X86 1
 #include <immintrin.h>
-#if __GNUC__ >= 12
-#define FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define FAST __attribute__((target_clones("avx512f", "avx2", "default")))
-#endif
-#else
-#define FAST
 #endif
 
 #define MOST_ROWS 8
 #define MOST_COLUMNS 48
 #define BLOCK 32 /* rows of the left operand that are copied at a time: of BF16, a cache line's worth; even */
 
-typedef uint16_t bf16;
 typedef void tile_function(const void *, int, const void *, int64_t, int64_t, float *);
-
-static inline float from_bits(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
-static inline uint32_t to_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
-static inline float wide(bf16 value) { return from_bits((uint32_t)value << 16); }
-static inline bf16 narrow(float value)
-{
-    uint32_t bits = to_bits(value);
-    uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-    return value == value ? (bf16)rounded : (bf16)0x7FC0;
-}
 
 #ifdef X86
 #define TILE tile_avx512_bf16
@@ -168,8 +150,8 @@ FAST static void turn_lines(const bf16 *restrict from, int64_t stride, int64_t w
 }
 
 /* Numbers of two rows side by side: as pairs, or one after the other in FP32, the second row first. */
-static inline __attribute__((always_inline)) void join_rows(const bf16 *restrict low, const bf16 *restrict high,
-                                                            int64_t n, int64_t room, int paired, uint32_t *restrict out)
+INLINE void join_rows(const bf16 *restrict low, const bf16 *restrict high, int64_t n, int64_t room, int paired,
+                      uint32_t *restrict out)
 {
     if (paired)
         for (int64_t i = 0; i < n; i++)

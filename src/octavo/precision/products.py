@@ -185,9 +185,8 @@ class Quantiser:
         """Every expert's part rounded by itself: its scales, and its blocks of rows, are its own."""
         format = self.numerics.recipe.formats[kind]
         parts = self._parts(tensor.contiguous())
-        whole = torch.empty(
-            tensor.shape, dtype=tensor.dtype, device=tensor.device
-        )  # holds them all; no wider than that
+        # the tensor's own type holds all rounded values
+        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
         rounded = self._parts(whole)
         if block is not None:
             for part, out in zip(parts, rounded, strict=True):

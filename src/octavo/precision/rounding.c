@@ -4,26 +4,14 @@
    rounds as it is written (-fno-trapping-math and -fno-math-errno change none). Loaded through ctypes; needs no Python
    headers. Tensors are BF16 and contiguous: BF16 has all the numbers that the formats have times a power of two. */
 
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__x86_64__) && defined(__linux__) && __GNUC__ >= 12
-#define FAST __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#elif defined(__x86_64__) && defined(__linux__)
-#define FAST __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FAST
-#endif
+#include "../bf16.h"
 
 #define EXPONENT 0x7F800000u
 
-static inline float from_bits(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
-static inline uint32_t to_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
-static inline float power_of_two(float value) { return from_bits(to_bits(value) & EXPONENT); }
-static inline float wide(uint16_t bf16) { return from_bits((uint32_t)bf16 << 16); }
-static inline uint16_t exact(float value) { return (uint16_t)(to_bits(value) >> 16); } /* of numbers that BF16 has */
-static inline float larger(float a, float b) { return a > b ? a : b; }
-static inline float round_at(float value, float power, float shift)
+INLINE float power_of_two(float value) { return from_bits(to_bits(value) & EXPONENT); }
+INLINE uint16_t exact(float value) { return (uint16_t)(to_bits(value) >> 16); } /* of numbers that BF16 has */
+INLINE float larger(float a, float b) { return a > b ? a : b; }
+INLINE float round_at(float value, float power, float shift)
 {
     float lift = shift * power;
     return (value + lift) - lift;
@@ -55,7 +43,7 @@ FAST void octavo_quantise(const uint16_t *restrict in, uint16_t *restrict out, i
 /* The blocks of one row, in passes over a few of them: magnitudes, scales, values. */
 #define AT_ONCE 32
 
-static inline __attribute__((always_inline)) uint16_t largest_of(const uint16_t *restrict in, int64_t n)
+INLINE uint16_t largest_of(const uint16_t *restrict in, int64_t n)
 {
     uint16_t most = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -65,7 +53,7 @@ static inline __attribute__((always_inline)) uint16_t largest_of(const uint16_t 
     return most;
 }
 
-static inline __attribute__((always_inline)) void round_run(const uint16_t *restrict in, uint16_t *restrict out, int64_t n,
+INLINE void round_run(const uint16_t *restrict in, uint16_t *restrict out, int64_t n,
                                                             float floor, float shift)
 {
     for (int64_t i = 0; i < n; i++) {
@@ -74,7 +62,7 @@ static inline __attribute__((always_inline)) void round_run(const uint16_t *rest
     }
 }
 
-static inline __attribute__((always_inline)) void round_row(const uint16_t *restrict in, uint16_t *restrict out,
+INLINE void round_row(const uint16_t *restrict in, uint16_t *restrict out,
                                                             int64_t columns, int64_t block, float largest,
                                                             float smallest_normal, float shift)
 {
