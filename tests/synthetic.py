@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from octavo.accounting.books import attempts_frame
+from octavo.accounting.ledger import attempts_frame
 from octavo.evidence.aggregate import aggregate
 from octavo.experiment.run import CellConfig, Experiment, load_experiment
 from octavo.files import sha256

@@ -1,4 +1,4 @@
-"""`octavo <verb>`: the command line. Each package registers its own verbs (`octavo.<package>.commands`).
+"""`octavo <verb>`: the command line. The verbs are in `octavo.commands`.
 
 Errors that a user can mend are printed as one message with exit status 1; anything else is a bug and says so, with the
 traceback in a file only if OCTAVO_TRACEBACK is set.
@@ -32,7 +32,7 @@ PACKAGES = (
 )  # fmt: skip
 
 for _package in PACKAGES:
-    import_module(f"octavo.{_package}.commands").register(app)
+    import_module(f"octavo.commands.{_package}").register(app)
 
 
 def main() -> None:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from octavo.errors import OctavoError
 
+TEMPLATES = Path(__file__).parent / "templates"
+"""What reports and plans are typeset from: part of the package, so results bring none of their own."""
+
 
 def repository() -> Path:
     """The checkout that holds `configs/`: OCTAVO_ROOT, or the working directory or one above it."""

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from octavo.accounting import books, slurm
+from octavo.accounting import ledger as books
+from octavo.accounting import slurm
 from octavo.accounting.reconcile import reconcile
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Slurm

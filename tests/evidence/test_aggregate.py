@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from octavo.accounting.books import attempts_frame
+from octavo.accounting.ledger import attempts_frame
 from octavo.errors import OctavoError
 from octavo.evidence.aggregate import BATCH, aggregate, read_metrics
 from octavo.experiment.run import Experiment, load_experiment

@@ -388,7 +388,7 @@ def test_an_hour_owned(judged: Judge) -> None:
 
 
 def test_traffic_is_a_ratio_of_computed_bytes(judged: Judge) -> None:
-    from octavo.models.communication import traffic
+    from octavo.forecast.communication import traffic
 
     found = judged(only=["08-less-traffic"], changes=small_batches(**TWO_DEVICES), seeds=(1,))
     experiment = found.grid.experiment

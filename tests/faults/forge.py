@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 
 def imports() -> None:
     """What every verb needs, once."""
-    from octavo.training.cpu_backend import install
+    from octavo.cpu.backend import install
 
     install()
     import matplotlib.pyplot  # noqa: F401
@@ -25,7 +25,7 @@ def imports() -> None:
     import torch._dynamo  # noqa: F401
     import typst  # noqa: F401
 
-    import octavo.accounting.books
+    import octavo.accounting.ledger
     import octavo.cli
     import octavo.evidence.aggregate
     import octavo.evidence.verdicts

@@ -29,7 +29,7 @@ from octavo.verification import rerun
 from octavo.verification.compare import counted_metrics, first_difference
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
 
 def test_training_killed_at_random_points(campaign: Campaign) -> None:

@@ -63,14 +63,14 @@ MODELS = {
 
 PROGRAM = """
 import json, sys
-from octavo.training.cpu_backend import install
+from octavo.cpu.backend import install
 install()
 from typing import Any
 from octavo.experiment.run import RunConfig
 from octavo.models.architecture import Architecture
-from octavo.models.megatron import build_model, transformer_config
+from octavo.training.megatron import build_model, transformer_config
 from octavo.precision import megatron as precision
-from octavo.training.cpu_layers import CpuLayers
+from octavo.cpu.layers import CpuLayers
 from octavo.training.launch import Place
 from octavo.training.process import set_up_process
 

@@ -26,9 +26,9 @@ from octavo.errors import OctavoError  # noqa: E402
 from octavo.experiment.config import Precision  # noqa: E402
 from octavo.experiment.run import load_experiment  # noqa: E402
 from octavo.models.catalogue import read_architecture, with_vocabulary  # noqa: E402
-from octavo.models.megatron import build_model  # noqa: E402
 from octavo.precision import megatron as precisions  # noqa: E402
 from octavo.training.assembly import model_config  # noqa: E402
+from octavo.training.megatron import build_model  # noqa: E402
 
 _FUSED = ("apply_rope_fusion", "moe_permute_fusion", "cross_entropy_loss_fusion")
 

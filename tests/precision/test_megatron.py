@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CU
 
 PRELUDE = """
 import json, torch
-from octavo.training.cpu_backend import install
+from octavo.cpu.backend import install
 install()
 from octavo.errors import OctavoError
 from octavo.experiment.config import Precision
@@ -160,7 +160,7 @@ print(json.dumps(answers))
 def test_the_emulation_does_not_need_the_layers_made_for_cpus() -> None:
     """On a GPU that emulates, norms and attention are Megatron-Core's own; the linear layers are the same."""
     found = run("""
-from octavo.models.megatron import build_model, transformer_config
+from octavo.training.megatron import build_model, transformer_config
 from octavo.training.initial_values import initialise
 tokens = torch.randint(0, 500, (2, 32), generator=torch.Generator().manual_seed(1))
 position = torch.arange(32).expand(2, -1)

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Parameter
 
+from octavo.cpu import rounding
 from octavo.experiment.config import Precision
-from octavo.precision import products, rounding
+from octavo.precision import products
 from octavo.precision.history import AmaxHistory
 from octavo.precision.products import (
     Numerics,

@@ -140,7 +140,7 @@ def test_every_recipe_trains_as_its_emulation(
 @pytest.mark.parametrize("recipe", [name for name, one in RECIPES.items() if one.quantised and one.emulated])
 def test_rounding_on_the_gpu_has_the_cpus_bits(recipe: str) -> None:
     """The emulation's own rounding, in torch's operators on CUDA and compiled on the CPU."""
-    from octavo.precision.rounding import largest_magnitude, round_blocks, round_scaled, tensor_scale
+    from octavo.cpu.rounding import largest_magnitude, round_blocks, round_scaled, tensor_scale
 
     known = RECIPES[recipe]  # type: ignore[index]
     values = (torch.randn(300, 520) * torch.exp2(torch.randint(-9, 9, (300, 1)))).bfloat16()

@@ -24,7 +24,7 @@ from octavo.report.content import document
 from octavo.report.document import Table, Text
 from octavo.report.figures import charts
 from octavo.report.inputs import load_inputs
-from octavo.report.sections.books import forecast
+from octavo.report.sections.ledger import forecast
 from octavo.report.sections.small_print import how_trained, scattered_times
 from tests.conftest import REPOSITORY
 from tests.synthetic import Failure, Truth, write_experiment

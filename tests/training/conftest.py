@@ -75,7 +75,7 @@ class Run:
     def train(self, expected_status: int = 0) -> str:
         """Train until it ends; what it printed."""
         process = self.start()
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == expected_status, output
         return output
 
@@ -86,7 +86,7 @@ class Run:
             time.sleep(0.005)
         assert process.poll() is None, f"the run ended before it was interrupted: {process.communicate()[0]}"
         os.killpg(process.pid, number) if group else process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
         return process.returncode, output
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -47,7 +47,7 @@ def test_on_cpus_nothing_reads_them() -> None:
 def test_the_cross_entropy_is_fused_only_where_bits_may_differ(on_gpus: RunConfig) -> None:
     """Megatron-LM 0.16.1: "Cross Entropy Fusion is currently not deterministic."."""
     pytest.importorskip("megatron.core")
-    from octavo.models.megatron import fused_kernels
+    from octavo.training.megatron import fused_kernels
 
     assert not fused_kernels(on_gpus.model, deterministic=True)["cross_entropy_loss_fusion"]
     assert fused_kernels(on_gpus.model, deterministic=False)["cross_entropy_loss_fusion"]

@@ -16,7 +16,7 @@ pytest.importorskip("megatron.core")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 PROGRAM = """
 import hashlib, json, torch
-from octavo.training.cpu_backend import install
+from octavo.cpu.backend import install
 install()
 from octavo.experiment.run import load_experiment
 from octavo.training.assembly import build_chunks, unwrapped

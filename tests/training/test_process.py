@@ -12,7 +12,7 @@ from tests.conftest import run_alone
 pytest.importorskip("megatron.core")
 HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 PROGRAM = """
-from octavo.training.cpu_backend import install
+from octavo.cpu.backend import install
 install()
 import torch
 from octavo.training.process import HUGE_PAGES, keep_memory

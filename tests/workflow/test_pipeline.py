@@ -78,7 +78,7 @@ class Checkout:
 
     def run(self, target: str, *options: str, status: int = 0) -> str:
         process = self.start(target, *options)
-        output, _ = process.communicate(timeout=600)
+        output, _ = process.communicate(timeout=1800)
         assert process.returncode == status, output
         return output
 
@@ -182,7 +182,7 @@ def test_a_pipeline_killed_while_it_trains_ends_with_the_same_numbers(undisturbe
         time.sleep(0.05)
     for child in _descendants(process.pid):  # everything at once, as a power cut does
         os.kill(child, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert any(runs.glob("*/seed-1/checkpoints/step-*")), "there was something to go on from"
     subprocess.run([str(SNAKEMAKE), "--unlock", REPORT], cwd=checkout.root, check=True, capture_output=True)
     checkout.run(REPORT)

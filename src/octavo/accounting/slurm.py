@@ -196,7 +196,7 @@ def exit_reason(state: str, said: str | None) -> str:
 def join(experiment: Experiment, attempts: list[dict[str, Any]], rows: list[SlurmRow]) -> list[dict[str, Any]]:
     """The books' rows with Slurm's hours in place of the trainer's.
 
-    `attempts` are rows of `octavo.accounting.books` by the trainer's word. One whose job Slurm knows takes the job's
+    `attempts` are rows of `octavo.accounting.ledger` by the trainer's word. One whose job Slurm knows takes the job's
     hours from the time it was allocated to its release, start of the container included; a row of Slurm's in which
     training never began is added as attempt ORPHAN.
     """

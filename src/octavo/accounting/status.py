@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Literal
 
-from octavo.accounting.books import running
+from octavo.accounting.ledger import running
 from octavo.data.manifest import current_manifest
 from octavo.errors import OctavoError
 from octavo.experiment.run import Experiment, run_fingerprint

@@ -89,7 +89,7 @@ def aggregate(
 ) -> ExperimentFolder:
     """Write the tables of an experiment, or of one ablation and its baselines; the folder that they are in.
 
-    `attempts` are the experiment's books (`octavo.accounting.books.attempts_frame`).
+    `attempts` are the experiment's books (`octavo.accounting.ledger.attempts_frame`).
     Raises OctavoError for a run that was trained under another configuration or on another data set than the others,
     or whose files are damaged.
     """

@@ -34,8 +34,8 @@ def holds(value: float, says: Expectation, margin: float) -> Verdict:
 @metric("traffic", NoChoice, "ratio")
 def traffic_between_devices(grid: Grid, parameters: NoChoice, said: Said) -> Answer:
     """Bytes that one device sends per token: a mixture of experts over a dense model, and FP8 over BF16, as computed
-    from model and parallel layout (`octavo.models.communication`)."""
-    from octavo.models.communication import traffic
+    from model and parallel layout (`octavo.forecast.communication`)."""
+    from octavo.forecast.communication import traffic
 
     del parameters
     if grid.experiment is None:

@@ -69,7 +69,7 @@ def _package(name: str, purpose: str, fix: str, *, needed: bool = True) -> Findi
 
 def _compiled_loops() -> Finding:
     """The libraries of C that installation compiles (pyproject.toml)."""
-    names = ("octavo._cpu_kernels", "octavo.precision._products", "octavo.precision._rounding")
+    names = ("octavo.cpu._kernels", "octavo.cpu._products", "octavo.cpu._rounding")
     missing = [name for name in names if not importlib.util.find_spec(name)]
     if not missing:
         return Finding("compiled loops", "ok", "models train on the CPU and FP8 is emulated at full speed")

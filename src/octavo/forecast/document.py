@@ -1,5 +1,5 @@
-"""plan.csv and plan.pdf: the plan as files. The page is typeset by Typst from `workflow/report/plan.typ`; the data go
-in as JSON, never as markup, and the PDF carries a fixed time, so that equal plans are equal files."""
+"""plan.csv and plan.pdf: the plan as files. The page is typeset by Typst from `templates/plan.typ`; the data go in
+as JSON, never as markup, and the PDF carries a fixed time, so that equal plans are equal files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from octavo.errors import OctavoError
 from octavo.files import atomic_path
-from octavo.layout import ExperimentFolder, repository
+from octavo.layout import TEMPLATES, ExperimentFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,9 +30,9 @@ def typeset(record: dict[str, Any]) -> bytes:
     """The plan as PDF, from a value of `octavo.forecast.plan.plan_record`."""
     import typst
 
-    template = repository() / "workflow" / "report" / "plan.typ"
-    if not template.exists():
-        raise OctavoError("the plan's template is missing", where=template, fix="restore it from the repository")
     return typst.compile(
-        str(template), sys_inputs={"plan": json.dumps(record)}, timestamp=TIMESTAMP, ignore_system_fonts=True
+        str(TEMPLATES / "plan.typ"),
+        sys_inputs={"plan": json.dumps(record)},
+        timestamp=TIMESTAMP,
+        ignore_system_fonts=True,
     )

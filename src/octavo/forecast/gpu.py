@@ -18,8 +18,7 @@ from dataclasses import dataclass, replace
 from octavo.experiment.cluster import Device
 from octavo.experiment.config import Parallelism, Precision, RecipeName, Training
 from octavo.forecast.calibration import Constants, Kind, Width
-from octavo.models.architecture import Architecture, Experts, GroupedQueryAttention
-from octavo.models.communication import (
+from octavo.forecast.communication import (
     all_to_all_bytes,
     context_parallel_bytes,
     expert_parameters,
@@ -27,6 +26,7 @@ from octavo.models.communication import (
     shared_parameters,
     tensor_parallel_bytes,
 )
+from octavo.models.architecture import Architecture, Experts, GroupedQueryAttention
 from octavo.models.flops import attention_flops
 from octavo.models.parameters import attention_products
 from octavo.models.stages import splits, stage_layers

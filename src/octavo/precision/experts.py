@@ -19,7 +19,7 @@ from megatron.core.utils import divide
 from torch import Tensor
 from torch.nn import Parameter
 
-from octavo import cpu_kernels
+from octavo.cpu import kernels as cpu_kernels
 from octavo.precision.history import AmaxHistory
 from octavo.precision.products import BF16, Numerics, grouped_linear
 

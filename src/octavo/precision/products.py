@@ -34,11 +34,12 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from octavo import cpu
+from octavo.cpu.rounding import largest_magnitude, round_blocks, round_scaled, tensor_scale, to_fp32
 from octavo.experiment.config import Precision
 from octavo.precision import diagnostics
 from octavo.precision.history import AmaxHistory
 from octavo.precision.recipes import RECIPES, Format, Recipe
-from octavo.precision.rounding import largest_magnitude, round_blocks, round_scaled, tensor_scale, to_fp32
 from octavo.records import Product, TensorKind
 
 PROMOTION_INTERVAL = 128
@@ -93,7 +94,7 @@ BF16 = Numerics(RECIPES["bf16"])
 
 def _load() -> ctypes.CDLL | None:
     """The library that installation built of products.c, if it could."""
-    for path in sorted(Path(__file__).parent.glob("_products*.so")):
+    for path in sorted(Path(cpu.__file__).parent.glob("_products*.so")):
         try:
             library = ctypes.CDLL(str(path))
             library.octavo_multiply.argtypes = [*[c_int32] * 4, *[c_void_p] * 5, *[c_int64] * 3]

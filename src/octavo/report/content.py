@@ -14,7 +14,7 @@ from octavo.report.charts import Chart
 from octavo.report.document import Document, Section
 from octavo.report.inputs import Inputs
 from octavo.report.sections.answer import answer, verdict_table
-from octavo.report.sections.books import forecast, ledger, published
+from octavo.report.sections.ledger import forecast, ledger, published
 from octavo.report.sections.questions import ablations, claims, experts, fairness, losses, precision, speed, traffic
 from octavo.report.sections.small_print import imported_runs, limits, methods, provenance, run_list, verification
 

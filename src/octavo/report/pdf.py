@@ -9,20 +9,19 @@ from pathlib import Path
 
 from octavo.errors import OctavoError
 from octavo.files import atomic_path
-from octavo.layout import repository
+from octavo.layout import TEMPLATES
 from octavo.report.document import Document, Picture
 
-TEMPLATE = Path("workflow") / "report" / "report.typ"
+TEMPLATE = TEMPLATES / "report.typ"
 
 
 def write_pdf(document: Document, figures: Path, path: Path) -> None:
     """Typeset `document` with the SVGs of `figures` into `path`. Raises OctavoError when a figure is missing."""
     import typst
 
-    template = repository() / TEMPLATE
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shutil.copy(template, folder / "report.typ")
+        shutil.copy(TEMPLATE, folder / "report.typ")
         (folder / "document.json").write_text(json.dumps(document.to_json(), ensure_ascii=False), encoding="utf-8")
         (folder / "figures").mkdir()
         for picture in (block for section in document.sections for block in section.blocks):
@@ -36,6 +35,6 @@ def write_pdf(document: Document, figures: Path, path: Path) -> None:
                 folder / "report.typ", root=folder, ignore_system_fonts=True, pdf_standards=["a-2a", "ua-1"]
             )
         except typst.TypstError as error:
-            raise OctavoError(f"Typst cannot typeset the report: {error}", where=template) from error
+            raise OctavoError(f"Typst cannot typeset the report: {error}", where=TEMPLATE) from error
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)

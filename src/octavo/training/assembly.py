@@ -13,9 +13,9 @@ from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from octavo.experiment.run import CellConfig, RunConfig
-from octavo.models.megatron import build_model, fused_kernels, transformer_config
 from octavo.precision import megatron as precision
 from octavo.training.initial_values import initialise
+from octavo.training.megatron import build_model, fused_kernels, transformer_config
 
 
 def build_chunks(run: RunConfig) -> tuple[TransformerConfig, list[DistributedDataParallel], dict[str, int]]:
@@ -29,7 +29,7 @@ def build_chunks(run: RunConfig) -> tuple[TransformerConfig, list[DistributedDat
     provider: Any = precision.spec_provider(run.precision, on_gpu=on_gpu)
     model_class = GPTModel
     if not on_gpu:
-        from octavo.training.cpu_layers import CpuLayers, CpuModel
+        from octavo.cpu.layers import CpuLayers, CpuModel
 
         provider, model_class = CpuLayers(provider), CpuModel
     chunks, built = [], Counter[str]()

@@ -87,7 +87,7 @@ def hardware() -> dict[str, str | int | float | None]:
     """The processor, its memory, and the GPU where there is one."""
     import torch
 
-    from octavo import cpu_kernels
+    from octavo.cpu import kernels as cpu_kernels
     from octavo.precision import products
 
     described: dict[str, str | int | float | None] = {

@@ -253,7 +253,7 @@ def _check_tables(
     experiment: Experiment, folder: ExperimentFolder, scope: ExperimentFolder, ablation: str | None
 ) -> Iterator[str]:
     """Tables and verdicts of the experiment or of one ablation against what aggregation makes of the same runs."""
-    from octavo.accounting.books import attempts_frame
+    from octavo.accounting.ledger import attempts_frame
     from octavo.evidence.aggregate import aggregate
     from octavo.evidence.verdicts import write_verdicts
     from octavo.layout import configs

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from octavo.experiment.run import CellConfig, load_experiment
+from octavo.forecast.communication import traffic
 from octavo.models.architecture import Architecture
 from octavo.models.catalogue import read_architecture
-from octavo.models.communication import traffic
 
 DENSE = Architecture.model_validate(
     {

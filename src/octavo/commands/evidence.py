@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 def aggregate(results: Results, ablation: Ablation = None) -> None:
     """Read all runs and attempts into runs.parquet, steps.parquet and attempts.parquet."""
-    from octavo.accounting.books import attempts_frame
+    from octavo.accounting.ledger import attempts_frame
     from octavo.evidence.aggregate import aggregate as write_tables
     from octavo.experiment.run import load_experiment
     from octavo.layout import ExperimentFolder
@@ -43,7 +43,7 @@ def import_(
     file: Annotated[Path, typer.Argument(help="A YAML file that says which cell each log is.", exists=False)],
 ) -> None:
     """Import runs that others made: Megatron-LM, Megatron-Bridge and torchtitan logs, TensorBoard, CSV."""
-    from octavo.evidence.imports import import_runs
+    from octavo.imports.runs import import_runs
     from octavo.layout import ExperimentFolder, configs
 
     folder = ExperimentFolder(results)

@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from octavo import cpu_kernels  # noqa: E402
+from octavo.cpu import kernels as cpu_kernels  # noqa: E402
 
 UNIT = 2.0**-8
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 70))

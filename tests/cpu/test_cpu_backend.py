@@ -12,7 +12,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CU
 
 def run(program: str) -> str:
     """The output of a program in a Python of its own: `install` is for a whole process."""
-    return run_alone("from octavo.training.cpu_backend import install\ninstall()\ninstall()\nimport torch\n" + program)
+    return run_alone("from octavo.cpu.backend import install\ninstall()\ninstall()\nimport torch\n" + program)
 
 
 def test_cuda_names_lead_to_the_cpu() -> None:

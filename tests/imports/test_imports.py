@@ -19,9 +19,9 @@ import pytest
 import yaml
 
 from octavo.errors import OctavoError
-from octavo.evidence.imports import Imported, import_runs, read_imported
-from octavo.evidence.logs import read_log
 from octavo.evidence.verdicts import write_verdicts
+from octavo.imports.logs import read_log
+from octavo.imports.runs import Imported, import_runs, read_imported
 from octavo.layout import ConfigFolders, ExperimentFolder
 from octavo.records import ClaimsFile, ComparisonsFile, read_record, read_table
 

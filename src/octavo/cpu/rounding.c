@@ -4,7 +4,7 @@
    rounds as it is written (-fno-trapping-math and -fno-math-errno change none). Loaded through ctypes; needs no Python
    headers. Tensors are BF16 and contiguous: BF16 has all the numbers that the formats have times a power of two. */
 
-#include "../bf16.h"
+#include "bf16.h"
 
 #define EXPONENT 0x7F800000u
 

@@ -1,6 +1,6 @@
 """What lies between the matrix products, computed on CPUs: forward functions and their gradients.
 
-BF16 in, BF16 out, FP32 inside, rounded once, as fused GPU kernels do. `cpu_kernels.c` makes one pass over memory where
+BF16 in, BF16 out, FP32 inside, rounded once, as fused GPU kernels do. `kernels.c` makes one pass over memory where
 torch's operators make up to a dozen; installation compiles it where there is a C compiler. Elsewhere, and for other
 types and devices, torch's operators compute the same functions: equal to within rounding, not to the last bit, so
 `COMPILED` belongs into a run's provenance.
@@ -31,12 +31,12 @@ ARGUMENTS: dict[str, Sequence[Any]] = {
     "octavo_attention_weights": [*[_POINTER] * 2, *[_SIZE] * 3, c_float],
     "octavo_attention_weights_gradient": [*[_POINTER] * 3, *[_SIZE] * 3, c_float],
 }
-"""What the functions of cpu_kernels.c take."""
+"""What the functions of kernels.c take."""
 
 
 def _load() -> Any:
-    """The library that installation built of cpu_kernels.c, if it could."""
-    for path in Path(__file__).parent.glob("_cpu_kernels*.so"):
+    """The library that installation built of kernels.c, if it could."""
+    for path in Path(__file__).parent.glob("_kernels*.so"):
         try:
             library = ctypes.CDLL(str(path))
             for name, types in ARGUMENTS.items():

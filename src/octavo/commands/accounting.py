@@ -51,7 +51,7 @@ def status(results: Results, json: Annotated[bool, typer.Option("--json", help="
 def reconcile(results: Results) -> None:
     """Hold every attempt in attempts.parquet against Slurm's accounting; fail where they differ by more than 1 s."""
     from octavo.accounting import slurm
-    from octavo.accounting.books import trainers_rows
+    from octavo.accounting.ledger import trainers_rows
     from octavo.accounting.reconcile import reconcile as compare
     from octavo.errors import OctavoError
     from octavo.experiment.cluster import gives_gpus

@@ -178,8 +178,8 @@ def _replace_fused() -> None:
     from megatron.core.fusions import fused_bias_swiglu
     from megatron.core.models.common.embeddings import rope_utils
 
-    from octavo import cpu_kernels
-    from octavo.training.cpu_layers import rotary_embedding
+    from octavo.cpu import kernels as cpu_kernels
+    from octavo.cpu.layers import rotary_embedding
 
     def swiglu_gradient(gradient: torch.Tensor, both: torch.Tensor) -> torch.Tensor:
         return cpu_kernels.swiglu_gradient(gradient, both)[0]

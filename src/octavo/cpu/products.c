@@ -11,7 +11,7 @@
 
 #include <stdlib.h>
 
-#include "../bf16.h"
+#include "bf16.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 #define X86 1

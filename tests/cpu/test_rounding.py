@@ -17,9 +17,9 @@ pytest.importorskip("torch")
 
 import torch
 
-from octavo.precision import rounding
+from octavo.cpu import rounding
+from octavo.cpu.rounding import largest_magnitude, round_blocks, round_scaled, tensor_scale
 from octavo.precision.recipes import E4M3, E5M2, Format
-from octavo.precision.rounding import largest_magnitude, round_blocks, round_scaled, tensor_scale
 
 FORMATS = [E4M3, E5M2]
 TORCH = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}

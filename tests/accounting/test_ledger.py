@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from octavo.accounting import status
-from octavo.accounting.books import attempts_frame, running
+from octavo.accounting.ledger import attempts_frame, running
 from octavo.accounting.status import run_statuses
 from octavo.experiment.run import Experiment, load_experiment
 from octavo.layout import ConfigFolders, ExperimentFolder

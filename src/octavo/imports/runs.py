@@ -18,10 +18,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from octavo.accounting.money import cost
 from octavo.configuration import Section, place, read_section
 from octavo.errors import OctavoError
-from octavo.evidence.logs import COLUMNS, Format, read_log
 from octavo.experiment.cluster import Cluster, Device
 from octavo.experiment.config import Name, RecipeName
 from octavo.files import read_json, sha256, write_json
+from octavo.imports.logs import COLUMNS, Format, read_log
 from octavo.layout import ConfigFolders, ExperimentFolder
 from octavo.records import SCHEMA_VERSION, Record, check_version, write_table
 

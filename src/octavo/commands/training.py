@@ -55,7 +55,7 @@ def train(
         grace = run.training.checkpoints.grace_seconds
         raise typer.Exit(launch.start_ranks(run.parallelism.world_size, arguments, grace))
     _set_environment(run)
-    from octavo.training.cpu_backend import install
+    from octavo.cpu.backend import install
 
     install()
     from octavo.training.trainer import train as train_run

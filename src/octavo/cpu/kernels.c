@@ -1,4 +1,4 @@
-/* The loops of cpu_kernels.py: each reads its BF16 operands once, computes in FP32 and rounds once.
+/* The loops of kernels.py: each reads its BF16 operands once, computes in FP32 and rounds once.
 
    Compiled at installation where there is a C compiler, without -ffast-math and with -ffp-contract=off: every operation
    rounds as it is written, and sums run over LANES partial sums in a fixed order, so vectors of any width give the same

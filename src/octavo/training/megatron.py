@@ -2,7 +2,7 @@
 
 Everything that an `Architecture` says is either expressed in Megatron-Core 0.16.1's own options or refused: a model
 that is nearly the one asked for is not built. Which linear layers, norms and attention the specs are made of is the
-`BackendSpecProvider`'s to say (`octavo.precision.megatron`, `octavo.training.cpu_layers`).
+`BackendSpecProvider`'s to say (`octavo.precision.megatron`, `octavo.cpu.layers`).
 """
 
 from __future__ import annotations

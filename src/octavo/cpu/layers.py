@@ -1,9 +1,9 @@
 """What lies between the matrix products, made for CPUs: RMSNorm, rotary embedding, attention and the loss.
 
 Tensors between layers are BF16, as on a GPU; inside, a layer computes in FP32 and rounds once, as fused GPU kernels do.
-The arithmetic is in `octavo.cpu_kernels`; here it becomes modules. Norm and attention go into
+The arithmetic is in `octavo.cpu.kernels`; here it becomes modules. Norm and attention go into
 Megatron-Core by its own way, a `BackendSpecProvider`, the loss by a subclass of its model; SwiGLU and the rotary
-embedding take the place of functions that Megatron-Core fuses on GPUs (`octavo.training.cpu_backend`).
+embedding take the place of functions that Megatron-Core fuses on GPUs (`octavo.cpu.backend`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from megatron.core.transformer.utils import (
 )
 from torch import Tensor, nn
 
-from octavo import cpu_kernels
+from octavo.cpu import kernels as cpu_kernels
 from octavo.precision.products import multiply_causal
 
 

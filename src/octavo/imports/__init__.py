@@ -1,0 +1,1 @@
+"""Runs that others made: their logs -> the tables that verdicts are made from."""
