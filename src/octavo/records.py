@@ -336,6 +336,9 @@ TABLE_FIELDS: dict[str, list[tuple[str, str, bool]]] = {
         ("currency", "string", True),
         ("run_fingerprint", "string", True),
         ("data_manifest_sha256", "string", True),
+        ("tokenizer", "string", True),  # what its losses are losses of: identifiers that compared runs must share
+        ("data", "string", True),
+        ("validation", "string", True),
         ("parameters_sha256", "string", True),
     ],
     "steps": [

@@ -270,6 +270,21 @@ def test_a_model_is_counted_and_a_cluster_prices(tmp_path: Path, repository: Pat
     assert pd.isna(run["cost_all_in"])  # attempts are not known
 
 
+def test_what_losses_are_losses_of_is_stated_for_the_file_or_a_cell(tmp_path: Path, repository: Path) -> None:
+    write(tmp_path / "run.log", MEGATRON)
+    cell = {"precision": "bf16", "runs": {1: "run.log"}}
+    cells = [
+        {**cell, "architecture": "dense"},
+        {**cell, "architecture": "moe", "tokenizer": "o200k", "data": "fineweb"},
+    ]
+    folder, imported = bring(tmp_path, repository, format="megatron_log", tokenizer="gpt2", cells=cells)
+    runs = read_table(folder.runs_table, "runs", made_by="octavo import")
+    assert runs["tokenizer"].tolist() == ["gpt2", "o200k"]
+    assert runs["data"].fillna("").tolist() == ["", "fineweb"]
+    assert runs["validation"].isna().all()
+    assert "no training data for dense-bf16: give data" in imported.blank
+
+
 # --- verdicts on imported runs alone --------------------------------------------------------------------------------
 
 

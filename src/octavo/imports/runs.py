@@ -29,9 +29,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Count = Annotated[int, Field(ge=0)]
+Identifier = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class ImportedCell(Section):
+class LossesOf(Section):
+    """What losses are losses of. Two losses are comparable where all three are the same; null: not stated."""
+
+    tokenizer: Identifier | None = None
+    """A name that tells tokenizers apart: `deepseek-v3`, a repository, a hash."""
+    data: Identifier | None = None
+    """The same for the training text."""
+    validation: Identifier | None = None
+    """The same for the validation text."""
+
+
+class ImportedCell(LossesOf):
     """What the logs of a cell's runs do not say."""
 
     architecture: Name
@@ -74,8 +86,8 @@ class ImportedCell(Section):
         return self
 
 
-class ImportFile(Section):
-    """Which runs to import."""
+class ImportFile(LossesOf):
+    """Which runs to import. What is said here of their losses holds for each cell that says nothing else."""
 
     description: str
     format: Format
@@ -135,7 +147,7 @@ def import_runs(path: Path, folder: ExperimentFolder, configs: ConfigFolders) ->
             log = read_log(paths, asked.format, asked.columns)
             of_run = _steps(folder.name, cell, seed, log.steps, sizes)
             steps.append(of_run)
-            runs.append(_run(folder.name, cell, seed, of_run, log.finished, sizes, price))
+            runs.append(_run(folder.name, cell, seed, of_run, log.finished, sizes, price) | _losses_of(asked, cell))
             for one in paths:
                 inside = sorted(file for file in one.rglob("*") if file.is_file()) if one.is_dir() else [one]
                 files |= {os.path.relpath(file, path.parent): sha256(file) for file in inside}
@@ -168,6 +180,11 @@ def _price(cluster: str | None, configs: ConfigFolders) -> tuple[Cluster, Device
     from octavo.experiment.run import load_cluster
 
     return load_cluster(cluster, configs)
+
+
+def _losses_of(file: ImportFile, cell: ImportedCell) -> dict[str, str | None]:
+    """`tokenizer`, `data` and `validation` of a cell's runs: what the cell says, or what the file says for all."""
+    return {name: getattr(cell, name) or getattr(file, name) for name in LossesOf.model_fields}
 
 
 def _sizes(cell: ImportedCell) -> dict[str, Any]:
@@ -289,6 +306,9 @@ BLANK = {
     "active_parameters": ("active parameters", "give active_parameters, or a model"),
     "total_parameters": ("total parameters", "give total_parameters, or a model"),
     "device_kind": ("kind of device", "give device_kind"),
+    "tokenizer": ("tokenizer", "give tokenizer"),
+    "data": ("training data", "give data"),
+    "validation": ("validation data", "give validation"),
 }
 """Column of steps or runs -> what it is, and what would fill it."""
 
