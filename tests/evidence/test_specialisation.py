@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from octavo.evidence.specialisation import (
+from octavo.evidence.metrics.specialisation import (
     PERMUTATIONS,
     Routing,
     entropy,

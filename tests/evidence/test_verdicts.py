@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from octavo.errors import OctavoError
-from octavo.evidence.measures import amount
+from octavo.evidence.metrics.costs import amount
 from octavo.evidence.statistics import ALPHA
 from octavo.evidence.verdicts import read_claims
 from tests.evidence.conftest import Judged

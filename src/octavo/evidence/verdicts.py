@@ -18,10 +18,11 @@ from pydantic import PositiveInt
 
 from octavo.configuration import Section, parse_section, place, read_section
 from octavo.errors import OctavoError
-from octavo.evidence import arithmetic, specialisation  # noqa: F401  # they register their metrics
 from octavo.evidence.comparisons import all_comparisons, estimate
 from octavo.evidence.grid import Grid
-from octavo.evidence.measures import METRICS, Answer, Said, Sample, amount, cost_of_a_seed
+from octavo.evidence.metrics import METRICS
+from octavo.evidence.metrics.base import Answer, Said, Sample
+from octavo.evidence.metrics.costs import amount, cost_of_a_seed
 from octavo.evidence.statistics import ALPHA, Expectation, Test, all_of, confidence_for, holm, required_seeds, test
 from octavo.experiment.run import Experiment
 from octavo.files import write_json
@@ -37,7 +38,7 @@ class Claim(Section):
     text: str
     source: str
     metric: str
-    """How it is measured: a name of `octavo.evidence.measures.METRICS`."""
+    """How it is measured: a name of `octavo.evidence.metrics.METRICS`."""
     comparison: dict[str, Any] = {}
     """What is compared: the metric's own keys."""
     expectation: dict[Expectation, float] = {}

@@ -9,14 +9,11 @@ from __future__ import annotations
 from octavo.accounting.money import hour_price
 from octavo.configuration import Section
 from octavo.evidence.grid import Grid
-from octavo.evidence.measures import Answer, Said, metric, pair_label
+from octavo.evidence.metrics.base import Answer, NoChoice, Said
+from octavo.evidence.metrics.pairs import pair_label
 from octavo.evidence.statistics import Expectation
 from octavo.experiment.run import Experiment
 from octavo.records import Estimate, Part, Verdict
-
-
-class NoChoice(Section):
-    """Nothing to choose."""
 
 
 class Figures(Section):
@@ -31,7 +28,6 @@ def holds(value: float, says: Expectation, margin: float) -> Verdict:
     return "supported" if inside else "refuted"
 
 
-@metric("traffic", NoChoice, "ratio")
 def traffic_between_devices(grid: Grid, parameters: NoChoice, said: Said) -> Answer:
     """Bytes that one device sends per token: a mixture of experts over a dense model, and FP8 over BF16, as computed
     from model and parallel layout (`octavo.forecast.communication`)."""
@@ -84,7 +80,6 @@ def _share_of_step(experiment: Experiment, cell: str) -> float | None:
     return sum(step.breakdown.get(part, 0.0) for part in STEP_GROUPS["messages"]) / step.seconds
 
 
-@metric("published_figures", Figures, "")
 def published_figures(grid: Grid, parameters: Figures, said: Said) -> Answer:
     """Figures as printed, recomputed from what else was published (`octavo.forecast.published`)."""
     from octavo.errors import OctavoError
@@ -111,7 +106,6 @@ def published_figures(grid: Grid, parameters: Figures, said: Said) -> Answer:
     return Answer(arithmetic=arithmetic, data={name: [getattr(one, name) for one in figures] for name in columns})
 
 
-@metric("own_or_rent", NoChoice, "ratio")
 def own_or_rent(grid: Grid, parameters: NoChoice, said: Said) -> Answer:
     """A device-hour owned, electricity included, over one rented, at the prices of the experiment's cluster file."""
     del parameters

@@ -16,16 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from octavo.configuration import Section
 from octavo.evidence.grid import Cell, Grid
-from octavo.evidence.measures import Answer, Said, Sample, metric
+from octavo.evidence.metrics.base import Answer, NoChoice, Said, Sample
 from octavo.records import Estimate, read_table
 
 PERMUTATIONS = 999
-
-
-class Specialisation(Section):
-    """Nothing to choose."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +107,7 @@ def information(runs: list[Routing], seed: int = 0) -> Information:
     )
 
 
-@metric("specialisation", Specialisation, "% of the domains' entropy")
-def specialisation(grid: Grid, parameters: Specialisation, said: Said) -> Answer:
+def specialisation(grid: Grid, parameters: NoChoice, said: Said) -> Answer:
     """The share of the domains' entropy that the expert tells beyond chance, and a permutation test that it is any."""
     del parameters
     samples: list[Sample] = []

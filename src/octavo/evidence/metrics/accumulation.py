@@ -1,0 +1,64 @@
+"""The metric of how products are summed: FP8's loss error with sums in FP32 and in about 14 bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from octavo.evidence.comparisons import final_difference
+from octavo.evidence.grid import Cell, Grid, Pair
+from octavo.evidence.metrics.base import Answer, NoChoice, Phrase, Said, Sample, divergence
+
+
+def accumulation(grid: Grid, parameters: NoChoice, said: Said) -> Answer:
+    """FP8's loss error against BF16 with sums kept in FP32 (which must be good enough) and in about 14 bits (which must
+    not be). Products promoted to FP32 every 128 elements count as the first kind."""
+    del parameters
+    samples: list[Sample] = []
+    untested: dict[str, str] = {}
+    rows: dict[str, list[Any]] = {"cell": [], "accumulation": [], "seed": [], "error": []}
+    reference = {
+        cell.architecture: cell for cell in grid.cells.values() if cell.precision == "bf16" and not cell.ablation
+    }
+    short = [cell for cell in grid.cells.values() if cell.accumulation == "fp14" and cell.architecture in reference]
+    if not short:
+        return Answer(missing="an ablation with precision.accumulation: fp14, and its BF16 cell")
+    asked_for = {cell.baseline for cell in short}
+    for cell in grid.cells.values():
+        if cell.precision == "bf16" or cell.baseline not in asked_for or not _sums_alone(cell, grid):
+            continue
+        pair = Pair("precision", cell, reference[cell.architecture])
+        errors = [(seed, final_difference(pair, seed)) for seed in pair.seeds]
+        values = np.array([error for _, error in errors if error is not None])
+        lost = divergence(cell, pair.against)
+        if not len(values) and lost is None:
+            untested[cell.label] = "no seed is complete for it and for BF16 on equally many tokens"
+            continue
+        for seed, error in errors:
+            for column, value in zip(rows, (cell.name, cell.accumulation, seed, error), strict=True):
+                rows[column].append(value)
+        kept = {"fp32": "sums in FP32", "fp14": "sums in 14 bits", "promoted": "sums promoted to FP32"}
+        samples.append(
+            Sample(
+                label=f"{cell.label}, {kept[cell.accumulation]}", values=values, unit="%",
+                says="above" if cell.accumulation == "fp14" else said.says, margin=said.margin,
+                phrase=_with_sums(pair, kept[cell.accumulation]), cells=(cell, pair.against), runs=pair.run_names,
+                diverged=lost,
+            )
+        )  # fmt: skip
+    kinds = {sample.says for sample in samples}
+    if len(kinds) < 2:
+        return Answer(missing="complete runs of FP8 with sums in FP32 and in 14 bits, and of BF16")
+    return Answer(samples, untested, incomplete=bool(untested), data=rows)
+
+
+def _sums_alone(cell: Cell, grid: Grid) -> bool:
+    """Whether a cell is a baseline, or an ablation of how products are summed and of nothing else we know of."""
+    base = grid.cells.get(cell.baseline)
+    return cell.ablation is None or (base is not None and cell.accumulation != base.accumulation)
+
+
+def _with_sums(pair: Pair, sums: str) -> Phrase:
+    architecture = pair.cell.label.partition(",")[0]
+    return lambda effect: f"{architecture} with {sums} ends {effect.value:+.2f} % from {pair.against.label}"

@@ -1,0 +1,115 @@
+"""What a metric is given and what it answers, whichever family it belongs to.
+
+A metric reads the grid and answers with samples, one per comparison that the claim rests on: a number for each seed,
+and what the claim says of their mean. Whether that is enough for a verdict is not decided here (`octavo.evidence.
+verdicts`). A metric that needs something which the experiment does not have answers with what that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from octavo.configuration import Section
+from octavo.evidence.grid import Cell, Grid
+from octavo.evidence.statistics import Expectation, p_diverges_more
+from octavo.records import Estimate, Part
+
+Phrase = Callable[[Estimate], str]
+"""Words for what was measured; the interval is added to them."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Runs of a comparison that diverged: they have no loss, and no loss is worse than any."""
+
+    words: str
+    """`2 of 3 runs of MoE FP8 blockwise diverged`."""
+    p_worse: float = 1.0
+    """P value that chance alone makes the cell diverge so much more often than what it is held against."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One comparison that a claim rests on."""
+
+    label: str
+    values: np.ndarray
+    """One number per seed; logarithms where `unit` is ratio. None at all where a run of every seed diverged."""
+    unit: str
+    says: Expectation
+    margin: float
+    """On the scale of `values`."""
+    phrase: Phrase
+    cells: tuple[Cell, ...]
+    runs: list[str]
+    p_at_least: float = 0.0
+    """A further test (a permutation's, say) must support the claim too: its p value."""
+    diverged: Divergence | None = None
+
+    @property
+    def blocked(self) -> bool:
+        """Whether runs that diverged keep the claim from being supported: always, unless it says that the cell is
+        worse and it is the cell's runs alone that diverged."""
+        return self.diverged is not None and (self.says != "above" or self.diverged.p_worse == 1)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an experiment has to say about a claim."""
+
+    samples: list[Sample] = field(default_factory=list)
+    untested: dict[str, str] = field(default_factory=dict)
+    """Comparisons that the experiment has but cannot test, and why."""
+    incomplete: bool = False
+    """Among those is one that the claim is about, so that it cannot be supported by the others alone."""
+    decides: bool = True
+    """Whether the samples reach as far as the claim does; where not, it is not testable and they are but told."""
+    missing: str | None = None
+    """What the experiment would need, where there is nothing to test."""
+    arithmetic: list[tuple[Part, str]] = field(default_factory=list)
+    """Parts that follow from figures or settings, no seeds involved, and their sentences."""
+    data: dict[str, Any] = field(default_factory=dict)
+    remark: str = ""
+    """A further sentence, made from numbers too."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a claim file says of the effect."""
+
+    says: Expectation
+    margin: float
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A way to measure, with the keys that a claim file may give it."""
+
+    parameters: type[Section]
+    unit: str
+    """Of the effect and of the margin in a claim file; empty where claims have no margin."""
+    measure: Callable[[Grid, Any, Said], Answer]
+
+
+class NoChoice(Section):
+    """A metric without keys in a claim file."""
+
+
+def divergence(cell: Cell, against: Cell) -> Divergence | None:
+    """What diverged of two cells, among the seeds that ended for both; None where nothing did."""
+    ended = [one.diverged | set(one.runs.index) for one in (cell, against)]
+    both = ended[0] & ended[1]
+    counts = [len(one.diverged & both) for one in (cell, against)]
+    if not any(counts):
+        return None
+    told = [
+        f"{count} of {len(both)} run{'s' * (len(both) > 1)} of {one.label} diverged"
+        for one, count in zip((cell, against), counts, strict=True)
+        if count
+    ]
+    worse = 1.0 if counts[1] else p_diverges_more(counts[0], counts[1], len(both))
+    return Divergence(" and ".join(told), worse)
