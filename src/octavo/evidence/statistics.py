@@ -29,7 +29,7 @@ BOOTSTRAP_TO = 200
 RESAMPLES = 10_000
 MOST_SEEDS = 1000
 
-Expectation = Literal["below", "above", "within"]
+Relation = Literal["below", "above", "within"]
 """What a claim says of an effect: below the margin, above it, or between -margin and +margin."""
 
 
@@ -46,7 +46,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Test:
-    """One-sided p values: that a claim would look so well supported, or so well refuted, if it were not so."""
+    """One-sided p values of the two null hypotheses: that the claim is false (`supports`), that it is true (`refutes`).
+
+    Each is the probability, under its null hypothesis, of data at least as far on the other side as those found.
+    """
 
     supports: float
     refutes: float
@@ -57,9 +60,9 @@ class Test:
         return min(self.supports, self.refutes)
 
 
-def confidence_for(expectation: Expectation) -> float:
+def confidence_for(relation: Relation) -> float:
     """The interval that shows what the test decides: 1 - 2 alpha for equivalence (TOST), 1 - alpha for a direction."""
-    return 1 - 2 * ALPHA if expectation == "within" else 1 - ALPHA
+    return 1 - 2 * ALPHA if relation == "within" else 1 - ALPHA
 
 
 def t_interval(differences: np.ndarray, confidence: float = 0.95) -> Interval:
@@ -88,7 +91,7 @@ def bootstrap_interval(differences: np.ndarray, confidence: float = 0.95, seed: 
     return Interval(float(np.mean(differences)), float(low), float(high), confidence, n)
 
 
-def test(differences: np.ndarray, expectation: Expectation, margin: float) -> Test | None:
+def test(differences: np.ndarray, relation: Relation, margin: float) -> Test | None:
     """Hold the mean difference against a claim; None for a single difference.
 
     A direction is tested on both sides (each p value doubled), so that a verdict at level alpha agrees with the
@@ -96,12 +99,12 @@ def test(differences: np.ndarray, expectation: Expectation, margin: float) -> Te
     """
     if len(differences) < 2:
         return None
-    if expectation == "within":
+    if relation == "within":
         inside = max(_p_above(differences, -margin), _p_below(differences, margin))
         outside = min(_p_above(differences, margin), _p_below(differences, -margin))
         return Test(inside, outside)
     below, above = min(1.0, 2 * _p_below(differences, margin)), min(1.0, 2 * _p_above(differences, margin))
-    return Test(below, above) if expectation == "below" else Test(above, below)
+    return Test(below, above) if relation == "below" else Test(above, below)
 
 
 def _p_below(differences: np.ndarray, bound: float) -> float:
@@ -146,7 +149,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return result.tolist()
 
 
-def required_seeds(differences: np.ndarray, expectation: Expectation, margin: float, *, claims: int = 1) -> int | None:
+def required_seeds(differences: np.ndarray, relation: Relation, margin: float, *, claims: int = 1) -> int | None:
     """Seeds with which the verdict that these differences lean to would be reached with chance POWER.
 
     Takes mean and standard deviation as they were measured, and the level of the strictest of `claims` (Holm's first
@@ -154,10 +157,8 @@ def required_seeds(differences: np.ndarray, expectation: Expectation, margin: fl
     """
     n = np.arange(2, MOST_SEEDS + 1)
     mean, spread = float(np.mean(differences)), float(np.std(differences, ddof=1))
-    bounds = (
-        (-margin, margin) if expectation == "within" and abs(mean) < margin else _nearest(mean, expectation, margin)
-    )
-    level = ALPHA / claims / (1 if expectation == "within" else 2)
+    bounds = (-margin, margin) if relation == "within" and abs(mean) < margin else _nearest(mean, relation, margin)
+    level = ALPHA / claims / (1 if relation == "within" else 2)
     critical = -special.stdtrit(n - 1, level)
     missed = np.zeros(len(n))
     for bound in bounds:
@@ -169,5 +170,5 @@ def required_seeds(differences: np.ndarray, expectation: Expectation, margin: fl
     return int(n[enough[0]]) if len(enough) else None
 
 
-def _nearest(mean: float, expectation: Expectation, margin: float) -> tuple[float, ...]:
-    return (margin if mean >= 0 else -margin,) if expectation == "within" else (margin,)
+def _nearest(mean: float, relation: Relation, margin: float) -> tuple[float, ...]:
+    return (margin if mean >= 0 else -margin,) if relation == "within" else (margin,)

@@ -21,9 +21,9 @@ from octavo.errors import OctavoError
 from octavo.evidence.comparisons import all_comparisons, estimate
 from octavo.evidence.grid import Grid
 from octavo.evidence.metrics import METRICS
-from octavo.evidence.metrics.base import Answer, Said, Sample
+from octavo.evidence.metrics.base import Expectation, Measurement, Sample
 from octavo.evidence.metrics.costs import amount, cost_of_a_seed
-from octavo.evidence.statistics import ALPHA, Expectation, Test, all_of, confidence_for, holm, required_seeds, test
+from octavo.evidence.statistics import ALPHA, Relation, Test, all_of, confidence_for, holm, required_seeds, test
 from octavo.experiment.run import Experiment
 from octavo.files import write_json
 from octavo.layout import ConfigFolders, ExperimentFolder
@@ -41,7 +41,7 @@ class Claim(Section):
     """How it is measured: a name of `octavo.evidence.metrics.METRICS`."""
     comparison: dict[str, Any] = {}
     """What is compared: the metric's own keys."""
-    expectation: dict[Expectation, float] = {}
+    expectation: dict[Relation, float] = {}
     """What the claim says of the effect: `{below: 1}`, `{above: 1}`, `{within: 0.25}`, in the metric's unit; nothing
     for figures that bring their own."""
     needs: str
@@ -49,27 +49,27 @@ class Claim(Section):
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A claim file, read."""
+class LoadedClaim:
+    """A claim file with its metric's parameters, before it is evaluated."""
 
     name: str
     claim: Claim
     parameters: Any
-    said: Said
+    expectation: Expectation
 
 
 @dataclass(frozen=True)
-class _Held:
-    """A claim held against the grid, before other claims are taken into account."""
+class EvaluatedClaim:
+    """A claim evaluated on the grid, before the correction for the other claims."""
 
-    asked: _Asked
-    answer: Answer
+    loaded: LoadedClaim
+    measurement: Measurement
     tests: list[Test | None]
 
     @property
     def test(self) -> Test | None:
         """Of the whole claim; None where a sample has one seed, or there is none that decides."""
-        if not self.answer.decides or not self.tests or any(one is None for one in self.tests):
+        if not self.measurement.decides or not self.tests or any(one is None for one in self.tests):
             return None
         return all_of([one for one in self.tests if one is not None])
 
@@ -88,7 +88,7 @@ def write_verdicts(folder: ExperimentFolder, configs: ConfigFolders, ablation: s
     return tables
 
 
-def read_claims(configs: ConfigFolders, experiment: Experiment | None = None) -> list[_Asked]:
+def read_claims(configs: ConfigFolders, experiment: Experiment | None = None) -> list[LoadedClaim]:
     """The claims that an experiment is held against (all there are, unless its file names some), by number."""
     there = {path.stem: path for path in sorted(configs.claims.glob("*.yaml"))}
     names = list(there)
@@ -112,7 +112,7 @@ def read_claims(configs: ConfigFolders, experiment: Experiment | None = None) ->
     return claims
 
 
-def _read(path: Path) -> _Asked:
+def _read(path: Path) -> LoadedClaim:
     claim = read_section(path, Claim)
     if claim.metric not in METRICS:
         raise OctavoError(
@@ -130,22 +130,22 @@ def _read(path: Path) -> _Asked:
             if how.unit
             else "none: the figures bring their own",
         )
-    says, margin = next(iter(claim.expectation.items()), ("within", 0.0))
-    if how.unit == "ratio" and (margin <= 0 or says == "within"):  # compared on a logarithmic scale
+    relation, margin = next(iter(claim.expectation.items()), ("within", 0.0))
+    if how.unit == "ratio" and (margin <= 0 or relation == "within"):  # compared on a logarithmic scale
         raise OctavoError(
-            f"wrong value: {says}: {margin:g}",
-            where=place(path, ("expectation", says)),
+            f"wrong value: {relation}: {margin:g}",
+            where=place(path, ("expectation", relation)),
             expected="below or above a ratio greater than 0",
         )
-    return _Asked(path.stem, claim, parameters, Said(says, margin))
+    return LoadedClaim(path.stem, claim, parameters, Expectation(relation, margin))
 
 
-def judge(grid: Grid, claims: list[_Asked]) -> list[ClaimResult]:
+def judge(grid: Grid, claims: list[LoadedClaim]) -> list[ClaimResult]:
     """A verdict for every claim."""
-    held = [_hold(grid, asked) for asked in claims]
-    tested = [one.test for one in held]
+    evaluated = [_evaluate(grid, loaded) for loaded in claims]
+    tested = [one.test for one in evaluated]
     count = sum(one is not None for one in tested)
-    return [_result(grid, one, p, count) for one, p in zip(held, adjusted_p_values(tested), strict=True)]
+    return [_result(grid, one, p, count) for one, p in zip(evaluated, adjusted_p_values(tested), strict=True)]
 
 
 def adjusted_p_values(tests: Sequence[Test | None]) -> list[float | None]:
@@ -161,14 +161,14 @@ def verdict_of(tested: Test | None, p_value: float | None) -> Verdict:
     return "supported" if tested.supports < tested.refutes else "refuted"
 
 
-def _hold(grid: Grid, asked: _Asked) -> _Held:
-    answer = METRICS[asked.claim.metric].measure(grid, asked.parameters, asked.said)
-    return _Held(asked, answer, [_test(sample) for sample in answer.samples])
+def _evaluate(grid: Grid, loaded: LoadedClaim) -> EvaluatedClaim:
+    measurement = METRICS[loaded.claim.metric].measure(grid, loaded.parameters, loaded.expectation)
+    return EvaluatedClaim(loaded, measurement, [_test(sample) for sample in measurement.samples])
 
 
 def _test(sample: Sample) -> Test | None:
     """What the seeds that can be compared say, and what the runs that diverged say."""
-    found = test(sample.values, sample.says, sample.margin)
+    found = test(sample.values, sample.relation, sample.margin)
     if found is not None:
         found = Test(max(found.supports, sample.p_at_least), found.refutes)
     if sample.diverged is None:
@@ -180,12 +180,12 @@ def _test(sample: Sample) -> Test | None:
     return Test(min(1.0, tests * min(supports, sample.diverged.p_worse)), 1.0)
 
 
-def _result(grid: Grid, held: _Held, p_adjusted: float | None, tested: int) -> ClaimResult:
-    asked, answer = held.asked, held.answer
-    claim = asked.claim
+def _result(grid: Grid, evaluated: EvaluatedClaim, p_adjusted: float | None, tested: int) -> ClaimResult:
+    loaded, measurement = evaluated.loaded, evaluated.measurement
+    claim = loaded.claim
     effects = [
-        estimate(sample.values, sample.unit, confidence_for(sample.says)) if len(sample.values) else None
-        for sample in answer.samples
+        estimate(sample.values, sample.unit, confidence_for(sample.relation)) if len(sample.values) else None
+        for sample in measurement.samples
     ]
     parts = [
         Part(
@@ -194,69 +194,71 @@ def _result(grid: Grid, held: _Held, p_adjusted: float | None, tested: int) -> C
             verdict=verdict_of(one, one and one.p_value),
             note=sample.diverged.words if sample.diverged else None,
         )
-        for sample, effect, one in zip(answer.samples, effects, held.tests, strict=True)
+        for sample, effect, one in zip(measurement.samples, effects, evaluated.tests, strict=True)
     ]
-    parts += [part for part, _ in answer.arithmetic]
+    parts += [part for part, _ in measurement.arithmetic]
     parts += [
-        Part(label=label, effect=None, verdict="not testable here", note=why) for label, why in answer.untested.items()
+        Part(label=label, effect=None, verdict="not testable here", note=why)
+        for label, why in measurement.untested.items()
     ]
-    verdict = _claim_verdict(held, p_adjusted)
-    needed = _seeds_needed(answer, tested) if verdict == "inconclusive" else None
-    n = min((len(sample.values) for sample in answer.samples), default=0)
-    cells = {cell.name: cell for sample in answer.samples for cell in sample.cells}
+    verdict = _claim_verdict(evaluated, p_adjusted)
+    needed = _seeds_needed(measurement, tested) if verdict == "inconclusive" else None
+    n = min((len(sample.values) for sample in measurement.samples), default=0)
+    cells = {cell.name: cell for sample in measurement.samples for cell in sample.cells}
     each = cost_of_a_seed(cells)
     further = None if needed is None or each is None else max(0, needed - n) * each
     return ClaimResult(
         number=claim.number,
-        name=asked.name,
+        name=loaded.name,
         title=claim.title,
         text=claim.text.strip(),
         source=claim.source,
         needs=claim.needs.strip(),
         verdict=verdict,
-        sentence=_sentence(held, effects, verdict, needed, further, grid.currency),
-        effect=None if verdict == "not testable here" else _headline(held, effects),
+        sentence=_sentence(evaluated, effects, verdict, needed, further, grid.currency),
+        effect=None if verdict == "not testable here" else _headline(evaluated, effects),
         expectation=_expectation(claim),
         p_adjusted=p_adjusted,
         seeds_needed=needed,
         seeds_cost=further,
         currency=grid.currency if further is not None else None,
         parts=parts,
-        runs=list(dict.fromkeys(run for sample in answer.samples for run in sample.runs)),
-        data=answer.data,
+        runs=list(dict.fromkeys(run for sample in measurement.samples for run in sample.runs)),
+        data=measurement.data,
     )
 
 
-def _claim_verdict(held: _Held, p_adjusted: float | None) -> Verdict:
-    if held.answer.arithmetic:
-        verdicts = {part.verdict for part, _ in held.answer.arithmetic}
+def _claim_verdict(evaluated: EvaluatedClaim, p_adjusted: float | None) -> Verdict:
+    if evaluated.measurement.arithmetic:
+        verdicts = {part.verdict for part, _ in evaluated.measurement.arithmetic}
         return "supported" if verdicts == {"supported"} else "refuted"
-    if not held.answer.samples or not held.answer.decides:
+    if not evaluated.measurement.samples or not evaluated.measurement.decides:
         return "not testable here"
-    verdict = verdict_of(held.test, p_adjusted)
-    return "inconclusive" if verdict == "supported" and held.answer.incomplete else verdict
+    verdict = verdict_of(evaluated.test, p_adjusted)
+    return "inconclusive" if verdict == "supported" and evaluated.measurement.incomplete else verdict
 
 
-def _headline(held: _Held, effects: list[Estimate | None]) -> Estimate | None:
+def _headline(evaluated: EvaluatedClaim, effects: list[Estimate | None]) -> Estimate | None:
     """The effect that decides: of the sample that refutes most, or that supports least; the first of an arithmetic."""
-    if held.answer.arithmetic:
-        return held.answer.arithmetic[0][0].effect
+    if evaluated.measurement.arithmetic:
+        return evaluated.measurement.arithmetic[0][0].effect
     if not effects:
         return None
-    whole = held.test
+    whole = evaluated.test
     if whole is None:
         return effects[0]
     refuted = whole.refutes < whole.supports
-    tests = [one for one in held.tests if one is not None]
+    tests = [one for one in evaluated.tests if one is not None]
     order = [one.refutes if refuted else -one.supports for one in tests]
     return effects[int(np.argmin(order))]
 
 
-def _seeds_needed(answer: Answer, tested: int) -> int | None:
-    if answer.incomplete or any(len(sample.values) < 2 or sample.blocked for sample in answer.samples):
+def _seeds_needed(measurement: Measurement, tested: int) -> int | None:
+    if measurement.incomplete or any(len(sample.values) < 2 or sample.blocked for sample in measurement.samples):
         return None
     needed = [
-        required_seeds(sample.values, sample.says, sample.margin, claims=max(1, tested)) for sample in answer.samples
+        required_seeds(sample.values, sample.relation, sample.margin, claims=max(1, tested))
+        for sample in measurement.samples
     ]
     return None if None in needed else max((one for one in needed if one is not None), default=None)
 
@@ -266,44 +268,45 @@ def _seeds_needed(answer: Answer, tested: int) -> int | None:
 
 def _expectation(claim: Claim) -> str:
     unit = METRICS[claim.metric].unit
-    said = [
-        f"{says} {margin:g}" + ("" if unit == "ratio" else f" {unit}") for says, margin in claim.expectation.items()
+    words = [
+        f"{relation} {margin:g}" + ("" if unit == "ratio" else f" {unit}")
+        for relation, margin in claim.expectation.items()
     ]
-    return said[0] if said else "as printed"
+    return words[0] if words else "as printed"
 
 
 def _sentence(
-    held: _Held,
+    evaluated: EvaluatedClaim,
     effects: list[Estimate | None],
     verdict: Verdict,
     needed: int | None,
     cost: float | None,
     currency: str | None,
 ) -> str:
-    answer = held.answer
-    if answer.missing:
-        return _sentences([f"it would need {answer.missing}"])
-    if not answer.samples and not answer.arithmetic:
-        return _sentences(_untested(answer))
-    said = [words for _, words in answer.arithmetic] + [
-        _what(sample, effect) for sample, effect in zip(answer.samples, effects, strict=True)
+    measurement = evaluated.measurement
+    if measurement.missing:
+        return _sentences([f"it would need {measurement.missing}"])
+    if not measurement.samples and not measurement.arithmetic:
+        return _sentences(_untested(measurement))
+    clauses = [words for _, words in measurement.arithmetic] + [
+        _what(sample, effect) for sample, effect in zip(measurement.samples, effects, strict=True)
     ]
-    closing = [answer.remark] if answer.remark else []
-    if answer.untested:
-        closing.append(f"Not tested: {'; '.join(_untested(answer))}.")
+    closing = [measurement.remark] if measurement.remark else []
+    if measurement.untested:
+        closing.append(f"Not tested: {'; '.join(_untested(measurement))}.")
     if verdict == "inconclusive":
         if any(effect is not None and effect.n < 2 for effect in effects):
             closing.append("One seed tells nothing of the spread.")
-        elif any(sample.blocked for sample in answer.samples):
+        elif any(sample.blocked for sample in measurement.samples):
             closing.append("Where runs diverge the claim cannot be supported.")
-        elif answer.incomplete:
+        elif measurement.incomplete:
             closing.append("While a comparison that it is about is missing the claim cannot be supported.")
         elif needed is None:
             closing.append("The mean is so close to the margin that no number of seeds that could be run would tell.")
         else:
             price = "" if cost is None or currency is None else f", for a further {amount(cost)} {currency}"
             closing.append(f"To tell would take about {needed} seeds{price}.")
-    return " ".join([_sentences(said), *closing])
+    return " ".join([_sentences(clauses), *closing])
 
 
 def _what(sample: Sample, effect: Estimate | None) -> str:
@@ -314,10 +317,10 @@ def _what(sample: Sample, effect: Estimate | None) -> str:
     return f"{sample.phrase(effect)} ({'; '.join(filter(None, (_interval(effect), diverged)))})"
 
 
-def _untested(answer: Answer) -> list[str]:
+def _untested(measurement: Measurement) -> list[str]:
     """Comparisons that cannot be tested, those with the same reason together."""
     labels: dict[str, list[str]] = {}
-    for label, why in answer.untested.items():
+    for label, why in measurement.untested.items():
         labels.setdefault(why, []).append(label)
     return [f"{' and '.join(of_reason)}: {why}" for why, of_reason in labels.items()]
 

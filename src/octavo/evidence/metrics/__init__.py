@@ -1,17 +1,17 @@
 """What a claim can be held against: the metrics, by the name that a claim file gives; one file for each family."""
 
 from octavo.evidence.metrics import accumulation, arithmetic, costs, experts, pairs, specialisation
-from octavo.evidence.metrics.base import Metric, NoChoice
+from octavo.evidence.metrics.base import Metric, NoParameters
 
 METRICS = {
     "loss_difference": Metric(pairs.Pairs, "%", pairs.loss_difference),
     "resource_ratio": Metric(pairs.Pairs, "ratio", pairs.resource_ratio),
     "time_per_token": Metric(pairs.Pairs, "ratio", pairs.time_per_token),
-    "accumulation": Metric(NoChoice, "%", accumulation.accumulation),
+    "accumulation": Metric(NoParameters, "%", accumulation.accumulation),
     "expert_count": Metric(experts.ExpertCount, "% per doubling", experts.expert_count),
-    "all_in_cost": Metric(NoChoice, "ratio", costs.all_in_cost),
-    "traffic": Metric(NoChoice, "ratio", arithmetic.traffic_between_devices),
+    "all_in_cost": Metric(NoParameters, "ratio", costs.all_in_cost),
+    "traffic": Metric(NoParameters, "ratio", arithmetic.traffic_between_devices),
     "published_figures": Metric(arithmetic.Figures, "", arithmetic.published_figures),
-    "own_or_rent": Metric(NoChoice, "ratio", arithmetic.own_or_rent),
-    "specialisation": Metric(NoChoice, "% of the domains' entropy", specialisation.specialisation),
+    "own_or_rent": Metric(NoParameters, "ratio", arithmetic.own_or_rent),
+    "specialisation": Metric(NoParameters, "% of the domains' entropy", specialisation.specialisation),
 }

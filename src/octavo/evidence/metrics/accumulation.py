@@ -8,10 +8,10 @@ import numpy as np
 
 from octavo.evidence.comparisons import final_difference
 from octavo.evidence.grid import Cell, Grid, Pair
-from octavo.evidence.metrics.base import Answer, NoChoice, Phrase, Said, Sample, divergence
+from octavo.evidence.metrics.base import Expectation, Measurement, NoParameters, Phrase, Sample, divergence
 
 
-def accumulation(grid: Grid, parameters: NoChoice, said: Said) -> Answer:
+def accumulation(grid: Grid, parameters: NoParameters, expectation: Expectation) -> Measurement:
     """FP8's loss error against BF16 with sums kept in FP32 (which must be good enough) and in about 14 bits (which must
     not be). Products promoted to FP32 every 128 elements count as the first kind."""
     del parameters
@@ -23,7 +23,7 @@ def accumulation(grid: Grid, parameters: NoChoice, said: Said) -> Answer:
     }
     short = [cell for cell in grid.cells.values() if cell.accumulation == "fp14" and cell.architecture in reference]
     if not short:
-        return Answer(missing="an ablation with precision.accumulation: fp14, and its BF16 cell")
+        return Measurement(missing="an ablation with precision.accumulation: fp14, and its BF16 cell")
     asked_for = {cell.baseline for cell in short}
     for cell in grid.cells.values():
         if cell.precision == "bf16" or cell.baseline not in asked_for or not _sums_alone(cell, grid):
@@ -42,15 +42,15 @@ def accumulation(grid: Grid, parameters: NoChoice, said: Said) -> Answer:
         samples.append(
             Sample(
                 label=f"{cell.label}, {kept[cell.accumulation]}", values=values, unit="%",
-                says="above" if cell.accumulation == "fp14" else said.says, margin=said.margin,
+                relation="above" if cell.accumulation == "fp14" else expectation.relation, margin=expectation.margin,
                 phrase=_with_sums(pair, kept[cell.accumulation]), cells=(cell, pair.against), runs=pair.run_names,
                 diverged=lost,
             )
         )  # fmt: skip
-    kinds = {sample.says for sample in samples}
+    kinds = {sample.relation for sample in samples}
     if len(kinds) < 2:
-        return Answer(missing="complete runs of FP8 with sums in FP32 and in 14 bits, and of BF16")
-    return Answer(samples, untested, incomplete=bool(untested), data=rows)
+        return Measurement(missing="complete runs of FP8 with sums in FP32 and in 14 bits, and of BF16")
+    return Measurement(samples, untested, incomplete=bool(untested), data=rows)
 
 
 def _sums_alone(cell: Cell, grid: Grid) -> bool:

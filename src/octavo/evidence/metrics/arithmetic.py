@@ -9,9 +9,9 @@ from __future__ import annotations
 from octavo.accounting.money import hour_price
 from octavo.configuration import Section
 from octavo.evidence.grid import Grid
-from octavo.evidence.metrics.base import Answer, NoChoice, Said
+from octavo.evidence.metrics.base import Expectation, Measurement, NoParameters
 from octavo.evidence.metrics.pairs import pair_label
-from octavo.evidence.statistics import Expectation
+from octavo.evidence.statistics import Relation
 from octavo.experiment.run import Experiment
 from octavo.records import Estimate, Part, Verdict
 
@@ -22,23 +22,25 @@ class Figures(Section):
     figures: list[str]
 
 
-def holds(value: float, says: Expectation, margin: float) -> Verdict:
+def holds(value: float, relation: Relation, margin: float) -> Verdict:
     """Whether a number without uncertainty is where a claim says."""
-    inside = {"below": value < margin, "above": value > margin, "within": abs(value) < margin}[says]
+    inside = {"below": value < margin, "above": value > margin, "within": abs(value) < margin}[relation]
     return "supported" if inside else "refuted"
 
 
-def traffic_between_devices(grid: Grid, parameters: NoChoice, said: Said) -> Answer:
+def traffic_between_devices(grid: Grid, parameters: NoParameters, expectation: Expectation) -> Measurement:
     """Bytes that one device sends per token: a mixture of experts over a dense model, and FP8 over BF16, as computed
     from model and parallel layout (`octavo.forecast.communication`)."""
     from octavo.forecast.communication import traffic
 
     del parameters
     if grid.experiment is None:
-        return Answer(missing="the model and the parallel layout of each cell, which imported runs do not say")
+        return Measurement(missing="the model and the parallel layout of each cell, which imported runs do not say")
     computed = {name: traffic(grid.experiment.cells[name]) for name in grid.cells if name in grid.experiment.cells}
     if not any(one.total_bytes_per_token for one in computed.values()):
-        return Answer(missing="runs on several devices: here every run has one, and nothing travels between devices")
+        return Measurement(
+            missing="runs on several devices: here every run has one, and nothing travels between devices"
+        )
     arithmetic = []
     for pair in [*grid.pairs("architecture"), *grid.pairs("precision")]:
         one, other = (computed[cell.name].total_bytes_per_token for cell in (pair.cell, pair.against))
@@ -47,13 +49,13 @@ def traffic_between_devices(grid: Grid, parameters: NoChoice, said: Said) -> Ans
         part = Part(
             label=f"{pair_label(pair)} against {pair.against.label}",
             effect=Estimate(value=one / other, n=0, unit="ratio"),
-            verdict=holds(one / other, said.says, said.margin),
+            verdict=holds(one / other, expectation.relation, expectation.margin),
             note="computed from model and parallel layout, not measured",
         )
         sentence = f"{pair.cell.label} sends {one / other:.2f} times the bytes per token of {pair.against.label}"
         arithmetic.append((part, sentence))
     if not arithmetic:
-        return Answer(missing="pairs of cells whose devices exchange anything")
+        return Measurement(missing="pairs of cells whose devices exchange anything")
     shares = {name: _share_of_step(grid.experiment, name) for name in computed}
     data = {
         "cell": list(computed),
@@ -65,7 +67,7 @@ def traffic_between_devices(grid: Grid, parameters: NoChoice, said: Said) -> Ans
     }
     told = [f"{share:.0%} in {grid.cells[name].label}" for name, share in shares.items() if share is not None]
     remark = f"The forecast step waits for it: {', '.join(told)}." if told else ""
-    return Answer(arithmetic=arithmetic, data=data, remark=remark.replace("%", " %"))
+    return Measurement(arithmetic=arithmetic, data=data, remark=remark.replace("%", " %"))
 
 
 def _share_of_step(experiment: Experiment, cell: str) -> float | None:
@@ -80,12 +82,12 @@ def _share_of_step(experiment: Experiment, cell: str) -> float | None:
     return sum(step.breakdown.get(part, 0.0) for part in STEP_GROUPS["messages"]) / step.seconds
 
 
-def published_figures(grid: Grid, parameters: Figures, said: Said) -> Answer:
+def published_figures(grid: Grid, parameters: Figures, expectation: Expectation) -> Measurement:
     """Figures as printed, recomputed from what else was published (`octavo.forecast.published`)."""
     from octavo.errors import OctavoError
     from octavo.forecast.published import derived
 
-    del grid, said
+    del grid, expectation
     known = {one.name: one for one in derived() if one.published_value is not None}
     absent = [name for name in parameters.figures if name not in known]
     if absent:
@@ -103,20 +105,20 @@ def published_figures(grid: Grid, parameters: Figures, said: Said) -> Answer:
         sentence = f"“{one.text}”: {_figure(one.value)} {one.unit} recomputed, {_figure(one.published_value)} printed"
         arithmetic.append((part, sentence))
     columns = ("name", "text", "value", "unit", "published_value", "holds", "assumption", "source")
-    return Answer(arithmetic=arithmetic, data={name: [getattr(one, name) for one in figures] for name in columns})
+    return Measurement(arithmetic=arithmetic, data={name: [getattr(one, name) for one in figures] for name in columns})
 
 
-def own_or_rent(grid: Grid, parameters: NoChoice, said: Said) -> Answer:
+def own_or_rent(grid: Grid, parameters: NoParameters, expectation: Expectation) -> Measurement:
     """A device-hour owned, electricity included, over one rented, at the prices of the experiment's cluster file."""
     del parameters
     if grid.experiment is None:
-        return Answer(missing="a cluster file with rental and ownership")
+        return Measurement(missing="a cluster file with rental and ownership")
     cluster, device = grid.experiment.cluster, grid.experiment.device
     if cluster.rental is None or cluster.ownership is None:
-        return Answer(missing="a cluster file with both rental and ownership")
+        return Measurement(missing="a cluster file with both rental and ownership")
     rented, owned = (hour_price(cluster, device, basis) for basis in ("rental", "ownership"))
     if not rented.total:
-        return Answer(missing="a rent above zero in the cluster file")
+        return Measurement(missing="a rent above zero in the cluster file")
     ratio, unit = owned.total / rented.total, cluster.currency
     terms = cluster.ownership
     sentence = (
@@ -127,7 +129,7 @@ def own_or_rent(grid: Grid, parameters: NoChoice, said: Said) -> Answer:
     part = Part(
         label=device.name,
         effect=Estimate(value=ratio, n=0, unit="ratio"),
-        verdict=holds(ratio, said.says, said.margin),
+        verdict=holds(ratio, expectation.relation, expectation.margin),
         note="; ".join([cluster.rental.source, *terms.sources.values()]),
     )
     data = {
@@ -137,7 +139,7 @@ def own_or_rent(grid: Grid, parameters: NoChoice, said: Said) -> Answer:
         "total": [owned.total, rented.total],
         "unit": [f"{unit} per device-hour"] * 2,
     }
-    return Answer(arithmetic=[(part, sentence)], data=data)
+    return Measurement(arithmetic=[(part, sentence)], data=data)
 
 
 def _figure(value: float | None) -> str:

@@ -1,8 +1,8 @@
-"""What a metric is given and what it answers, whichever family it belongs to.
+"""What every metric takes and returns.
 
-A metric reads the grid and answers with samples, one per comparison that the claim rests on: a number for each seed,
-and what the claim says of their mean. Whether that is enough for a verdict is not decided here (`octavo.evidence.
-verdicts`). A metric that needs something which the experiment does not have answers with what that is.
+A metric reads the grid and returns a measurement: samples, one per comparison that the claim rests on, each with a
+number for each seed and the expectation for their mean. The verdict is reached in `octavo.evidence.verdicts`. Where the
+experiment lacks something that a metric needs, the measurement says what.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from octavo.configuration import Section
 from octavo.evidence.grid import Cell, Grid
-from octavo.evidence.statistics import Expectation, p_diverges_more
+from octavo.evidence.statistics import Relation, p_diverges_more
 from octavo.records import Estimate, Part
 
 Phrase = Callable[[Estimate], str]
@@ -40,7 +40,7 @@ class Sample:
     values: np.ndarray
     """One number per seed; logarithms where `unit` is ratio. None at all where a run of every seed diverged."""
     unit: str
-    says: Expectation
+    relation: Relation
     margin: float
     """On the scale of `values`."""
     phrase: Phrase
@@ -54,12 +54,12 @@ class Sample:
     def blocked(self) -> bool:
         """Whether runs that diverged keep the claim from being supported: always, unless it says that the cell is
         worse and it is the cell's runs alone that diverged."""
-        return self.diverged is not None and (self.says != "above" or self.diverged.p_worse == 1)
+        return self.diverged is not None and (self.relation != "above" or self.diverged.p_worse == 1)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What an experiment has to say about a claim."""
+class Measurement:
+    """What a metric measured on the grid, or why it could not."""
 
     samples: list[Sample] = field(default_factory=list)
     untested: dict[str, str] = field(default_factory=dict)
@@ -67,7 +67,7 @@ class Answer:
     incomplete: bool = False
     """Among those is one that the claim is about, so that it cannot be supported by the others alone."""
     decides: bool = True
-    """Whether the samples reach as far as the claim does; where not, it is not testable and they are but told."""
+    """Whether the samples can decide the claim. False: they are reported, and the claim is not testable here."""
     missing: str | None = None
     """What the experiment would need, where there is nothing to test."""
     arithmetic: list[tuple[Part, str]] = field(default_factory=list)
@@ -78,10 +78,10 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a claim file says of the effect."""
+class Expectation:
+    """What a claim file expects of the effect: its relation to a margin."""
 
-    says: Expectation
+    relation: Relation
     margin: float
 
 
@@ -92,10 +92,10 @@ class Metric:
     parameters: type[Section]
     unit: str
     """Of the effect and of the margin in a claim file; empty where claims have no margin."""
-    measure: Callable[[Grid, Any, Said], Answer]
+    measure: Callable[[Grid, Any, Expectation], Measurement]
 
 
-class NoChoice(Section):
+class NoParameters(Section):
     """A metric without keys in a claim file."""
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from octavo.evidence.grid import Cell, Grid
-from octavo.evidence.metrics.base import Answer, NoChoice, Said, Sample
+from octavo.evidence.metrics.base import Expectation, Measurement, NoParameters, Sample
 from octavo.records import Estimate
 
 
-def all_in_cost(grid: Grid, parameters: NoChoice, said: Said) -> Answer:
+def all_in_cost(grid: Grid, parameters: NoParameters, expectation: Expectation) -> Measurement:
     """Cost of all that was run (failed and repeated attempts, ablations, dropped configurations) over the cost of the
     grid's final runs, by seed; what belongs to no seed of the grid is spread evenly."""
     del parameters
@@ -22,7 +22,7 @@ def all_in_cost(grid: Grid, parameters: NoChoice, said: Said) -> Answer:
     complete = final.count() == in_grid.groupby(runs["seed"]).sum().reindex(final.count().index)
     seeds = sorted(complete.index[complete])
     if not seeds or attempts.empty:
-        return Answer(missing="the attempts of complete runs, with their hours")
+        return Measurement(missing="the attempts of complete runs, with their hours")
     known = set(zip(runs["cell"], runs["seed"], strict=True))
     listed = [(cell, seed) in known for cell, seed in zip(attempts["cell"], attempts["seed"], strict=True)]
     spent = attempts.loc[listed].groupby("seed")[column].sum()
@@ -31,9 +31,9 @@ def all_in_cost(grid: Grid, parameters: NoChoice, said: Said) -> Answer:
     all_in = spent.reindex(seeds).fillna(0.0) + elsewhere / len(seeds)
     ratios = np.log((all_in / base).to_numpy(dtype=float))
     if not np.isfinite(ratios).all():
-        return Answer(missing="the attempts of complete runs, with their hours")
+        return Measurement(missing="the attempts of complete runs, with their hours")
     if np.all(np.abs(ratios) < 1e-9):
-        return Answer(missing="something besides the final runs: here nothing failed, was repeated or was ablated")
+        return Measurement(missing="something besides the final runs: here nothing failed, was repeated or was ablated")
     total, alone = float(attempts[column].sum()), float(runs.loc[in_grid, f"{column}_final"].sum())
     unit = grid.currency if column == "cost" else "device-hours"
 
@@ -52,11 +52,13 @@ def all_in_cost(grid: Grid, parameters: NoChoice, said: Said) -> Answer:
         "cells and seeds that the experiment no longer has": elsewhere,
     }
     sample = Sample(
-        label="this experiment", values=ratios, unit="ratio", says=said.says,
-        margin=float(np.log(said.margin)), phrase=phrase, cells=tuple(grid.cells.values()),
+        label="this experiment", values=ratios, unit="ratio", relation=expectation.relation,
+        margin=float(np.log(expectation.margin)), phrase=phrase, cells=tuple(grid.cells.values()),
         runs=[f"{cell}/seed-{seed}" for cell, seed in sorted(known)],
     )  # fmt: skip
-    return Answer([sample], data={"part": list(parts), "amount": list(parts.values()), "unit": [unit] * len(parts)})
+    return Measurement(
+        [sample], data={"part": list(parts), "amount": list(parts.values()), "unit": [unit] * len(parts)}
+    )
 
 
 def amount(value: float) -> str:

@@ -10,7 +10,7 @@ from pydantic import PositiveInt
 from octavo.configuration import Section
 from octavo.evidence.comparisons import EQUAL
 from octavo.evidence.grid import Cell, Grid, Pair
-from octavo.evidence.metrics.base import Answer, Divergence, Phrase, Said, Sample, divergence
+from octavo.evidence.metrics.base import Divergence, Expectation, Measurement, Phrase, Sample, divergence
 from octavo.records import Estimate
 
 
@@ -21,7 +21,7 @@ class ExpertCount(Section):
     """The claim is about so many experts and more: with fewer it is not testable."""
 
 
-def expert_count(grid: Grid, parameters: ExpertCount, said: Said) -> Answer:
+def expert_count(grid: Grid, parameters: ExpertCount, expectation: Expectation) -> Measurement:
     """Change of the loss with every doubling of the number of experts, which grow smaller, at equal active parameters
     and equal tokens: the slope of a straight line through log loss over log2 experts, by seed. Training losses are
     compared where not every run has a validation loss."""
@@ -54,19 +54,19 @@ def expert_count(grid: Grid, parameters: ExpertCount, said: Said) -> Answer:
         samples.append(
             Sample(
                 label=base.label, values=100 * np.polyfit(doublings, np.log(losses), 1)[0] if seeds else np.empty(0),
-                unit="% per doubling", says=said.says, margin=said.margin,
+                unit="% per doubling", relation=expectation.relation, margin=expectation.margin,
                 phrase=_per_doubling(base, kept), cells=tuple(arms),
                 runs=[f"{arm.name}/seed-{seed}" for arm in kept for seed in seeds], diverged=lost,
             )
         )  # fmt: skip
     if not samples and not untested:
-        return Answer(missing="ablations that change the number of experts at equal active parameters")
+        return Measurement(missing="ablations that change the number of experts at equal active parameters")
     far = [sample for sample in samples if _most(sample) >= parameters.many]
     for sample in samples:
         if _most(sample) < parameters.many:
             label = f"{parameters.many} experts and more in {sample.label}"
             untested[label] = f"the runs go up to {_most(sample)} experts"
-    return Answer(far or samples, untested, incomplete, decides=bool(far), data=rows)
+    return Measurement(far or samples, untested, incomplete, decides=bool(far), data=rows)
 
 
 def _most(sample: Sample) -> int:

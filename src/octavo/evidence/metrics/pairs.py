@@ -11,12 +11,12 @@ import numpy as np
 from octavo.configuration import Section
 from octavo.evidence.comparisons import AXES, paired, words
 from octavo.evidence.grid import Cell, Grid, Kind, Pair
-from octavo.evidence.metrics.base import Answer, Phrase, Said, Sample, divergence
+from octavo.evidence.metrics.base import Expectation, Measurement, Phrase, Sample, divergence
 from octavo.records import Axis, Estimate
 
 
-class Which(Section):
-    """Cells that a claim is about; what is left out is not asked for."""
+class CellFilter(Section):
+    """Selects the cells that a claim is about: those that agree with every key that is given."""
 
     architecture: str | None = None
     precision: str | None = None
@@ -40,16 +40,16 @@ class Pairs(Section):
     """The pairs that a claim is about."""
 
     pairs: Kind
-    cell: Which = Which()
-    against: Which = Which()
-    """An ablation is held against its baseline or its baseline against it, as these ask."""
+    cell: CellFilter = CellFilter()
+    against: CellFilter = CellFilter()
+    """Which side of a pair is which. For ablations either the ablation or its baseline may be `cell`."""
     axis: Axis = "tokens"
     """What is held equal, or for ratios what is spent."""
     equal: Literal["active_parameters", "total_parameters"] | None = None
     """What the two cells must agree in besides."""
 
 
-def asked(grid: Grid, parameters: Pairs) -> list[Pair]:
+def selected_pairs(grid: Grid, parameters: Pairs) -> list[Pair]:
     """The pairs that a claim is about, orientation as it asks."""
     found = grid.pairs(parameters.pairs)
     if parameters.pairs == "ablation":
@@ -71,18 +71,18 @@ def pair_label(pair: Pair) -> str:
 def _samples_of_pairs(
     grid: Grid,
     parameters: Pairs,
-    said: Said,
+    expectation: Expectation,
     unit: str,
     values: Callable[[Pair], np.ndarray | None],
     phrase: Callable[[Pair], Phrase],
     *,
     timed: bool = False,
-) -> Answer:
+) -> Measurement:
     """A sample for each pair asked for; `values` are None where the runs do not say what it takes."""
     samples: list[Sample] = []
     untested: dict[str, str] = {}
     incomplete = False
-    for pair in asked(grid, parameters):
+    for pair in selected_pairs(grid, parameters):
         label, equal = pair_label(pair), parameters.equal
         if equal and not pair.agrees(equal):
             mismatch = pair.mismatch(equal)
@@ -104,21 +104,21 @@ def _samples_of_pairs(
             continue
         samples.append(
             Sample(
-                label=label, values=measured, unit=unit, says=said.says,
-                margin=float(np.log(said.margin)) if unit == "ratio" else said.margin,
+                label=label, values=measured, unit=unit, relation=expectation.relation,
+                margin=float(np.log(expectation.margin)) if unit == "ratio" else expectation.margin,
                 phrase=phrase(pair), cells=(pair.cell, pair.against), runs=pair.run_names, diverged=lost,
             )
         )  # fmt: skip
-    return Answer(
+    return Measurement(
         samples,
         untested,
         incomplete,
         missing=None if samples or untested else "a pair of cells that differ in this and agree in the rest",
-        data={"margin": said.margin},
+        data={"margin": expectation.margin},
     )
 
 
-def loss_difference(grid: Grid, parameters: Pairs, said: Said) -> Answer:
+def loss_difference(grid: Grid, parameters: Pairs, expectation: Expectation) -> Measurement:
     """How far a cell's loss is from another's at the end of the range that both cover on an axis, %."""
 
     def values(pair: Pair) -> np.ndarray | None:
@@ -126,7 +126,7 @@ def loss_difference(grid: Grid, parameters: Pairs, said: Said) -> Answer:
         return None if found is None else found.loss
 
     timed = parameters.axis in ("device_hours", "cost")
-    return _samples_of_pairs(grid, parameters, said, "%", values, _ends, timed=timed)
+    return _samples_of_pairs(grid, parameters, expectation, "%", values, _ends, timed=timed)
 
 
 def _ends(pair: Pair) -> Phrase:
@@ -137,7 +137,7 @@ def _ends(pair: Pair) -> Phrase:
     return phrase
 
 
-def resource_ratio(grid: Grid, parameters: Pairs, said: Said) -> Answer:
+def resource_ratio(grid: Grid, parameters: Pairs, expectation: Expectation) -> Measurement:
     """What a cell spends for the same loss, over what another spends."""
 
     def values(pair: Pair) -> np.ndarray | None:
@@ -151,10 +151,10 @@ def resource_ratio(grid: Grid, parameters: Pairs, said: Said) -> Answer:
         )
 
     timed = parameters.axis in ("device_hours", "cost")
-    return _samples_of_pairs(grid, parameters, said, "ratio", values, phrase, timed=timed)
+    return _samples_of_pairs(grid, parameters, expectation, "ratio", values, phrase, timed=timed)
 
 
-def time_per_token(grid: Grid, parameters: Pairs, said: Said) -> Answer:
+def time_per_token(grid: Grid, parameters: Pairs, expectation: Expectation) -> Measurement:
     """Device-seconds of training steps per token, over another cell's."""
 
     def values(pair: Pair) -> np.ndarray | None:
@@ -173,9 +173,9 @@ def time_per_token(grid: Grid, parameters: Pairs, said: Said) -> Answer:
             f"{pair.against.label}"
         )
 
-    answer = _samples_of_pairs(grid, parameters, said, "ratio", values, phrase, timed=True)
+    measurement = _samples_of_pairs(grid, parameters, expectation, "ratio", values, phrase, timed=True)
     # that a run diverges says nothing of its speed, whichever way the claim goes
-    return replace(answer, samples=[_of_no_loss(sample) for sample in answer.samples])
+    return replace(measurement, samples=[_of_no_loss(sample) for sample in measurement.samples])
 
 
 def _of_no_loss(sample: Sample) -> Sample:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from octavo.evidence.grid import Cell, Grid
-from octavo.evidence.metrics.base import Answer, NoChoice, Said, Sample
+from octavo.evidence.metrics.base import Expectation, Measurement, NoParameters, Sample
 from octavo.records import Estimate, read_table
 
 PERMUTATIONS = 999
@@ -107,7 +107,7 @@ def information(runs: list[Routing], seed: int = 0) -> Information:
     )
 
 
-def specialisation(grid: Grid, parameters: NoChoice, said: Said) -> Answer:
+def specialisation(grid: Grid, parameters: NoParameters, expectation: Expectation) -> Measurement:
     """The share of the domains' entropy that the expert tells beyond chance, and a permutation test that it is any."""
     del parameters
     samples: list[Sample] = []
@@ -123,15 +123,19 @@ def specialisation(grid: Grid, parameters: NoChoice, said: Said) -> Answer:
             data["heat_run"] = f"{cell.name}/seed-{seeds[0]}"
         samples.append(
             Sample(
-                label=cell.label, values=found.shares, unit="% of the domains' entropy", says=said.says,
-                margin=said.margin, phrase=_tells(cell), cells=(cell,),
+                label=cell.label, values=found.shares, unit="% of the domains' entropy", relation=expectation.relation,
+                margin=expectation.margin, phrase=_tells(cell), cells=(cell,),
                 runs=[f"{cell.name}/seed-{seed}" for seed in seeds], p_at_least=found.p_value,
             )
         )  # fmt: skip
     if not samples:
-        return Answer(missing="routing.parquet of mixtures of experts, over validation text of two domains or more")
+        return Measurement(
+            missing="routing.parquet of mixtures of experts, over validation text of two domains or more"
+        )
     shared = any(cell.shared_expert_size for sample in samples for cell in sample.cells)
-    return Answer(samples, data=data, remark="The shared expert serves every token by construction." if shared else "")
+    return Measurement(
+        samples, data=data, remark="The shared expert serves every token by construction." if shared else ""
+    )
 
 
 def heat(run: Routing) -> dict[str, list[Any]]:
