@@ -31,7 +31,7 @@ from octavo.evidence.aggregate import aggregate
 from octavo.experiment.run import CellConfig, Experiment, load_experiment
 from octavo.files import sha256
 from octavo.layout import ConfigFolders, ExperimentFolder, RunFolder
-from octavo.models.parameters import matched_quantity
+from octavo.models.matched import matched_quantity
 from octavo.records import AttemptRecord, MetricsRecord, Provenance, Result, write_table
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

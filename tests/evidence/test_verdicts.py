@@ -12,8 +12,8 @@ import yaml
 
 from octavo.errors import OctavoError
 from octavo.evidence.metrics.costs import amount
-from octavo.evidence.statistics import ALPHA
 from octavo.evidence.verdicts import read_claims
+from octavo.statistics import ALPHA
 from tests.evidence.conftest import Judged
 from tests.synthetic import ABLATIONS, OWNERSHIP, Failure, Truth
 

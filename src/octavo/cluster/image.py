@@ -50,13 +50,6 @@ def read_image(root: Path, variant: Variant) -> Image:
     return Image(variant, path, record["digest"])
 
 
-def lock_of_image(root: Path, digest: str) -> str | None:
-    """SHA-256 of the lock that the image with this digest was made of; None where no record here is of it."""
-    paths = (root / image_file(variant).with_suffix(".json") for variant in LOCKS)
-    records = (read_json(path, made_by="octavo image") for path in paths if path.exists())
-    return next((record["lock_sha256"] for record in records if record["digest"] == digest), None)
-
-
 def inputs_digest(root: Path, variant: Variant) -> str:
     """A hash of all that an image is made again for: its definition and its lock."""
     files = (root / DEFINITION, root / LOCKS[variant])

@@ -27,7 +27,7 @@ from octavo.errors import OctavoError
 from octavo.experiment.run import CellConfig, Experiment, run_fingerprint
 from octavo.files import atomic_path
 from octavo.layout import ExperimentFolder, RunFolder
-from octavo.models.parameters import matched_quantity
+from octavo.models.matched import matched_quantity
 from octavo.records import MetricsRecord, Result, read_lines, read_record, table_schema, write_table
 
 if TYPE_CHECKING:

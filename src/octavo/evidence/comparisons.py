@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from octavo.evidence.grid import Grid, Pair, Resource
-from octavo.evidence.statistics import Interval, bootstrap_interval, t_interval
 from octavo.records import Axis, Comparison, Estimate, Losses
+from octavo.statistics import Interval, bootstrap_interval, t_interval
 
 AXES: dict[Axis, Resource] = {
     "tokens": "tokens",

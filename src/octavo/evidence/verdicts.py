@@ -23,11 +23,11 @@ from octavo.evidence.grid import Grid
 from octavo.evidence.metrics import METRICS
 from octavo.evidence.metrics.base import Expectation, Measurement, Sample
 from octavo.evidence.metrics.costs import amount, cost_of_a_seed
-from octavo.evidence.statistics import ALPHA, Relation, Test, all_of, confidence_for, holm, required_seeds, test
 from octavo.experiment.run import Experiment
 from octavo.files import write_json
 from octavo.layout import ConfigFolders, ExperimentFolder
 from octavo.records import ClaimResult, ClaimsFile, ComparisonsFile, Estimate, Part, Verdict
+from octavo.statistics import ALPHA, Relation, Test, all_of, confidence_for, holm, required_seeds, test
 
 
 class Claim(Section):

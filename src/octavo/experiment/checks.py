@@ -30,7 +30,7 @@ def _check_match(experiment: Experiment) -> None:
     match = experiment.file.match
     if match is None:
         return
-    from octavo.models.parameters import matched_quantity
+    from octavo.models.matched import matched_quantity
 
     cells = {cell.architecture: cell for cell in experiment.grid}
     sizes = {

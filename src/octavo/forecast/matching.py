@@ -24,7 +24,7 @@ from octavo.errors import OctavoError
 from octavo.files import write_text
 from octavo.layout import configs
 from octavo.models.architecture import Architecture, Experts
-from octavo.models.parameters import matched_quantity
+from octavo.models.matched import matched_quantity
 
 Axis = Literal["active_parameters", "flops_per_token", "total_parameters", "memory_per_device"]
 AXES: tuple[Axis, ...] = get_args(Axis)

@@ -145,7 +145,7 @@ def _measured(folder: ExperimentFolder, cell: CellConfig, *, own_gpus: bool, for
     done = done[done["device_kind"].notna() & (done["device_kind"] != "cpu")].query("training_seconds > 0")
     if done.empty:
         return None
-    from octavo.evidence.statistics import t_interval
+    from octavo.statistics import t_interval
 
     of_runs = done["tokens"] / done["training_seconds"] / done["device_count"]
     own = t_interval(np.log(of_runs.to_numpy(dtype=float)), INTERVAL)

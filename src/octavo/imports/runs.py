@@ -197,7 +197,7 @@ def _sizes(cell: ImportedCell) -> dict[str, Any]:
     if cell.model is None:
         return given
     from octavo.models.catalogue import read_architecture
-    from octavo.models.parameters import matched_quantity
+    from octavo.models.matched import matched_quantity
 
     model, length = read_architecture(cell.model), cell.sequence_length
     assert length is not None, "checked by ImportedCell"

@@ -10,11 +10,8 @@ counted in neither unless asked for: they are dropped after training (DeepSeek-V
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from octavo.models.architecture import Architecture, Experts, GroupedQueryAttention, MultiLatentAttention
-
-MatchedBy = Literal["active_parameters", "active_parameters_without_embeddings", "total_parameters", "flops_per_token"]
 
 
 @dataclass(frozen=True)
@@ -69,20 +66,6 @@ def count_parameters(architecture: Architecture) -> ParameterCount:
         output_head=head,
         multi_token_prediction=architecture.multi_token_prediction_layers * _prediction_layer(architecture),
     )
-
-
-def matched_quantity(architecture: Architecture, by: MatchedBy, sequence_length: int) -> float:
-    """What two models of a pair are compared in (`Match.by` of an experiment)."""
-    count = count_parameters(architecture)
-    if by == "flops_per_token":
-        from octavo.models.flops import flops_per_token
-
-        return flops_per_token(architecture, sequence_length)
-    return {
-        "active_parameters": count.active_in_products,
-        "active_parameters_without_embeddings": count.active_without_embeddings,
-        "total_parameters": count.total,
-    }[by]
 
 
 def dense_layer_parameters(architecture: Architecture) -> int:

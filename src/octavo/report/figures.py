@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from octavo.evidence.names import ARCHITECTURES, PRECISIONS, words
-from octavo.evidence.statistics import t_interval
 from octavo.records import Comparison, Estimate, Losses
 from octavo.report.charts import Axis, Bars, Chart, Curves, Heat, Intervals
 from octavo.report.inputs import SPENT, Inputs
+from octavo.statistics import t_interval
 
 COLUMNS = ["panel", "row", "series", "value", "low", "high", "role"]
 """Of an `Intervals` chart."""

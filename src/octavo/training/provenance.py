@@ -13,10 +13,9 @@ from importlib import metadata
 from pathlib import Path
 
 import octavo
-from octavo.cluster.image import lock_of_image
 from octavo.errors import OctavoError
-from octavo.files import sha256
-from octavo.layout import repository
+from octavo.files import read_json, sha256
+from octavo.layout import image_file, repository
 from octavo.records import Provenance
 
 ALLOWED_ENVIRONMENT = (
@@ -156,9 +155,15 @@ def lock_sha256(image: str | None, packages: dict[str, str]) -> str | None:
     """
     try:
         root = repository()
-        return lock_of_image(root, image) if image else _lock_of(packages, root / "requirements.lock")
+        return _lock_of_image(root, image) if image else _lock_of(packages, root / "requirements.lock")
     except (OctavoError, OSError):
         return None
+
+
+def _lock_of_image(root: Path, digest: str) -> str | None:
+    """That which the record of the image with this digest names; None where no record here is of it."""
+    records = (read_json(path, made_by="octavo image") for path in (root / image_file("")).parent.glob("*.json"))
+    return next((record["lock_sha256"] for record in records if record["digest"] == digest), None)
 
 
 def _lock_of(packages: dict[str, str], lock: Path) -> str | None:

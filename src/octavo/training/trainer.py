@@ -30,7 +30,7 @@ from octavo.errors import OctavoError
 from octavo.experiment.run import RunConfig, vocabulary_size
 from octavo.files import sha256, write_text
 from octavo.layout import RunFolder
-from octavo.models.parameters import matched_quantity
+from octavo.models.matched import matched_quantity
 from octavo.precision.diagnostics import diagnose
 from octavo.records import AttemptRecord, ExitReason, MetricsRecord, Result, read_lines, write_table
 from octavo.training import journal, provenance, seal

@@ -20,7 +20,7 @@ from octavo.errors import OctavoError
 from octavo.experiment.run import CellConfig, Experiment, RunConfig, data_identifier, read_run_config
 from octavo.files import changed_files, sha256
 from octavo.layout import ExperimentFolder, RunFolder, data_folder, repository
-from octavo.models.parameters import matched_quantity
+from octavo.models.matched import matched_quantity
 from octavo.records import (
     TABLE_FIELDS,
     AttemptRecord,

@@ -11,9 +11,9 @@ from octavo.configuration import Section
 from octavo.evidence.grid import Grid
 from octavo.evidence.metrics.base import Expectation, Measurement, NoParameters
 from octavo.evidence.metrics.pairs import pair_label
-from octavo.evidence.statistics import Relation
 from octavo.experiment.run import Experiment
 from octavo.records import Estimate, Part, Verdict
+from octavo.statistics import Relation
 
 
 class Figures(Section):

@@ -15,8 +15,8 @@ import numpy as np
 
 from octavo.configuration import Section
 from octavo.evidence.grid import Cell, Grid
-from octavo.evidence.statistics import Relation, p_diverges_more
 from octavo.records import Estimate, Part
+from octavo.statistics import Relation, p_diverges_more
 
 Phrase = Callable[[Estimate], str]
 """Words for what was measured; the interval is added to them."""

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pandas as pd
 
-from octavo.evidence.statistics import t_interval
 from octavo.records import Comparison, Estimate
 from octavo.report.document import Table
 from octavo.report.figures import axis_name
 from octavo.report.inputs import Inputs
 from octavo.report.sentences import loss_sentence, ratio_sentence
 from octavo.report.style import MISSING, number, percent
+from octavo.statistics import t_interval
 
 
 def loss_words(inputs: Inputs, one: Comparison) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from octavo.evidence.statistics import (
+from octavo.evidence.verdicts import adjusted_p_values, verdict_of
+from octavo.statistics import (
     ALPHA,
     POWER,
     all_of,
@@ -19,11 +20,8 @@ from octavo.evidence.statistics import (
     required_seeds,
     t_interval,
 )
-from octavo.evidence.statistics import (
-    Test as PValues,
-)
-from octavo.evidence.statistics import test as hold
-from octavo.evidence.verdicts import adjusted_p_values, verdict_of
+from octavo.statistics import Test as PValues
+from octavo.statistics import test as hold
 
 RUNS = 4000
 SLACK = 3 * np.sqrt(ALPHA * (1 - ALPHA) / RUNS)  # three standard errors of a simulated rate of 5 %
