@@ -22,7 +22,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from octavo.experiment.run import load_experiment  # noqa: E402
+from octavo.experiment.load import load_experiment  # noqa: E402
 from octavo.layout import ConfigFolders, ExperimentFolder  # noqa: E402
 from tests.synthetic import write_experiment  # noqa: E402
 

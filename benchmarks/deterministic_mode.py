@@ -15,7 +15,7 @@ from pathlib import Path
 
 from training_step import _stepping, measure  # isort: skip  # first: it chooses the threads and the CPU backend
 
-from octavo.experiment.run import load_experiment
+from octavo.experiment.load import load_experiment
 from octavo.layout import RunFolder
 from octavo.training.launch import Place
 from octavo.training.process import set_up_process

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from octavo.experiment.config import Precision, RecipeName
-from octavo.experiment.run import load_experiment
+from octavo.experiment.load import load_experiment
 from octavo.layout import RunFolder
 from octavo.precision.diagnostics import diagnose
 from octavo.training.launch import Place

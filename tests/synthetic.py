@@ -28,7 +28,8 @@ import yaml
 
 from octavo.accounting.ledger import attempts_frame
 from octavo.evidence.aggregate import aggregate
-from octavo.experiment.run import CellConfig, Experiment, load_experiment
+from octavo.experiment.load import load_experiment
+from octavo.experiment.run import CellConfig, Experiment
 from octavo.files import sha256
 from octavo.layout import ConfigFolders, ExperimentFolder, RunFolder
 from octavo.models.matched import matched_quantity

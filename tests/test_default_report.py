@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo.experiment.run import load_experiment
+from octavo.experiment.load import load_experiment
 from octavo.records import Result, read_record, read_table
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "laptop"

@@ -11,7 +11,8 @@ import pytest
 from octavo.accounting import status
 from octavo.accounting.ledger import attempts_frame, running
 from octavo.accounting.status import run_statuses
-from octavo.experiment.run import Experiment, load_experiment
+from octavo.experiment.load import load_experiment
+from octavo.experiment.run import Experiment
 from octavo.layout import ConfigFolders, ExperimentFolder
 from octavo.records import read_table, write_table
 from tests.synthetic import Failure, Truth, write_experiment

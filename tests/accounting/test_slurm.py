@@ -20,7 +20,8 @@ from octavo.accounting import slurm
 from octavo.accounting.reconcile import reconcile
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Slurm
-from octavo.experiment.run import Experiment, load_experiment
+from octavo.experiment.load import load_experiment
+from octavo.experiment.run import Experiment
 from octavo.layout import ConfigFolders
 from octavo.records import AttemptRecord, SlurmRow
 from tests.synthetic import write_experiment

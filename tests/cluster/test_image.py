@@ -13,7 +13,7 @@ import pytest
 
 from octavo.cluster.image import Image
 from octavo.cluster.launch import Launch
-from octavo.experiment.run import load_experiment
+from octavo.experiment.load import load_experiment
 from octavo.layout import ConfigFolders, image_file
 from tests.cluster.conftest import Checkout, checkout_with_image, other_packages
 from tests.cluster.slurm_cluster import SlurmCluster

@@ -22,7 +22,8 @@ from octavo.cluster.launch import Launch, in_allocation, made_steps, refuse_hope
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Slurm
 from octavo.experiment.config import Parallelism
-from octavo.experiment.run import CellConfig, Experiment, data_identifier, load_experiment
+from octavo.experiment.load import load_experiment
+from octavo.experiment.run import CellConfig, Experiment, data_identifier
 from octavo.layout import ConfigFolders, RunFolder, data_folder
 from octavo.records import AttemptRecord
 from tests.synthetic import write_experiment

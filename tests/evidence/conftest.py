@@ -12,7 +12,7 @@ import pytest
 
 from octavo.evidence.grid import Grid
 from octavo.evidence.verdicts import write_verdicts
-from octavo.experiment.run import load_experiment
+from octavo.experiment.load import load_experiment
 from octavo.layout import ConfigFolders, ExperimentFolder
 from octavo.records import ClaimResult, ClaimsFile, ComparisonsFile, read_record
 from tests.synthetic import write_tables

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from octavo.experiment.run import Experiment, load_experiment
+from octavo.experiment.load import load_experiment
+from octavo.experiment.run import Experiment
 from octavo.layout import ConfigFolders
 
 ATTENTION = {"kind": "gqa", "heads": 4, "kv_heads": 4, "head_size": 16}

@@ -12,14 +12,8 @@ import pytest
 
 from octavo.errors import OctavoError
 from octavo.experiment.config import BpeTokenizer, BytesTokenizer, Data, FileSource, FileTokenizer
-from octavo.experiment.run import (
-    Experiment,
-    data_identifier,
-    experiment_with_data,
-    load_experiment,
-    read_run_config,
-    vocabulary_size,
-)
+from octavo.experiment.load import experiment_with_data, load_experiment, vocabulary_size
+from octavo.experiment.run import Experiment, data_identifier, read_run_config
 from octavo.layout import ConfigFolders
 from octavo.models.parameters import count_parameters
 

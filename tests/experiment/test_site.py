@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from octavo.experiment.cluster import Cluster
-from octavo.experiment.run import load_cluster
+from octavo.experiment.load import load_cluster
 from octavo.experiment.site import examine_cluster, gpus_in, minutes
 from octavo.layout import configs
 

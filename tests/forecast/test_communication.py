@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from octavo.experiment.run import CellConfig, load_experiment
+from octavo.experiment.load import load_experiment
+from octavo.experiment.run import CellConfig
 from octavo.forecast.communication import traffic
 from octavo.models.architecture import Architecture
 from octavo.models.catalogue import read_architecture

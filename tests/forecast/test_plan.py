@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from octavo.cli import app
 from octavo.errors import OctavoError
-from octavo.experiment.run import Experiment, load_experiment
+from octavo.experiment.load import load_experiment
+from octavo.experiment.run import Experiment
 from octavo.forecast.calibration import gpu_calibration
 from octavo.forecast.document import typeset, write_plan
 from octavo.forecast.plan import COLUMNS, check_budget, plan_frame, plan_record

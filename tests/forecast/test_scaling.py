@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from octavo.cli import app
 from octavo.errors import OctavoError
-from octavo.experiment.run import load_experiment
+from octavo.experiment.load import load_experiment
 from octavo.forecast.plan import plan_frame
 from octavo.forecast.scaling import carry
 from octavo.layout import ExperimentFolder

@@ -261,7 +261,7 @@ def test_a_model_is_counted_and_a_cluster_prices(tmp_path: Path, repository: Pat
     folder, _ = bring(tmp_path, repository, format="megatron_log", cluster="h100-node", cells=[cell])
     run = run_of(folder)
     from octavo.accounting.money import cost
-    from octavo.experiment.run import load_cluster
+    from octavo.experiment.load import load_cluster
 
     assert run["total_parameters"] == pytest.approx(16.4e9, rel=0.01)  # arXiv 2401.06066, table 5
     assert (run["experts"], run["experts_per_token"]) == (64, 6)

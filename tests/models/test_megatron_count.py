@@ -89,7 +89,7 @@ print(json.dumps(counts))
 
 
 def run_config() -> dict[str, Any]:
-    from octavo.experiment.run import load_experiment
+    from octavo.experiment.load import load_experiment
 
     experiment = load_experiment("quickstart")
     return experiment.run("dense-bf16", 1).model_dump(mode="json")

@@ -19,7 +19,7 @@ from octavo.cpu.backend import install
 install()
 from octavo.errors import OctavoError
 from octavo.experiment.config import Precision
-from octavo.experiment.run import load_experiment
+from octavo.experiment.load import load_experiment
 from octavo.precision import diagnostics, megatron
 from octavo.precision.products import BF16
 from octavo.training.assembly import build_chunks, unwrapped

@@ -14,7 +14,7 @@ from octavo.errors import OctavoError
 from octavo.experiment.checks import check_experiment
 from octavo.experiment.cluster import Device
 from octavo.experiment.config import Precision
-from octavo.experiment.run import load_experiment
+from octavo.experiment.load import load_experiment
 from octavo.layout import configs
 from octavo.precision.recipes import RECIPES, check_recipe
 

@@ -8,7 +8,8 @@ import pytest
 
 from octavo.errors import OctavoError
 from octavo.experiment.config import Parallelism, Precision
-from octavo.experiment.run import CellConfig, load_cluster, load_experiment
+from octavo.experiment.load import load_cluster, load_experiment
+from octavo.experiment.run import CellConfig
 from octavo.layout import configs
 from octavo.models.catalogue import read_architecture
 from octavo.precision.sizes import check_sizes, widths

@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from typer.testing import CliRunner
 
 from octavo.cli import app
-from octavo.experiment.run import load_experiment
+from octavo.experiment.load import load_experiment
 from octavo.layout import ConfigFolders, ExperimentFolder
 from octavo.precision.recipes import RECIPES
 from octavo.report.charts import Intervals

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from octavo.errors import OctavoError
-from octavo.experiment.run import RunConfig, load_experiment
+from octavo.experiment.load import load_experiment
+from octavo.experiment.run import RunConfig
 from octavo.layout import ConfigFolders
 from octavo.training.requirements import deterministic_environment
 

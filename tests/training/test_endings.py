@@ -81,7 +81,7 @@ def test_a_checkpoint_that_takes_longer_than_slurms_notice_is_warned_of(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch, seconds: float, warned: bool
 ) -> None:
     """h100-node.yaml leaves signal_seconds at 120."""
-    from octavo.experiment.run import load_experiment
+    from octavo.experiment.load import load_experiment
     from octavo.training.requirements import late_to_save
 
     monkeypatch.setenv("OCTAVO_ROOT", str(workshop.root))

@@ -18,7 +18,7 @@ PROGRAM = """
 import hashlib, json, torch
 from octavo.cpu.backend import install
 install()
-from octavo.experiment.run import load_experiment
+from octavo.experiment.load import load_experiment
 from octavo.training.assembly import build_chunks, unwrapped
 from octavo.training.initial_values import global_names
 from octavo.training.launch import Place

@@ -11,7 +11,8 @@ from synthetic import ABLATIONS, hashes, write_experiment
 from typer.testing import CliRunner
 
 from octavo.cli import app
-from octavo.experiment.run import data_identifier, load_experiment
+from octavo.experiment.load import load_experiment
+from octavo.experiment.run import data_identifier
 from octavo.files import sha256
 from octavo.layout import ExperimentFolder, RunFolder, data_folder
 from octavo.records import MetricsRecord, read_lines

@@ -11,7 +11,7 @@ import pytest
 from pypdf import PdfReader
 
 from octavo.errors import OctavoError
-from octavo.experiment.run import load_experiment
+from octavo.experiment.load import load_experiment
 from octavo.layout import ConfigFolders, ExperimentFolder
 from octavo.records import read_record
 from octavo.verification.compare import counted_metrics, first_difference

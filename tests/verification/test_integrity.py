@@ -14,7 +14,7 @@ import pytest
 from synthetic import hashes
 from verbs import octavo
 
-from octavo.experiment.run import load_experiment
+from octavo.experiment.load import load_experiment
 from octavo.files import sha256
 from octavo.layout import ExperimentFolder
 from octavo.training.seal import seal

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from octavo.cli import app
 from octavo.errors import OctavoError
-from octavo.experiment.run import load_experiment
+from octavo.experiment.load import load_experiment
 from octavo.layout import ExperimentFolder
 from octavo.verification import rerun
 from octavo.verification.verify import _Gates, verify

@@ -13,8 +13,9 @@ from octavo.cluster import job as jobs
 from octavo.cluster import launch as launches
 from octavo.data import manifest as data_sets
 from octavo.errors import OctavoError
-from octavo.experiment import run as experiments
-from octavo.files import sha256
+from octavo.experiment.load import experiment_with_data, load_experiment
+from octavo.experiment.run import data_identifier, run_fingerprint
+from octavo.files import fingerprint, sha256
 from octavo.layout import ExperimentFolder, data_folder, image_file
 from octavo.training.journal import finished
 
@@ -39,7 +40,7 @@ THIS_MACHINE = len(os.sched_getaffinity(0))
 def experiment(name):
     """An experiment; one whose text is not what its data set was made of is an error, as far as a look can tell."""
     try:
-        found = experiments.load_experiment(name)
+        found = load_experiment(name)
         # here, not in train's inputs: where the result exists Snakemake passes over an error in those
         text, tokenizer = found.file.data, found.file.tokenizer
         data_sets.check_newer_sources(text, tokenizer, data_sets.data_set_folder(text, tokenizer))
@@ -74,7 +75,7 @@ def scope_fingerprints(wildcards):
     """Changes when any run that the report rests on is configured otherwise."""
     name, ablation = split_scope(wildcards.scope)
     cells = experiment(name).ablation_cells(ablation) if ablation else experiment(name).cells.values()
-    return experiments.fingerprint([*(cell.fingerprint for cell in cells), experiment(name).file.seeds])
+    return fingerprint([*(cell.fingerprint for cell in cells), experiment(name).file.seeds])
 
 
 @cache
@@ -85,7 +86,7 @@ def data_set(name):
 
 def manifest_of(wildcards):
     of = experiment(wildcards.experiment)
-    return str(data_folder(experiments.data_identifier(of.file.data, of.file.tokenizer)) / "manifest.json")
+    return str(data_folder(data_identifier(of.file.data, of.file.tokenizer)) / "manifest.json")
 
 
 def image_of(wildcards):

@@ -7,7 +7,7 @@ rule data:
     log:
         "results/data/{data}/data.log",
     params:
-        experiment=lambda wildcards: experiments.experiment_with_data(wildcards.data),
+        experiment=lambda wildcards: experiment_with_data(wildcards.data),
     threads: max(1, THIS_MACHINE - 1)  # leaves one for the forecast, which needs none of it
     shell:
         "octavo data {params.experiment} > {log} 2>&1"

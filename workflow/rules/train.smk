@@ -43,7 +43,7 @@ def prerequisites(wildcards):
     """
     cell, seed = run_config(wildcards), int(wildcards.seed)
     folder = experiment(wildcards.experiment).folder.run(cell.cell, seed)
-    done = finished(folder, experiments.run_fingerprint(cell.fingerprint, seed), data_set(wildcards.experiment))
+    done = finished(folder, run_fingerprint(cell.fingerprint, seed), data_set(wildcards.experiment))
     files = [f"results/{wildcards.experiment}/plan.csv", manifest_of(wildcards), *image_of(wildcards)]
     return [ancient(file) for file in files] if done else files
 
@@ -74,7 +74,7 @@ rule train:
     log:
         "results/{experiment}/logs/{cell}-seed-{seed}.log",
     params:
-        fingerprint=lambda wildcards: experiments.run_fingerprint(
+        fingerprint=lambda wildcards: run_fingerprint(
             run_config(wildcards).fingerprint, int(wildcards.seed)
         ),
     # the longest runs begin first, so that none trains alone while the other cores wait for the report

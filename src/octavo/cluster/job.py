@@ -16,7 +16,8 @@ from typing import Any
 from octavo.configuration import read_yaml
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Slurm, gives_gpus
-from octavo.experiment.run import CellConfig, Experiment, load_experiment
+from octavo.experiment.load import load_experiment
+from octavo.experiment.run import CellConfig, Experiment
 from octavo.layout import configs, repository
 
 Resource = int | str | None

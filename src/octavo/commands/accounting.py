@@ -22,7 +22,7 @@ def status(results: Results, json: Annotated[bool, typer.Option("--json", help="
     from json import dumps
 
     from octavo.accounting.status import as_json, run_statuses
-    from octavo.experiment.run import load_experiment
+    from octavo.experiment.load import load_experiment
     from octavo.layout import ExperimentFolder
 
     experiment = load_experiment(ExperimentFolder(results).name)
@@ -55,7 +55,7 @@ def reconcile(results: Results) -> None:
     from octavo.accounting.reconcile import reconcile as compare
     from octavo.errors import OctavoError
     from octavo.experiment.cluster import gives_gpus
-    from octavo.experiment.run import load_experiment
+    from octavo.experiment.load import load_experiment
     from octavo.layout import ExperimentFolder
     from octavo.records import read_table
 

@@ -31,7 +31,7 @@ def show(
     from octavo.cluster.launch import Launch
     from octavo.configuration import read_yaml
     from octavo.errors import OctavoError
-    from octavo.experiment.run import load_experiment
+    from octavo.experiment.load import load_experiment
     from octavo.layout import image_file, repository
 
     cell, _, seed = run.partition("/seed-")

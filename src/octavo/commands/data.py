@@ -20,7 +20,7 @@ def data(
 
     from octavo.data.manifest import data_set_folder
     from octavo.data.prepare import prepare
-    from octavo.experiment.run import load_experiment
+    from octavo.experiment.load import load_experiment
 
     asked = load_experiment(experiment)
     text, tokenizer = asked.file.data, asked.file.tokenizer

@@ -22,7 +22,7 @@ def aggregate(results: Results, ablation: Ablation = None) -> None:
     """Read all runs and attempts into runs.parquet, steps.parquet and attempts.parquet."""
     from octavo.accounting.ledger import attempts_frame
     from octavo.evidence.aggregate import aggregate as write_tables
-    from octavo.experiment.run import load_experiment
+    from octavo.experiment.load import load_experiment
     from octavo.layout import ExperimentFolder
 
     folder = ExperimentFolder(results)

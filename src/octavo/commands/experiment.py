@@ -46,7 +46,7 @@ def check(
     from octavo.data.documents import source_files
     from octavo.errors import asked_by
     from octavo.experiment.config import PackageSource
-    from octavo.experiment.run import load_experiment
+    from octavo.experiment.load import load_experiment
 
     loaded = load_experiment(experiment)
     for number, source in enumerate(loaded.file.data.sources):
@@ -68,7 +68,7 @@ def doctor(
     from rich.table import Table
 
     from octavo.experiment.doctor import examine
-    from octavo.experiment.run import load_cluster
+    from octavo.experiment.load import load_cluster
     from octavo.experiment.site import examine_cluster
     from octavo.layout import configs
 

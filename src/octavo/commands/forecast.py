@@ -36,7 +36,7 @@ def plan(
 
     Writes plan.csv and plan.pdf.
     """
-    from octavo.experiment.run import load_experiment
+    from octavo.experiment.load import load_experiment
     from octavo.forecast.document import write_plan
     from octavo.forecast.plan import check_budget, plan_frame, plan_record
 
@@ -227,7 +227,7 @@ def scale(
     as_json: AsJson = False,
 ) -> None:
     """Carry a measured or forecast cell to a published scale: GPU-hours, days and cost, with an interval."""
-    from octavo.experiment.run import load_experiment
+    from octavo.experiment.load import load_experiment
     from octavo.forecast.scaling import carry
 
     folder = _results_folder(results)

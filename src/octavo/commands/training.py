@@ -36,7 +36,7 @@ def train(
     from octavo.cluster.launch import in_allocation
     from octavo.cluster.launch import launch as launch_in_job
     from octavo.data.manifest import current_manifest
-    from octavo.experiment.run import load_experiment
+    from octavo.experiment.load import load_experiment
     from octavo.training import launch
     from octavo.training.journal import finished
     from octavo.training.requirements import check_layout
@@ -65,7 +65,8 @@ def train(
 
 def _resolve(folder: RunFolder, config: Path | None) -> RunConfig:
     """The run that a folder's path names, or the one in a file."""
-    from octavo.experiment.run import load_experiment, read_run_config
+    from octavo.experiment.load import load_experiment
+    from octavo.experiment.run import read_run_config
 
     if config is not None:
         return read_run_config(config)

@@ -40,7 +40,7 @@ from octavo.data.manifest import (
 from octavo.data.tokenizers import build_tokenizer, end_of_document
 from octavo.errors import OctavoError, asked_by
 from octavo.experiment.config import BpeTokenizer, Data, FileTokenizer, IndexedSource, PackageSource, Source, Tokenizer
-from octavo.experiment.run import vocabulary_size
+from octavo.experiment.load import vocabulary_size
 from octavo.files import sha256, unwritable, write_json, write_text
 from octavo.layout import repository
 

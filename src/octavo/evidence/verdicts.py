@@ -76,7 +76,7 @@ class EvaluatedClaim:
 
 def write_verdicts(folder: ExperimentFolder, configs: ConfigFolders, ablation: str | None) -> ExperimentFolder:
     """Write claims.json and comparisons.json of an experiment or of one ablation; the folder that they are in."""
-    from octavo.experiment.run import load_experiment
+    from octavo.experiment.load import load_experiment
 
     tables = folder.ablation(ablation) if ablation else folder
     experiment = None if folder.imported.exists() else load_experiment(folder.name, configs)

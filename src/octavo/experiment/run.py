@@ -1,4 +1,4 @@
-"""An experiment file -> cells and runs, each fully resolved.
+"""What an experiment, a cell and a run are, each with every value resolved (`octavo.experiment.load` makes them).
 
 A *cell* is architecture x precision, `moe-fp8_blockwise`; an *ablation* changes something in a cell,
 `moe-fp8_blockwise+no_shared_expert`; a *run* is a cell with a seed.
@@ -6,32 +6,19 @@ A *cell* is architecture x precision, `moe-fp8_blockwise`; an *ablation* changes
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
-from octavo.configuration import Keys, Section, parse_section, place, read_section, read_yaml, section_error
-from octavo.errors import OctavoError, asked_by
+from octavo.configuration import Section, place, read_section
+from octavo.errors import OctavoError
 from octavo.experiment.cluster import Cluster, Device
-from octavo.experiment.config import (
-    Data,
-    ExperimentFile,
-    FileTokenizer,
-    Parallelism,
-    Precision,
-    Tokenizer,
-    Training,
-)
+from octavo.experiment.config import Data, ExperimentFile, Parallelism, Precision, Tokenizer, Training
 from octavo.files import fingerprint
-from octavo.layout import ConfigFolders, ExperimentFolder, configs, repository
+from octavo.layout import ExperimentFolder
 from octavo.models.architecture import Architecture
 from octavo.models.parameters import count_parameters
 
@@ -163,209 +150,6 @@ class Experiment:
                 yield cell, seed
 
 
-def load_experiment(name: str, folders: ConfigFolders | None = None) -> Experiment:
-    """Read `configs/experiments/<name>.yaml`, resolve its cells and check that they can be trained as they say."""
-    folders = folders or configs()
-    path = folders.experiments / f"{name}.yaml"
-    value, data_path = _with_data(read_yaml(path), path, folders)
-    file = parse_section(value, ExperimentFile, path)
-    cluster, device = load_cluster(file.cluster, folders, asked_by=place(path, ("cluster",)))
-    models = {role: _model(role, value, path, folders) for role, value in file.models.items()}
-    for role in file.overrides:
-        if role not in models:
-            raise OctavoError(
-                f"overrides for an unknown model {role!r}",
-                where=place(path, ("overrides", role)),
-                expected=f"one of {', '.join(models)}",
-            )
-    cells: dict[str, CellConfig] = {}
-    for role, model in models.items():
-        for index, value in enumerate(file.precisions):
-            precision = value if isinstance(value, Precision) else Precision(recipe=value)
-            cell = _cell(name, path, file, role, model, precision)
-            if cell.cell in cells:
-                raise OctavoError(
-                    f"the cell {cell.cell} is there twice",
-                    where=place(path, ("precisions", index)),
-                    fix="make the second an ablation of the first",
-                )
-            cells[cell.cell] = cell
-    for ablation, section in file.ablations.items():
-        for base in section.cells:
-            if base not in cells or cells[base].ablation:
-                raise OctavoError(
-                    f"the ablation's cell {base!r} is not in the grid",
-                    where=place(path, ("ablations", ablation, "cells")),
-                    expected=f"one of {', '.join(name for name, cell in cells.items() if not cell.ablation)}",
-                )
-            changed = _change(cells[base], section.change, path, ("ablations", ablation, "change"))
-            name_of_cell = f"{base}+{ablation}"
-            cells[name_of_cell] = changed.model_copy(update={"cell": name_of_cell, "ablation": ablation})
-    experiment = Experiment(name, path, file, cluster, device, data_path, cells)
-    from octavo.experiment.checks import check_experiment
-
-    check_experiment(experiment)
-    return experiment
-
-
-def load_cluster(name: str, folders: ConfigFolders, asked_by: str | None = None) -> tuple[Cluster, Device]:
-    """A cluster file and its device file."""
-    path = folders.clusters / f"{name}.yaml"
-    if not path.exists():
-        there = sorted(p.stem for p in folders.clusters.glob("*.yaml"))
-        raise OctavoError(
-            f"there is no cluster {name!r}", where=asked_by or path, expected=f"one of {', '.join(there)}"
-        )
-    cluster = read_section(path, Cluster)
-    device_path = folders.clusters / "devices" / f"{cluster.device}.yaml"
-    if not device_path.exists():
-        there = sorted(p.stem for p in device_path.parent.glob("*.yaml"))
-        raise OctavoError(
-            f"there is no device {cluster.device!r}",
-            where=place(path, ("device",)),
-            expected=f"one of {', '.join(there)}",
-        )
-    return cluster, read_section(device_path, Device)
-
-
 def data_identifier(data: Data, tokenizer: Tokenizer) -> str:
     """The name of the prepared data set's folder: a hash of what the experiment asks for."""
     return fingerprint([data.model_dump(mode="json"), tokenizer.model_dump(mode="json")])[:16]
-
-
-class _DataSections(Section):
-    data: Data
-    tokenizer: Tokenizer
-
-    @property
-    def identifier(self) -> str:
-        return data_identifier(self.data, self.tokenizer)
-
-
-def experiment_with_data(identifier: str, folders: ConfigFolders | None = None) -> str:
-    """The name of an experiment whose data and tokenizer have this identifier (see `data_identifier`)."""
-    folders = folders or configs()
-    for path in sorted(folders.experiments.glob("*.yaml")):
-        with suppress(OctavoError, ValidationError):  # another experiment's mistakes are not this one's
-            value, _ = _with_data(read_yaml(path), path, folders)
-            sections = {key: value[key] for key in ("data", "tokenizer") if key in value}
-            if _DataSections.model_validate(sections).identifier == identifier:
-                return path.stem
-    raise OctavoError(f"no experiment asks for the data set {identifier}", where=folders.experiments)
-
-
-def _with_data(value: dict[str, Any], path: Path, folders: ConfigFolders) -> tuple[dict[str, Any], Path]:
-    """An experiment file's keys, with the data section that it names in its place; the file that the section is in."""
-    name = value.get("data")
-    if not isinstance(name, str):
-        return value, path
-    data_path = folders.data / f"{name}.yaml"
-    if not data_path.exists():
-        there = sorted(p.stem for p in folders.data.glob("*.yaml"))
-        raise OctavoError(
-            f"there is no text {name!r} in {folders.data}",
-            where=place(path, ("data",)),
-            expected=f"one of {', '.join(there) or '(there is none)'}, or a section",
-        )
-    return {**value, "data": read_section(data_path, Data)}, data_path
-
-
-def vocabulary_size(tokenizer: Tokenizer) -> int:
-    """Tokens that a tokenizer has, the end-of-document token included."""
-    if isinstance(tokenizer, FileTokenizer):
-        path = repository() / tokenizer.path
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            vocabulary = value["model"]["vocab"]  # token -> number; of a Unigram model the tokens by number
-            numbers = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-            return max([*numbers, *(token["id"] for token in value["added_tokens"])]) + 1
-        except OSError as error:
-            raise OctavoError(f"the tokenizer's file cannot be read: {error.strerror}", where=path) from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise OctavoError(
-                "the file is not a Hugging Face tokenizer", where=path, expected="a tokenizer.json with model.vocab"
-            ) from error
-    return 257 if tokenizer.kind == "bytes" else tokenizer.vocabulary_size
-
-
-def _model(role: str, value: str | dict[str, Any], path: Path, folders: ConfigFolders) -> Architecture:
-    if isinstance(value, dict):
-        named = {"name": role, "source": f"configs/experiments/{path.name}", **value}
-        return parse_section(named, Architecture, path, at=("models", role))
-    model_path = folders.models / f"{value}.yaml"
-    if not model_path.exists():
-        there = sorted(p.stem for p in folders.models.glob("*.yaml"))
-        raise OctavoError(
-            f"there is no model {value!r}", where=place(path, ("models", role)), expected=f"one of {', '.join(there)}"
-        )
-    return parse_section({"name": value, **read_yaml(model_path)}, Architecture, model_path)
-
-
-def _cell(
-    name: str, path: Path, file: ExperimentFile, role: str, model: Architecture, precision: Precision
-) -> CellConfig:
-    with asked_by(lambda *keys: place(path, keys), "tokenizer"):
-        vocabulary = vocabulary_size(file.tokenizer)
-    if model.vocabulary_size is None:
-        model = model.model_copy(update={"vocabulary_size": vocabulary})
-    elif model.vocabulary_size < vocabulary:
-        raise OctavoError(
-            f"the model's vocabulary is smaller than the tokenizer's: {model.vocabulary_size} < {vocabulary}",
-            where=place(path, ("models", role)),
-            expected=f"vocabulary_size of {vocabulary} or more",
-            fix="leave vocabulary_size out of the model, or choose another tokenizer",
-        )
-    cell = CellConfig(
-        experiment=name,
-        cell=f"{role}-{precision.recipe}",
-        architecture=role,
-        ablation=None,
-        cluster=file.cluster,
-        model=model,
-        precision=precision,
-        data=file.data,
-        tokenizer=file.tokenizer,
-        training=file.training,
-        parallelism=file.parallelism,
-    )
-    return _change(cell, file.overrides.get(role, {}), path, ("overrides", role))
-
-
-CHANGEABLE = ("model", "precision", "training", "parallelism")
-
-
-def _change(cell: CellConfig, change: dict[str, Any], path: Path, at: tuple[str, ...]) -> CellConfig:
-    """The cell with the values at some key paths (`model.experts.shared_size`) replaced."""
-    if not change:
-        return cell
-    value = copy.deepcopy(cell.model_dump(mode="json"))
-    for dotted_path, new in change.items():
-        *parents, last = keys = dotted_path.split(".")
-        target: Any = value
-        if keys[0] in CHANGEABLE:
-            for key in parents:
-                target = target.get(key) if isinstance(target, dict) else None
-        else:
-            target = None
-        if not isinstance(target, dict) or last not in target:
-            allowed = sorted(target) if isinstance(target, dict) and len(keys) > 1 else CHANGEABLE
-            prefix = ".".join(parents) + "." if isinstance(target, dict) and parents else ""
-            raise OctavoError(
-                f"there is no key {dotted_path!r} to change",
-                where=place(path, (*at, dotted_path)),
-                expected=f"one of {', '.join(prefix + key for key in allowed)}",
-            )
-        target[last] = new
-    try:
-        return CellConfig.model_validate(value)
-    except ValidationError as error:
-
-        def in_file(keys: Keys) -> Keys:
-            """The change that a value is, is part of, or has a part in."""
-            for dotted_path in change:
-                changed = tuple(dotted_path.split("."))
-                if changed[: len(keys)] == keys[: len(changed)]:
-                    return (*at, dotted_path, *keys[len(changed) :])
-            return at
-
-        raise section_error(error, value, CellConfig, path, in_file) from None

@@ -177,7 +177,7 @@ def _check_folder(folder: ExperimentFolder, configs: ConfigFolders) -> None:
 def _price(cluster: str | None, configs: ConfigFolders) -> tuple[Cluster, Device] | None:
     if cluster is None:
         return None
-    from octavo.experiment.run import load_cluster
+    from octavo.experiment.load import load_cluster
 
     return load_cluster(cluster, configs)
 

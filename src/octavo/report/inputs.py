@@ -21,7 +21,8 @@ from octavo.errors import OctavoError
 from octavo.evidence.curves import averaged
 from octavo.evidence.grid import floats, steps_by_run
 from octavo.evidence.names import words
-from octavo.experiment.run import Experiment, data_identifier, load_experiment
+from octavo.experiment.load import load_experiment
+from octavo.experiment.run import Experiment, data_identifier
 from octavo.files import read_json
 from octavo.imports.runs import Imported, read_imported
 from octavo.layout import ExperimentFolder, data_folder

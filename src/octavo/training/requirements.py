@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Device
-from octavo.experiment.run import RunConfig, load_cluster
+from octavo.experiment.load import load_cluster
+from octavo.experiment.run import RunConfig
 from octavo.layout import configs
 from octavo.precision.recipes import check_recipe, version
 

@@ -27,7 +27,8 @@ import torch.distributed
 from octavo.data.manifest import data_set_folder, read_manifest
 from octavo.data.sampling import PreparedData, open_dataset
 from octavo.errors import OctavoError
-from octavo.experiment.run import RunConfig, vocabulary_size
+from octavo.experiment.load import vocabulary_size
+from octavo.experiment.run import RunConfig
 from octavo.files import sha256, write_text
 from octavo.layout import RunFolder
 from octavo.models.matched import matched_quantity

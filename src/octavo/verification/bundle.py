@@ -25,7 +25,8 @@ from urllib.parse import unquote
 import octavo
 from octavo.errors import OctavoError
 from octavo.experiment.config import FileTokenizer
-from octavo.experiment.run import Experiment, data_identifier, load_experiment
+from octavo.experiment.load import load_experiment
+from octavo.experiment.run import Experiment, data_identifier
 from octavo.files import atomic_path, sha256
 from octavo.layout import ExperimentFolder, RunFolder, data_folder, repository
 from octavo.privacy import leak

@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from octavo.errors import OctavoError
-from octavo.experiment.run import load_experiment
+from octavo.experiment.load import load_experiment
 from octavo.files import fingerprint, write_text
 from octavo.layout import ExperimentFolder, RunFolder
 from octavo.records import (

@@ -143,7 +143,7 @@ def _in_table(folder: ExperimentFolder, name_of_table: TableName, name: str, res
 def _in_plan(folder: ExperimentFolder, name: str, rest: str) -> Number:
     import pandas as pd
 
-    from octavo.experiment.run import load_experiment
+    from octavo.experiment.load import load_experiment
 
     experiment = load_experiment(folder.name)
     if not folder.plan_csv.exists():

@@ -28,7 +28,8 @@ from typing import Any
 from octavo.errors import OctavoError
 from octavo.experiment.checks import check_experiment
 from octavo.experiment.config import Parallelism
-from octavo.experiment.run import Experiment, RunConfig, load_experiment
+from octavo.experiment.load import load_experiment
+from octavo.experiment.run import Experiment, RunConfig
 from octavo.files import write_json
 from octavo.layout import ExperimentFolder, RunFolder
 from octavo.records import (
