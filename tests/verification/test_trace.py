@@ -8,7 +8,11 @@ import pandas as pd
 import pytest
 
 from octavo.errors import OctavoError
+from octavo.files import sha256
 from octavo.layout import ExperimentFolder
+from octavo.report.content import document
+from octavo.report.document import Table, Text
+from octavo.report.inputs import load_inputs
 from octavo.verification.trace import trace
 
 
@@ -86,9 +90,64 @@ def test_a_number_of_an_ablations_report(folder: ExperimentFolder) -> None:
         list(trace(folder, run, "nothing"))
 
 
+def test_every_number_on_page_one_has_a_key_that_leads_to_it(folder: ExperimentFolder) -> None:
+    """Each entry with a digit in it, but for names; what is traced, rounded, is what stands there."""
+    content = document(load_inputs(folder), {})
+    lead, *_, grid, verdicts = content.sections[0].blocks
+    assert isinstance(lead, Text)
+    assert isinstance(grid, Table)
+    assert isinstance(verdicts, Table)
+    assert lead.text.count("interval") == len(lead.keys) > 0
+    table = pd.read_parquet(folder.runs_table)
+    shown = {}
+    for block in (grid, verdicts):
+        assert block.keys is not None
+        for row, keys in zip(block.rows, block.keys, strict=True):
+            shown |= {key: text for text, key in zip(row, keys, strict=True) if key}
+            assert not any(
+                any(map(str.isdigit, text)) and not key for text, key in list(zip(row, keys, strict=True))[2:]
+            )
+    page = folder.report_html.read_text()
+    for key in [*lead.keys, *shown]:
+        assert key in page
+        said = list(trace(folder, key))
+        assert said[0].startswith(f"{key} = ")
+        assert any(line.startswith("  run ") for line in said) or "rests on no run" in said[-1]
+    own = table[table["cell"] == "moe-bf16"]
+    mean, hours = own["validation_loss"].mean(), own["device_hours_all_in"].sum()
+    assert shown["cells.moe-bf16.validation_loss"].startswith(f"{mean:.3f} ")
+    said = list(trace(folder, "cells.moe-bf16.validation_loss"))
+    assert said[0].startswith(f"cells.moe-bf16.validation_loss = {mean}")
+    assert said[1] == "  mean of column validation_loss over 2 completed seeds of moe-bf16"
+    assert [line for line in said if line.startswith("  run ")] == ["  run moe-bf16/seed-1", "  run moe-bf16/seed-2"]
+    assert next(iter(trace(folder, "cells.moe-bf16.device_hours_all_in"))).endswith(f" = {hours}")
+
+
+def test_a_comparison_is_named_by_its_cells_and_axis(folder: ExperimentFolder) -> None:
+    comparisons = json.loads(folder.comparisons.read_text())["comparisons"]
+    (one,) = [
+        one for one in comparisons
+        if (one["cell"], one["against"], one["axis"]) == ("moe-bf16", "dense-bf16", "device_hours")
+    ]  # fmt: skip
+    said = list(trace(folder, "comparisons.moe-bf16/dense-bf16.device_hours.loss_difference.value"))
+    assert said[0].endswith(f" = {one['loss_difference']['value']}")
+    assert sum(line.startswith("  run ") for line in said) == 4  # two seeds of each
+
+
+def test_published_figures_lead_to_the_files_they_are_in(folder: ExperimentFolder) -> None:
+    """Claim 9: the article's statements, and what DeepSeek and Meta published of their runs."""
+    said = list(trace(folder, "claims.9.effect"))[-1]
+    for name in ("statements", "runs/deepseek-v3", "runs/llama-3.1-405b"):
+        path = f"configs/published/{name}.yaml"
+        assert f"{path} (SHA-256 {sha256(folder.path.parents[1] / path)})" in said
+    assert "runs/deepseek-67b" not in said
+
+
 @pytest.mark.parametrize(
     "name",
     [
+        "cells.nothing.cost_all_in", "cells.moe-bf16.nothing", "comparisons.moe-bf16/dense-bf16.weather",
+        "comparisons.0.loss_difference",
         "claims.99.effect", "claims.1.nothing", "runs.moe-bf16/seed-9.loss", "weather", "",
         "attempts.moe-bf16/seed-1/9.cost", "steps.moe-bf16/seed-1/41.loss", "steps.moe-bf16/seed-1.loss",
         "plan.nothing.cost", "plan.moe-bf16.nothing",

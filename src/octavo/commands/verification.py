@@ -102,8 +102,8 @@ def trace(
     number: Annotated[
         str,
         typer.Argument(
-            help="claims.2.effect, comparisons.0.loss_difference, runs.<run>.<column>, "
-            "attempts.<run>/<attempt>.<column>, steps.<run>/<step>.<column>, plan.<cell>.<column>"
+            help="cells.<cell>.<column>, comparisons.<cell>/<baseline>.<axis>.<key>, claims.2.effect, "
+            "runs.<run>.<column>, attempts.<run>/<attempt>.<column>, steps.<run>/<step>.<column>, plan.<cell>.<column>"
         ),
     ],
     results: Annotated[Path, typer.Option(help="The experiment's results folder.")] = Path("results/laptop"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -214,6 +215,20 @@ FORMULAS: dict[str, Callable[[Runs], float]] = {
     "llama_405b_mfu": lambda runs: utilisation(runs["llama-3.1-405b"]),
 }
 """Name of a statement -> how its number is recomputed."""
+
+
+def files_behind(statement: str) -> list[Path]:
+    """The files of `configs/published` that a statement's number is recomputed from, the statement's own first."""
+    read: dict[str, None] = {}
+
+    class Noting(dict[str, PublishedRun]):
+        def __getitem__(self, name: str) -> PublishedRun:
+            read[name] = None
+            return super().__getitem__(name)
+
+    FORMULAS[statement](Noting(published_runs()))
+    folder = configs().published
+    return [folder / "statements.yaml", *(folder / "runs" / f"{name}.yaml" for name in read)]
 
 
 def _of_run(name: str, run: PublishedRun) -> list[Derived]:

@@ -23,7 +23,9 @@ def document(inputs: Inputs, charts: dict[str, Chart]) -> Document:
     """The whole report."""
     sections = whole(inputs, charts) if inputs.ablation is None else against_baseline(inputs, charts)
     sections = [section for section in sections if section.blocks]
-    return Document(inputs.title, inputs.description, _date(inputs), sections=sections)
+    ablation = f" --ablation {inputs.ablation}" if inputs.ablation else ""
+    trace = f"octavo trace --results results/{inputs.whole.name}{ablation}"
+    return Document(inputs.title, inputs.description, _date(inputs), trace=trace, sections=sections)
 
 
 def whole(inputs: Inputs, charts: dict[str, Chart]) -> list[Section]:

@@ -17,6 +17,8 @@ class Text:
 
     text: str
     style: Literal["plain", "lead", "note"] = "plain"
+    keys: Sequence[str] = ()
+    """The keys of its numbers, in order, as `octavo trace` takes them."""
     kind: Literal["text"] = "text"
 
 
@@ -31,6 +33,8 @@ class Table:
     widths: Sequence[float] | None = None
     """Relative column widths; None: as wide as their texts."""
     small: bool = False
+    keys: Sequence[Sequence[str]] | None = None
+    """Of each row, the keys of its entries as `octavo trace` takes them; empty where an entry has none."""
     kind: Literal["table"] = "table"
 
 
@@ -65,6 +69,8 @@ class Document:
     date: tuple[int, int, int, int, int, int]
     """Year to second, UTC, when the last attempt ended: made again from the same runs, a report has the same date."""
     language: str = "en"
+    trace: str = ""
+    """The command that follows a number, but for the number's key."""
     sections: Sequence[Section] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def write_html(document: Document, charts: Mapping[str, Chart], styles: Mapping[
 def _block(block: Block, charts: Mapping[str, Chart], styles: Mapping[str, CellStyle]) -> str:
     match block:
         case Text():
-            return f'<p class="{block.style}">{escape(block.text)}</p>'
+            return f'<p class="{block.style}"{_title(block.keys)}>{escape(block.text)}</p>'
         case Table():
             return _table(block)
         case Picture():
@@ -78,9 +78,10 @@ def _table(table: Table) -> str:
         f'<th scope="col" class="{ALIGN[align]}">{escape(name)}</th>'
         for name, align in zip(table.header, table.align, strict=True)
     )
+    keys = table.keys or [[""] * len(table.align)] * len(table.rows)
     body = "".join(
-        "<tr>" + "".join(_cell(value, align) for value, align in zip(row, table.align, strict=True)) + "</tr>"
-        for row in table.rows
+        "<tr>" + "".join(_cell(*entry) for entry in zip(row, table.align, of_row, strict=True)) + "</tr>"
+        for row, of_row in zip(table.rows, keys, strict=True)
     )
     return (
         f'<div class="wide"><table><caption>{escape(table.caption)}</caption>'
@@ -88,9 +89,14 @@ def _table(table: Table) -> str:
     )
 
 
-def _cell(value: str, align: str) -> str:
+def _cell(value: str, align: str, key: str) -> str:
     verdict = value if value in ("supported", "refuted") else ""
-    return f'<td class="{ALIGN[align]} {verdict}">{escape(value)}</td>'
+    return f'<td class="{ALIGN[align]} {verdict}"{_title([key] if key else [])}>{escape(value)}</td>'
+
+
+def _title(keys: Sequence[str]) -> str:
+    """Shown where the pointer rests: the keys that `octavo trace` takes."""
+    return f' title="{escape(" ".join(keys))}"' if keys else ""
 
 
 def _figure(picture: Picture, chart: Chart, styles: Mapping[str, CellStyle]) -> str:

@@ -1,24 +1,28 @@
 """A number of the report, followed to what made it: runs, attempts, steps, configuration, data, image, lock, commit.
 
-A number is named by where it stands: `claims.<number>.<key>...` in claims.json, `comparisons.<place>.<key>...` in
-comparisons.json (the first is 0), `runs.<cell>/seed-<n>.<column>`, `attempts.<cell>/seed-<n>/<attempt>.<column>` and
-`steps.<cell>/seed-<n>/<step>.<column>` in the tables, `plan.<cell>.<column>` in plan.csv. An ablation's report has
-tables and verdicts of its own.
+A number has a key, which says what it is of and not where it stands (KEYS): a mean or a sum over the seeds of a cell,
+two cells at equal something (comparisons.json), a claim (claims.json), an entry of a table or of plan.csv. An
+ablation's report has tables and verdicts of its own. The HTML report shows the key of each number on page one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from octavo.errors import OctavoError
+from octavo.evidence.cells import MEANS, SUMS, summary
 from octavo.files import sha256
-from octavo.layout import ExperimentFolder, RunFolder, configs
+from octavo.forecast.published import files_behind
+from octavo.layout import ExperimentFolder, RunFolder, configs, repository
 from octavo.records import (
     AttemptRecord,
     ClaimsFile,
     ComparisonsFile,
+    Estimate,
     MetricsRecord,
     Provenance,
     Result,
@@ -26,6 +30,20 @@ from octavo.records import (
     read_lines,
     read_record,
     read_table,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+KEYS = (
+    "cells.<cell>.<column>",
+    "comparisons.<cell>/<baseline>.<axis>.<key>",
+    "claims.<number>.<key>",
+    "runs.<cell>/seed-<n>.<column>",
+    "attempts.<cell>/seed-<n>/<attempt>.<column>",
+    "steps.<cell>/seed-<n>/<step>.<column>",
+    "plan.<cell>.<column>",
 )
 
 
@@ -38,7 +56,7 @@ class Number:
     said: str
     """What the file says it is."""
     runs: list[str]
-    without_runs: str = "it is a published figure, or there was none to test it with"
+    without_runs: str = "there is none to test it with"
     """What it rests on where there are no runs."""
 
 
@@ -68,21 +86,19 @@ def find(folder: ExperimentFolder, scope: ExperimentFolder, name: str) -> Number
     """The number that a name names, in the files of an experiment or, in its scope, of an ablation."""
     document, _, rest = name.partition(".")
     if document == "claims":
-        return _in_claims(scope, name, rest)
+        return _in_claims(folder, scope, name, rest)
     if document == "comparisons":
         return _in_comparisons(scope, name, rest)
+    if document == "cells":
+        return _in_cells(scope, name, rest)
     if document == "plan":
         return _in_plan(folder, name, rest)
     if document in ("runs", "attempts", "steps"):
         return _in_table(scope, document, name, rest)
-    raise _unknown(
-        name,
-        "claims.<number>.<key>, comparisons.<place>.<key>, runs.<cell>/seed-<n>.<column>, "
-        "attempts.<cell>/seed-<n>/<attempt>.<column>, steps.<cell>/seed-<n>/<step>.<column> or plan.<cell>.<column>",
-    )
+    raise _unknown(name, f"one of {', '.join(KEYS)}")
 
 
-def _in_claims(folder: ExperimentFolder, name: str, rest: str) -> Number:
+def _in_claims(whole: ExperimentFolder, folder: ExperimentFolder, name: str, rest: str) -> Number:
     made_by = f"octavo claims {folder.path}"
     claims = read_record(folder.claims, ClaimsFile, made_by=made_by).model_dump(mode="json")["claims"]
     number, _, keys = rest.partition(".")
@@ -90,26 +106,63 @@ def _in_claims(folder: ExperimentFolder, name: str, rest: str) -> Number:
     if claim is None:
         raise _unknown(name, f"claims.<number>, of {', '.join(str(one['number']) for one in claims)}")
     said = f"claim {claim['number']}, {claim['title']}: {claim['verdict']} (configs/claims/{claim['name']}.yaml)"
-    return Number(_descend(claim, keys, name), _file(folder.claims), said, claim["runs"])
+    value = _descend(claim, keys, name)
+    basis = "" if claim["runs"] else _without_runs(claim, whole)
+    return Number(value, _file(folder.claims), said, claim["runs"], basis)
+
+
+def _without_runs(claim: dict[str, Any], folder: ExperimentFolder) -> str:
+    """What a claim rests on that no run tests: the files that its numbers are computed from."""
+    if claim["verdict"] == "not testable here":
+        return f"there is none to test it with; it needs {claim['needs']}"
+    if figures := claim["data"].get("published_value") and claim["data"]["name"]:
+        files = dict.fromkeys(path for figure in figures for path in files_behind(figure))
+        return f"it is computed from published figures, in {_files(files)}"
+    return f"it is computed from {_files(_configuration(folder))}"
 
 
 def _in_comparisons(folder: ExperimentFolder, name: str, rest: str) -> Number:
     made_by = f"octavo claims {folder.path}"
-    comparisons = read_record(folder.comparisons, ComparisonsFile, made_by=made_by).model_dump(mode="json")[
-        "comparisons"
-    ]
-    place, _, keys = rest.partition(".")
-    if not place.isdigit() or int(place) >= len(comparisons):
-        raise _unknown(name, f"comparisons.<place>, from 0 to {len(comparisons) - 1}")
-    one = comparisons[int(place)]
-    said = f"{one['cell']} against {one['against']} at equal {one['axis']}"
-    table = read_table(folder.runs_table, "runs", made_by=f"octavo aggregate {folder.path}")
-    runs = [
-        f"{cell}/seed-{seed}"
-        for cell, seed, status in zip(table["cell"], table["seed"], table["status"], strict=True)
-        if cell in (one["cell"], one["against"]) and status != "unfinished"
-    ]
-    return Number(_descend(one, keys, name), _file(folder.comparisons), said, runs)
+    file = read_record(folder.comparisons, ComparisonsFile, made_by=made_by)
+    by_key = {f"{one.cell}/{one.against}.{one.axis}": one for one in file.comparisons}
+    key = next((key for key in by_key if rest == key or rest.startswith(f"{key}.")), None)
+    if key is None:
+        raise _unknown(name, f"comparisons.<cell>/<baseline>.<axis>, of {', '.join(by_key)}")
+    one = by_key[key]
+    said = f"{one.cell} against {one.against} at equal {one.axis}"
+    table = _runs_table(folder)
+    runs = _names(table[table["cell"].isin([one.cell, one.against]) & (table["status"] != "unfinished")])
+    value = _descend(one.model_dump(mode="json"), rest[len(key) :], name)
+    return Number(value, _file(folder.comparisons), said, runs)
+
+
+def _in_cells(folder: ExperimentFolder, name: str, rest: str) -> Number:
+    """A mean over the completed seeds of a cell, or a sum over all of them."""
+    table = _runs_table(folder)
+    cells = summary(table)
+    cell, _, column = rest.rpartition(".")
+    if cell not in cells or column not in cells[cell].columns:
+        columns = ", ".join(next(iter(cells.values())).columns) if cells else ""
+        raise _unknown(name, f"cells.<cell>.<column>; cells: {', '.join(cells)}; columns: {columns}")
+    own = table[table["cell"] == cell]
+    value = cells[cell].columns[column]
+    if column in MEANS:
+        own = own[(own["status"] == "completed") & own[column].notna()]
+        said = f"mean of column {column} over {len(own)} completed seeds of {cell}"
+    elif column in SUMS:
+        said = f"sum of column {column} over {len(own)} seeds of {cell}"
+    else:
+        said = f"{column} of {cell}"
+    shown = value.model_dump(mode="json") if isinstance(value, Estimate) else value
+    return Number(shown, _file(folder.runs_table), said, _names(own))
+
+
+def _runs_table(folder: ExperimentFolder) -> pd.DataFrame:
+    return read_table(folder.runs_table, "runs", made_by=f"octavo aggregate {folder.path}")
+
+
+def _names(table: pd.DataFrame) -> list[str]:
+    return [f"{cell}/seed-{seed}" for cell, seed in zip(table["cell"], table["seed"], strict=True)]
 
 
 ROW = {"runs": None, "attempts": "attempt", "steps": "step"}
@@ -153,13 +206,25 @@ def _in_plan(folder: ExperimentFolder, name: str, rest: str) -> Number:
     rows = table[table["cell"] == cell]
     if rows.empty or column not in table.columns or cell not in experiment.cells:
         raise _unknown(name, f"plan.<cell>.<column>; cells: {', '.join(table['cell'])}; columns: {', '.join(table)}")
-    files = [experiment.path, *(configs().clusters / f"{one}.yaml" for one in (
-        experiment.file.cluster, f"devices/{experiment.cluster.device}", f"calibration/{experiment.device.kind}",
-    ))]  # fmt: skip
-    basis = (
-        f"it is a forecast, from {', '.join(map(str, files))}; cell fingerprint {experiment.cells[cell].fingerprint}"
-    )
+    calibration = configs().clusters / "calibration" / f"{experiment.device.kind}.yaml"
+    files = [*_configuration(folder), calibration]
+    basis = f"it is a forecast, from {_files(files)}; cell fingerprint {experiment.cells[cell].fingerprint}"
     return Number(rows.iloc[0][column], _file(folder.plan_csv), f"column {column} of {cell}", [], basis)
+
+
+def _configuration(folder: ExperimentFolder) -> list[Path]:
+    """The experiment's file, and those of its cluster and device."""
+    from octavo.experiment.load import load_experiment
+
+    experiment = load_experiment(folder.name)
+    clusters = configs().clusters
+    named = (experiment.file.cluster, f"devices/{experiment.cluster.device}")
+    return [experiment.path, *(clusters / f"{name}.yaml" for name in named)]
+
+
+def _files(paths: Iterable[Path]) -> str:
+    """As a checkout has them, each with its hash."""
+    return ", ".join(f"{os.path.relpath(path, repository())} (SHA-256 {sha256(path)})" for path in paths)
 
 
 def _run(folder: RunFolder, name: str) -> Iterator[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from octavo.records import ClaimResult
+from octavo.evidence.cells import SIZES, summary
+from octavo.records import ClaimResult, Comparison
 from octavo.report.charts import Chart, Curves
 from octavo.report.document import Block, Picture, Section, Table, Text
 from octavo.report.inputs import Inputs
-from octavo.report.sections.phrases import capitalised, effect_words, filled, loss_words, mean_words
+from octavo.report.sections.phrases import capitalised, comparison_key, effect_words, filled, loss_words, mean_words
 from octavo.report.sentences import listed
 from octavo.report.style import count, money, number
 
@@ -20,8 +19,13 @@ EMULATED = (
 
 def answer(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     """Page one: who is ahead, the loss curves, the grid's table and the verdicts."""
-    said = " ".join(headline(inputs)) or "There are no two cells here that differ in one thing: nothing is compared."
-    blocks: list[Block] = [Text(said, "lead")]
+    compared = headline(inputs)
+    said = [loss_words(inputs, one) for one in compared]
+    if inputs.seeds == 1 and not inputs.ablation:
+        said.append("One seed decides nothing: every verdict that rests on runs is inconclusive.")
+    nothing = "There are no two cells here that differ in one thing: nothing is compared."
+    keys = [comparison_key(one, "loss_difference") for one in compared if one.loss_difference]
+    blocks: list[Block] = [Text(" ".join(said) or nothing, "lead", keys)]
     if inputs.emulated:
         blocks.append(Text(EMULATED, "note"))
     curves = charts.get("loss")
@@ -41,47 +45,35 @@ def answer(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     return Section("The answer", blocks)
 
 
-def headline(inputs: Inputs) -> Iterator[str]:
-    """One sentence each: the mixture against the dense model at equal tokens and at equal device-hours; FP8."""
-    compared = inputs.comparisons.comparisons
+def headline(inputs: Inputs) -> list[Comparison]:
+    """What is compared first: the mixture against the dense model at equal tokens and at equal device-hours; FP8."""
+    at_equal_tokens = [one for one in inputs.comparisons.comparisons if one.axis == "tokens"]
     if inputs.ablation:
-        for one in (one for one in compared if one.kind == "ablation" and one.axis == "tokens"):
-            yield loss_words(inputs, one)
-        return
-    for axis in ("tokens", "device_hours"):
-        first = next((one for one in compared if one.kind == "architecture" and one.axis == axis), None)
-        if first is not None:
-            yield loss_words(inputs, first)
-    for one in (one for one in compared if one.kind == "precision" and one.axis == "tokens"):
-        yield loss_words(inputs, one)
-    if inputs.seeds == 1:
-        yield "One seed decides nothing: every verdict that rests on runs is inconclusive."
+        return [one for one in at_equal_tokens if one.kind == "ablation"]
+    architectures = inputs.compared("architecture")
+    first = [next((one for one in architectures if one.axis == axis), None) for axis in ("tokens", "device_hours")]
+    return [*(one for one in first if one), *(one for one in at_equal_tokens if one.kind == "precision")]
 
 
 def grid_table(inputs: Inputs) -> Table:
     """Parameters, FLOPs, loss, hours and cost by cell."""
     runs = inputs.runs if inputs.ablation else inputs.runs[inputs.runs["ablation"].isna()]
-    of_cost = "final" if inputs.imported else "all_in"  # an import does not say what else was run
-    rows = []
-    for cell, own in runs.groupby("cell", sort=False):
-        first, done = own.iloc[0], own[own["status"] == "completed"]
-        rows.append(
-            [
-                inputs.label(str(cell)),
-                count(first["total_parameters"]),
-                count(first["active_parameters"]),
-                count(first["flops_per_token"]),
-                mean_words(done[f"{inputs.losses}_loss"]),
-                mean_words(done["validation_bits_per_byte"]),
-                number(own["device_hours_final"].sum(min_count=1)),
-                number(own["device_hours_all_in"].sum(min_count=1)),
-                money(own[f"cost_{of_cost}"].sum(min_count=1), inputs.currency),
-                f"{len(done)}/{len(own)}",
-            ]
-        )
-    hours = inputs.hours
+    cost = "cost_final" if inputs.imported else "cost_all_in"  # an import does not say what else was run
+    rows, keys = [], []
+    for cell, found in summary(runs).items():
+        numbers = found.numbers
+        columns = {
+            **{name: count(numbers[name]) for name in SIZES},
+            **{name: mean_words(found.means[name]) for name in (f"{inputs.losses}_loss", "validation_bits_per_byte")},
+            **{name: number(numbers[name]) for name in ("device_hours_final", "device_hours_all_in")},
+            cost: money(numbers[cost], inputs.currency),
+            "runs_completed": f"{numbers['runs_completed']}/{numbers['runs']}",
+        }
+        rows.append([inputs.label(cell), *columns.values()])
+        keys.append(["", *(f"cells.{cell}.{name}" for name in columns)])
+    hours, scope = inputs.hours, "final" if inputs.imported else "all-in"
     header = ["cell", "total parameters", "active parameters", "FLOPs per token", "loss (nats per token)",
-              "bits per byte", f"{hours}, final", f"{hours}, all-in", f"cost, {of_cost.replace('_', '-')}",
+              "bits per byte", f"{hours}, final", f"{hours}, all-in", f"cost, {scope}",
               "runs done"]  # fmt: skip
     counted = (
         "Parameters and FLOPs: as the import gives them, or counted from the model that it names."
@@ -95,14 +87,15 @@ def grid_table(inputs: Inputs) -> Table:
         f"is more than one seed. {counted} {capitalised(hours)} and cost: all seeds together."
     )
     widths = [2.9, 1.15, 1.15, 1.05, 1.5, 1.5, 1.05, 1.05, 1.1, 0.9]
-    return filled(Table(header, rows, "l" + "r" * 9, caption, widths, small=True))
+    return filled(Table(header, rows, "l" + "r" * 9, caption, widths, small=True, keys=keys))
 
 
 def verdict_table(results: list[ClaimResult]) -> Table:
     """One line per claim."""
     rows = [[str(claim.number), claim.title, claim.verdict, effect_words(claim.effect)] for claim in results]
+    keys = [["", "", *(f"claims.{claim.number}.{part}" for part in ("verdict", "effect"))] for claim in results]
     return Table(
         ["", "claim", "verdict", "effect"], rows, "rlll",
         "The verdicts; the sentences behind them, sources, and what would decide the open ones: see Claims.",
-        [0.3, 4.4, 1.7, 3.2], small=True,
+        [0.3, 4.4, 1.7, 3.2], small=True, keys=keys,
     )  # fmt: skip

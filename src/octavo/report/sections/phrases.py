@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pandas as pd
-
 from octavo.records import Comparison, Estimate
 from octavo.report.document import Table
 from octavo.report.figures import axis_name
 from octavo.report.inputs import Inputs
 from octavo.report.sentences import loss_sentence, ratio_sentence
 from octavo.report.style import MISSING, number, percent
-from octavo.statistics import t_interval
 
 
 def loss_words(inputs: Inputs, one: Comparison) -> str:
@@ -27,16 +24,19 @@ def ratio_words(inputs: Inputs, one: Comparison) -> str:
     return ratio_sentence(inputs.label(one.cell), inputs.label(one.against), resources[one.axis], one)
 
 
-def mean_words(values: pd.Series) -> str:
-    """Mean over seeds, ± half of its 95 % interval."""
-    values = values.dropna()
-    if values.empty:
+def comparison_key(one: Comparison, part: str) -> str:
+    """The key of a comparison's number."""
+    return f"comparisons.{one.cell}/{one.against}.{one.axis}.{part}"
+
+
+def mean_words(found: Estimate | None) -> str:
+    """A mean over seeds, ± half of its 95 % interval."""
+    if found is None:
         return MISSING
-    found = t_interval(values.to_numpy())
     if found.high is None:
-        return f"{found.estimate:.3f}"
-    half = found.high - found.estimate
-    return f"{found.estimate:.3f} ± {f'{half:.3f}' if half >= 0.0005 else number(half, 1)}"
+        return f"{found.value:.3f}"
+    half = found.high - found.value
+    return f"{found.value:.3f} ± {f'{half:.3f}' if half >= 0.0005 else number(half, 1)}"
 
 
 def effect_words(effect: Estimate | None) -> str:
@@ -71,4 +71,5 @@ def filled(table: Table) -> Table:
         rows=[[row[place] for place in kept] for row in table.rows],
         align="".join(table.align[place] for place in kept),
         widths=table.widths and [table.widths[place] for place in kept],
+        keys=table.keys and [[row[place] for place in kept] for row in table.keys],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from octavo.evidence.cells import LOSS_UNIT, mean
 from octavo.evidence.comparisons import estimate
 from octavo.evidence.names import words
 from octavo.records import ClaimResult, Comparison
@@ -81,7 +82,7 @@ def domain_table(inputs: Inputs) -> Table | None:
     return Table(
         ["cell", *domains],
         [
-            [label, *(mean_words(frame[domain]) if domain in frame else MISSING for domain in domains)]
+            [label, *(mean_words(mean(frame[domain], LOSS_UNIT)) if domain in frame else MISSING for domain in domains)]
             for label, frame in rows
         ],
         "l" + "r" * len(domains),
