@@ -322,6 +322,7 @@ TABLE_FIELDS: dict[str, list[tuple[str, str, bool]]] = {
         ("flops_per_token", "float", True),
         ("training_loss", "float", True),
         ("validation_loss", "float", True),
+        ("validation_step", "int", True),  # after which validation_loss was measured
         ("validation_bits_per_byte", "float", True),
         ("training_seconds", "float", True),  # sum of the step times that count
         ("device_kind", "string", True),

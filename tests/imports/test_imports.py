@@ -231,6 +231,34 @@ def test_a_csv_with_its_own_names(tmp_path: Path, repository: Path) -> None:
     assert run_of(folder)["validation_loss"] == 4.75
 
 
+# --- diverged -------------------------------------------------------------------------------------------------------
+
+
+def megatron_line(step: int, loss: str) -> str:
+    return f" iteration {step}/400 | elapsed time per iteration (ms): 500.0 | learning rate: 1.0E-05 |{loss} grad norm: 1 |"
+
+
+@pytest.mark.parametrize(
+    "endings",
+    [
+        [" lm loss: nan |"],
+        [" lm loss: 0.000000E+00 |", " lm loss: 0.000000E+00 |"],  # all iterations skipped
+        ["", ""],  # the same by Megatron-LM until 2026: it leaves the loss out
+        [" lm loss: 9.0 |"] * 10,
+    ],
+)
+def test_a_run_that_ended_without_a_sane_loss_diverged_also_if_it_was_stopped_then(
+    tmp_path: Path, repository: Path, endings: list[str]
+) -> None:
+    losses = [f" lm loss: {2 + 8 / (1 + step):.6E} |" for step in range(20)] + endings
+    write(tmp_path / "run.log", "\n".join(megatron_line(10 * (i + 1), one) for i, one in enumerate(losses)) + "\n")
+    cell = {"architecture": "moe", "precision": "bf16", "runs": {1: "run.log"}}
+    folder, _ = bring(tmp_path, repository, format="megatron_log", cells=[cell])
+    run = run_of(folder)
+    assert run["status"] == "diverged"
+    assert pd.isna(run["training_loss"])
+
+
 # --- nothing is guessed ---------------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from octavo.data.manifest import current_manifest
+from octavo.divergence import diverged
 from octavo.errors import OctavoError
 from octavo.experiment.run import CellConfig, Experiment, run_fingerprint
 from octavo.files import atomic_path
@@ -82,6 +83,8 @@ class _Run:
     training_seconds: float
     kept: dict[int, float]
     """Attempt -> share of its step time that the result rests on."""
+    diverged: bool
+    """Whether its losses end without a sane one, whatever its result says."""
 
 
 def aggregate(
@@ -134,10 +137,14 @@ def _read_runs(folder: ExperimentFolder, cell: _Cell, seeds: list[int]) -> tuple
     results = [_read_result(run, cell.config, own) for run, own in zip(runs, prints, strict=True)]
     steps, starts, kept = _steps([read_metrics(run.metrics) for run in runs], cell, seeds)
     tokens, seconds = (np.split(steps[name].fill_null(0).to_numpy(), starts) for name in ("tokens", "step_seconds"))
+    step, loss = (np.split(steps[name].to_numpy(), starts) for name in ("step", "loss"))
     found = [
-        _Run(cell, seed, prints[i], results[i], len(tokens[i]), int(tokens[i][-1:].sum()), seconds[i].sum(), kept[i])
+        _Run(
+            cell, seed, prints[i], results[i], len(tokens[i]), int(tokens[i][-1:].sum()), seconds[i].sum(), kept[i],
+            diverged(step[i], loss[i]),
+        )
         for i, seed in enumerate(seeds)
-    ]
+    ]  # fmt: skip
     return found, steps
 
 
@@ -379,6 +386,7 @@ def _run_row(run: _Run, books: _Books) -> dict[str, Any]:
     cell, result = run.cell.config, run.result
     experts = cell.model.experts
     counted = result or run.cell
+    sane = result if result and not run.diverged else None
     return {
         "experiment": cell.experiment,
         "cell": cell.cell,
@@ -391,15 +399,16 @@ def _run_row(run: _Run, books: _Books) -> dict[str, Any]:
         "expert_size": experts.size if experts else None,
         "shared_expert_size": experts.shared_size if experts else None,
         "accumulation": cell.precision.accumulation,
-        "status": result.status if result else "unfinished",
+        "status": "unfinished" if result is None else "diverged" if run.diverged else result.status,
         "steps": result.steps if result else run.steps,
         "tokens": result.tokens if result else run.tokens,
         "total_parameters": counted.total_parameters,
         "active_parameters": counted.active_parameters,
         "flops_per_token": counted.flops_per_token,
-        "training_loss": result.training_loss if result else None,
-        "validation_loss": result.validation_loss if result else None,
-        "validation_bits_per_byte": result.validation_bits_per_byte if result else None,
+        "training_loss": sane.training_loss if sane else None,
+        "validation_loss": sane.validation_loss if sane else None,
+        "validation_step": sane.steps if sane and sane.validation_loss is not None else None,
+        "validation_bits_per_byte": sane.validation_bits_per_byte if sane else None,
         "training_seconds": result.training_seconds if result else run.training_seconds,
         "device_kind": result.device_kind if result else None,
         "device_count": result.device_count if result else cell.parallelism.world_size,
@@ -407,5 +416,13 @@ def _run_row(run: _Run, books: _Books) -> dict[str, Any]:
         **books.costs(cell.cell, run.seed, run.kept),
         "run_fingerprint": run.fingerprint,
         "data_manifest_sha256": result.data_manifest_sha256 if result else None,
+        **(_losses_of(cell, result) if result else {}),
         "parameters_sha256": result.parameters_sha256 if result else None,
     }
+
+
+def _losses_of(cell: CellConfig, result: Result) -> dict[str, str]:
+    """What a run's losses are losses of: the prepared text with its tokenizer, and the sequences validated on."""
+    data, training = result.data_manifest_sha256, cell.training
+    held_out = f"{training.evaluation.final_sequences} sequences of {training.sequence_length} tokens"
+    return {"tokenizer": data, "data": data, "validation": f"{held_out} of {data}"}

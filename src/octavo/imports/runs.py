@@ -17,6 +17,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from octavo.accounting.money import cost
 from octavo.configuration import Section, place, read_section
+from octavo.divergence import diverged, sane
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Cluster, Device
 from octavo.experiment.config import Name, RecipeName
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Count = Annotated[int, Field(ge=0)]
+
+TRAINED = ["loss", "aux_loss", "grad_norm", "learning_rate", "step_seconds"]
+"""Columns that a line of training has; a validation has none of them."""
 Identifier = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -219,6 +223,7 @@ def _sizes(cell: ImportedCell) -> dict[str, Any]:
 def _steps(experiment: str, cell: ImportedCell, seed: int, log: pd.DataFrame, sizes: dict[str, Any]) -> pd.DataFrame:
     """Rows of steps.parquet."""
     log = log.reindex(columns=list(COLUMNS)).astype({"step": int})
+    log = log.assign(**{name: sane(log[name].to_numpy()) for name in ("loss", "validation_loss")})
     tokens = _tokens(cell, log)
     rate = log["tokens_per_second_per_device"]
     if log["step_seconds"].isna().all() and rate.notna().any() and cell.tokens_per_step and cell.devices:
@@ -265,13 +270,14 @@ def _run(
 ) -> dict[str, Any]:
     """A row of runs.parquet."""
     last = int(steps["step"].iloc[-1])
-    losses, validation = steps.dropna(subset="loss"), steps["validation_loss"].dropna()
+    losses, validation = steps.dropna(subset="loss"), steps.dropna(subset="validation_loss")
     final = losses.loc[losses["step"] > 0.9 * last, "loss"]
+    trained = steps.dropna(subset=TRAINED, how="all")
+    lost = diverged(trained["step"].to_numpy(), trained["loss"].to_numpy())
     known = steps["step_seconds"].notna().any()
     hours = float(steps["device_hours"].iloc[-1])
     tokens = steps["tokens"].dropna()
     charged = cost(*price, hours) if price and np.isfinite(hours) else None
-    diverged = not len(final)  # no finite loss in the last tenth
     return {
         "experiment": experiment,
         "cell": cell.name,
@@ -281,11 +287,12 @@ def _run(
         "ablation": cell.ablation,
         **sizes,
         "accumulation": cell.accumulation,
-        "status": "diverged" if diverged else "completed" if finished else "unfinished",
+        "status": "diverged" if lost else "completed" if finished else "unfinished",
         "steps": last,
         "tokens": int(tokens.iloc[-1]) if len(tokens) else None,
-        "training_loss": float(final.mean()) if len(final) else None,
-        "validation_loss": float(validation.iloc[-1]) if len(validation) else None,
+        "training_loss": float(final.mean()) if len(final) and not lost else None,
+        "validation_loss": float(validation["validation_loss"].iloc[-1]) if len(validation) and not lost else None,
+        "validation_step": int(validation["step"].iloc[-1]) if len(validation) and not lost else None,
         "training_seconds": float(steps["_seconds"].sum()) if known else None,
         "device_kind": cell.device_kind,
         "device_count": cell.devices,
