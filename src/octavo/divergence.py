@@ -10,6 +10,8 @@ import numpy as np
 
 BLOW_UP = 1.2
 """A median loss of the last tenth above this many times that of the best tenth is a loss that blew up."""
+FEWEST = 5
+"""Lines whose median is taken, where a tenth is fewer."""
 SPREADS = 4
 """And by more than so many standard errors of these medians, so that a few noisy lines are none."""
 
@@ -35,8 +37,10 @@ def diverged(step: np.ndarray, loss: np.ndarray) -> bool:
 
 
 def _blew_up(loss: np.ndarray) -> bool:
-    length = max(1, len(loss) // 10)
+    length = max(FEWEST, len(loss) // 10)
+    if len(loss) < 2 * length:
+        return False
     ends = len(loss) - length * np.arange(len(loss) // length)
     medians = np.array([np.median(loss[end - length : end]) for end in ends])
-    error = 1.4826 * np.median(np.abs(np.diff(loss))) / np.sqrt(2 * length) if len(loss) > 1 else 0.0
+    error = 1.4826 * np.median(np.abs(np.diff(loss))) / np.sqrt(2 * length)
     return bool(medians[0] > BLOW_UP * medians.min() and medians[0] - medians.min() > SPREADS * error)
