@@ -33,8 +33,8 @@ warnings.simplefilter("ignore")
 
 from octavo.cpu import rounding  # noqa: E402
 from octavo.cpu.rounding import KERNEL, largest_magnitude, round_blocks, round_scaled, tensor_scale  # noqa: E402
-from octavo.experiment.config import Precision  # noqa: E402
 from octavo.models.catalogue import read_architecture  # noqa: E402
+from octavo.precision.config import Precision  # noqa: E402
 from octavo.precision.history import AmaxHistory  # noqa: E402
 from octavo.precision.products import Numerics, grouped_linear, linear  # noqa: E402
 from octavo.precision.recipes import E4M3, E5M2, Format, quantised_recipes  # noqa: E402

@@ -33,9 +33,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from octavo.experiment.config import Precision, RecipeName
 from octavo.experiment.load import load_experiment
 from octavo.layout import RunFolder
+from octavo.precision.config import Precision, RecipeName
 from octavo.precision.diagnostics import diagnose
 from octavo.training.launch import Place
 from octavo.training.process import set_up_process

@@ -13,10 +13,10 @@ from typing import Any, get_args
 
 import pytest
 
-from octavo.experiment.config import RecipeName
 from octavo.layout import image_file
 from octavo.models.architecture import Architecture
 from octavo.models.catalogue import model_names, read_architecture
+from octavo.precision.config import RecipeName
 from octavo.precision.recipes import RECIPES
 from tests.cluster.conftest import REPOSITORY, Checkout, checkout_with_image, other_packages
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from octavo.experiment.config import Precision
 from octavo.forecast.calibration import gpu_calibration
 from octavo.forecast.fitting import FIXED, PRIORS, SPREAD, fit, plain_layout, plain_training, read_device, rows
 from octavo.forecast.gpu import Setting, step_parts
@@ -15,6 +14,7 @@ from octavo.forecast.layouts import Layout, forecast_layout
 from octavo.forecast.memory import GIB, memory
 from octavo.forecast.steps import UNSEEN
 from octavo.models.catalogue import read_architecture
+from octavo.precision.config import Precision
 
 TITLES = {
     "llama-3.1-8b": "Llama 3 8B",

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from octavo.cli import app
 from octavo.errors import OctavoError
-from octavo.experiment.config import RecipeName
 from octavo.forecast.calibration import Kind, gpu_calibration
 from octavo.forecast.fitting import rows
 from octavo.forecast.layouts import Layout, forecast_layout
 from octavo.forecast.published import published_runs
+from octavo.precision.config import RecipeName
 
 QWEN = Layout("qwen3-30b-a3b", "H100", 16, "fp8_tensorwise", 4096, gbs=1024, mbs=1, ep=16)
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from octavo.experiment.config import Parallelism, Precision, RecipeName, Training
+from octavo.experiment.config import Parallelism, Training
 from octavo.forecast.fitting import plain_training, read_device
 from octavo.forecast.memory import Memory, activation_bytes, fits, memory
 from octavo.models.architecture import Architecture
+from octavo.precision.config import Precision, RecipeName
 
 HIDDEN, WIDTH, VOCABULARY = 64, 128, 256
 VALUE: dict[str, Any] = {

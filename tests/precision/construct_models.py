@@ -23,10 +23,10 @@ from megatron.core.tensor_parallel import random  # noqa: E402
 from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: E402
 
 from octavo.errors import OctavoError  # noqa: E402
-from octavo.experiment.config import Precision  # noqa: E402
 from octavo.experiment.load import load_experiment  # noqa: E402
 from octavo.models.catalogue import read_architecture, with_vocabulary  # noqa: E402
 from octavo.precision import megatron as precisions  # noqa: E402
+from octavo.precision.config import Precision  # noqa: E402
 from octavo.training.assembly import model_config  # noqa: E402
 from octavo.training.megatron import build_model  # noqa: E402
 

@@ -11,7 +11,7 @@ pytest.importorskip("megatron.core")
 import torch
 from torch.nn import Parameter
 
-from octavo.experiment.config import Precision
+from octavo.precision.config import Precision
 from octavo.precision.diagnostics import Diagnostics, current, diagnose
 from octavo.precision.history import AmaxHistory
 from octavo.precision.products import Numerics, linear

@@ -18,7 +18,7 @@ import json, torch
 from octavo.cpu.backend import install
 install()
 from octavo.errors import OctavoError
-from octavo.experiment.config import Precision
+from octavo.precision.config import Precision
 from octavo.experiment.load import load_experiment
 from octavo.precision import diagnostics, megatron
 from octavo.precision.products import BF16

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from octavo.cpu import rounding
-from octavo.experiment.config import Precision
 from octavo.precision import products
+from octavo.precision.config import Precision
 from octavo.precision.history import AmaxHistory
 from octavo.precision.products import (
     Numerics,

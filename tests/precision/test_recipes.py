@@ -13,10 +13,11 @@ from octavo.configuration import read_section
 from octavo.errors import OctavoError
 from octavo.experiment.checks import check_experiment
 from octavo.experiment.cluster import Device
-from octavo.experiment.config import Precision
 from octavo.experiment.load import load_experiment
+from octavo.experiment.precision_checks import check_recipe
 from octavo.layout import configs
-from octavo.precision.recipes import RECIPES, check_recipe
+from octavo.precision.config import Precision
+from octavo.precision.recipes import RECIPES
 
 # What Transformer Engine 2.11.0 answers; tests/precision/test_transformer_engine.py asks it.
 HAVE = {

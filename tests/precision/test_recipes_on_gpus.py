@@ -22,11 +22,11 @@ pytest.importorskip("megatron.core")
 
 import torch
 
-from octavo.experiment.config import Precision
 from octavo.experiment.load import load_cluster, load_experiment
 from octavo.experiment.run import RunConfig
 from octavo.layout import configs
 from octavo.models.architecture import Architecture
+from octavo.precision.config import Precision
 from octavo.precision.recipes import RECIPES
 
 pytestmark = [

@@ -7,9 +7,9 @@ import pytest
 pytest.importorskip("megatron.core")
 
 from octavo.errors import OctavoError
-from octavo.experiment.config import Precision
 from octavo.experiment.load import load_experiment
 from octavo.experiment.run import RunConfig
+from octavo.precision.config import Precision
 from octavo.training.requirements import Gpu, check_device
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0")

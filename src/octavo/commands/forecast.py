@@ -99,8 +99,8 @@ def forecast(
     """Forecast the speed and memory of training a model in one layout on so many GPUs."""
     from typing import get_args
 
-    from octavo.experiment.config import RecipeName
     from octavo.forecast.layouts import Layout, forecast_layout
+    from octavo.precision.config import RecipeName
 
     if precision not in get_args(RecipeName):
         raise OctavoError(

@@ -66,7 +66,7 @@ class _Cell:
             matched_quantity(config.model, by, config.training.sequence_length)
             for by in ("total_parameters", "active_parameters", "flops_per_token")
         )
-        emulated = config.precision.recipe != "bf16" and (experiment.device.kind == "cpu" or config.precision.emulate)
+        emulated = config.precision.emulated(on_gpu=experiment.device.kind == "gpu")
         return cls(config, emulated, int(total), int(active), flops)
 
 

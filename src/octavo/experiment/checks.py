@@ -10,8 +10,10 @@ from collections.abc import Callable
 from octavo.configuration import place
 from octavo.errors import OctavoError
 from octavo.experiment.config import Parallelism
+from octavo.experiment.precision_checks import check_recipe, check_sizes
 from octavo.experiment.run import CellConfig, Experiment
 from octavo.models.architecture import Architecture
+from octavo.models.matched import matched_quantity
 from octavo.models.stages import splits
 
 
@@ -30,8 +32,6 @@ def _check_match(experiment: Experiment) -> None:
     match = experiment.file.match
     if match is None:
         return
-    from octavo.models.matched import matched_quantity
-
     cells = {cell.architecture: cell for cell in experiment.grid}
     sizes = {
         role: matched_quantity(cell.model, match.by, cell.training.sequence_length) for role, cell in cells.items()
@@ -127,8 +127,6 @@ def check_layout(
 
 
 def _check_recipe(experiment: Experiment, cell: CellConfig, where: str) -> None:
-    from octavo.precision.recipes import check_recipe
-    from octavo.precision.sizes import check_sizes
 
     check_recipe(
         cell.precision,

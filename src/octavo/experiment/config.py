@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from octavo.configuration import Section
+from octavo.precision.config import Precision, RecipeName
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 ProperFraction = Annotated[float, Field(ge=0, lt=1)]
@@ -37,8 +38,6 @@ def _each_once(values: list[Any]) -> list[Any]:
 
 EachOnce = AfterValidator(_each_once)
 """Of a list of which a second mention would count a thing twice."""
-
-RecipeName = Literal["bf16", "fp8_delayed", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8", "nvfp4"]
 
 
 class PackageSource(Section):
@@ -223,32 +222,6 @@ class Training(Section):
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.steps if self.steps is not None else (self.tokens or 0) // self.tokens_per_step
-
-
-class Precision(Section):
-    """A recipe and what of it an experiment may change. `octavo.precision` knows what each recipe is."""
-
-    recipe: RecipeName = "bf16"
-    products: list[Literal["forward", "input_gradient", "weight_gradient"]] = [
-        "forward",
-        "input_gradient",
-        "weight_gradient",
-    ]
-    """The products of each linear layer that are in FP8; the others stay in BF16."""
-    accumulation: Literal["fp32", "fp14", "promoted"] = "fp32"
-    """How products are summed: FP32; about 14 bits as Hopper's tensor cores; those promoted to FP32 every 128
-    elements (arXiv 2412.19437, section 3.3.2). Other than fp32: emulated only."""
-    block_size: PositiveInt | None = None
-    """Elements that share a scale, for recipes with blocks; None: the recipe's own."""
-    first_last_layers_bf16: bool = False
-    output_head: bool = False
-    """The output head in FP8 too; recipes leave it in BF16."""
-    fp8_parameters: bool = False
-    """Keep the parameters themselves in FP8 (Transformer Engine only)."""
-    amax_history: PositiveInt = 1024
-    """Steps that `fp8_delayed` looks back."""
-    emulate: bool = False
-    """Emulate on a GPU too (for recipes that it lacks); on CPUs FP8 is always emulated."""
 
 
 class Parallelism(Section):

@@ -14,10 +14,11 @@ from octavo.configuration import Keys, Section, parse_section, place, read_secti
 from octavo.errors import OctavoError, asked_by
 from octavo.experiment.checks import check_experiment
 from octavo.experiment.cluster import Cluster, Device
-from octavo.experiment.config import Data, ExperimentFile, FileTokenizer, Precision, Tokenizer
+from octavo.experiment.config import Data, ExperimentFile, FileTokenizer, Tokenizer
 from octavo.experiment.run import CellConfig, Experiment, data_identifier
 from octavo.layout import ConfigFolders, configs, repository
 from octavo.models.architecture import Architecture
+from octavo.precision.config import Precision
 
 
 def load_experiment(name: str, folders: ConfigFolders | None = None) -> Experiment:

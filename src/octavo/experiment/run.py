@@ -16,11 +16,12 @@ import yaml
 from octavo.configuration import Section, place, read_section
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Cluster, Device
-from octavo.experiment.config import Data, ExperimentFile, Parallelism, Precision, Tokenizer, Training
+from octavo.experiment.config import Data, ExperimentFile, Parallelism, Tokenizer, Training
 from octavo.files import fingerprint
 from octavo.layout import ExperimentFolder
 from octavo.models.architecture import Architecture
 from octavo.models.parameters import count_parameters
+from octavo.precision.config import Precision
 
 SCHEMA_VERSION = 1
 
@@ -137,7 +138,7 @@ class Experiment:
         """
 
         def work(one: CellConfig) -> float:
-            emulated = self.device.kind == "cpu" and one.precision.recipe != "bf16"
+            emulated = one.precision.emulated(on_gpu=self.device.kind == "gpu")
             tokens = one.training.total_steps * one.training.tokens_per_step
             return tokens * count_parameters(one.model).total * (1.1 if emulated else 1.0)
 

@@ -26,7 +26,7 @@ from scipy.optimize import least_squares
 from octavo.configuration import read_section
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Device
-from octavo.experiment.config import Checkpoints, Evaluation, Optimizer, Parallelism, Precision, Training
+from octavo.experiment.config import Checkpoints, Evaluation, Optimizer, Parallelism, Training
 from octavo.files import write_text
 from octavo.forecast.calibration import (
     INTERVAL,
@@ -41,6 +41,7 @@ from octavo.forecast.calibration import (
 from octavo.forecast.gpu import Setting, step_parts, width
 from octavo.layout import configs
 from octavo.models.catalogue import read_architecture
+from octavo.precision.config import Precision
 
 MODELS = {
     "DeepSeekV3": "deepseek-v3",

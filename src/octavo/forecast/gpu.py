@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from octavo.experiment.cluster import Device
-from octavo.experiment.config import Parallelism, Precision, RecipeName, Training
+from octavo.experiment.config import Parallelism, Training
 from octavo.forecast.calibration import Constants, Kind, Width
 from octavo.forecast.communication import (
     all_to_all_bytes,
@@ -30,6 +30,7 @@ from octavo.models.architecture import Architecture, Experts, GroupedQueryAttent
 from octavo.models.flops import attention_flops
 from octavo.models.parameters import attention_products
 from octavo.models.stages import splits, stage_layers
+from octavo.precision.config import Precision, RecipeName
 
 BF16, FP32 = 2, 4
 PASSES = 3

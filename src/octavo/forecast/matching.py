@@ -86,9 +86,9 @@ def quantity(architecture: Architecture, axis: Axis, sequence_length: int) -> fl
     """What is held equal. Memory is that of training on one device, a sequence at a time, in BF16."""
     if axis != "memory_per_device":
         return matched_quantity(architecture, axis, sequence_length)
-    from octavo.experiment.config import Precision
     from octavo.forecast.fitting import plain_layout, plain_training, read_device
     from octavo.forecast.memory import memory
+    from octavo.precision.config import Precision
 
     training, layout = plain_training(1, 1, sequence_length), plain_layout(1, 1, 1, 1, 1, 1)
     return memory(architecture, training, layout, Precision(), read_device("h100")).total

@@ -16,10 +16,11 @@ import math
 from dataclasses import dataclass
 
 from octavo.experiment.cluster import Device
-from octavo.experiment.config import Parallelism, Precision, Training
+from octavo.experiment.config import Parallelism, Training
 from octavo.models.architecture import Architecture, GroupedQueryAttention
 from octavo.models.parameters import attention_parameters, swiglu
 from octavo.models.stages import stage_layers
+from octavo.precision.config import Precision
 from octavo.precision.recipes import RECIPES
 
 BF16, FP8, FP32 = 2, 1, 4

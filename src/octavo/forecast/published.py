@@ -16,10 +16,10 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from octavo.configuration import Section, read_section
 from octavo.experiment.cluster import Device
-from octavo.experiment.config import RecipeName
 from octavo.layout import configs
 from octavo.models.catalogue import read_architecture
 from octavo.models.flops import flops_per_token
+from octavo.precision.config import RecipeName
 
 SCHEMA_VERSION = 1
 TRILLION = 1e12

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 
 from octavo.experiment.cluster import Cluster, Device
-from octavo.experiment.config import Precision
 from octavo.experiment.run import CellConfig
 from octavo.forecast.calibration import AIM, INTERVAL, GpuCalibration, Kind, cpu_calibration, gpu_calibration
 from octavo.forecast.gpu import Setting, step_parts, width
 from octavo.models.flops import flops_per_token
+from octavo.precision.config import Precision
 from octavo.precision.recipes import RECIPES
 
 UNSEEN = 1.5

@@ -20,10 +20,11 @@ from octavo.configuration import Section, place, read_section
 from octavo.divergence import diverged, sane
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Cluster, Device
-from octavo.experiment.config import Name, RecipeName
+from octavo.experiment.config import Name
 from octavo.files import read_json, sha256, write_json
 from octavo.imports.logs import COLUMNS, Format, read_log
 from octavo.layout import ConfigFolders, ExperimentFolder
+from octavo.precision.config import RecipeName
 from octavo.records import SCHEMA_VERSION, Record, check_version, write_table
 
 if TYPE_CHECKING:

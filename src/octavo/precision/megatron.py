@@ -26,12 +26,11 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from torch import Tensor, nn
 
 from octavo.errors import OctavoError
-from octavo.experiment.config import Precision
+from octavo.precision.config import Precision
 from octavo.precision.experts import GroupedExperts
 from octavo.precision.history import AmaxHistory
 from octavo.precision.products import BF16, Numerics, linear
-from octavo.precision.recipes import RECIPES, delayed_weight_gradient_only
-from octavo.precision.sizes import column_multiple
+from octavo.precision.recipes import RECIPES, column_multiple, delayed_weight_gradient_only
 
 
 def spec_provider(precision: Precision, *, on_gpu: bool) -> BackendSpecProvider:

@@ -36,8 +36,8 @@ from torch.nn import Parameter
 
 from octavo import cpu
 from octavo.cpu.rounding import largest_magnitude, round_blocks, round_scaled, tensor_scale, to_fp32
-from octavo.experiment.config import Precision
 from octavo.precision import diagnostics
+from octavo.precision.config import Precision
 from octavo.precision.history import AmaxHistory
 from octavo.precision.recipes import RECIPES, Format, Recipe
 from octavo.records import Product, TensorKind

@@ -16,16 +16,11 @@ On GPUs Transformer Engine computes them (`transformer_config` holds what Megatr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-from octavo.configuration import read_section
-from octavo.errors import OctavoError
-from octavo.experiment.cluster import Device
-from octavo.experiment.config import Precision, RecipeName
-from octavo.layout import configs
+from octavo.precision.config import Precision, RecipeName
 from octavo.records import Product, TensorKind
 
 
@@ -153,110 +148,6 @@ RECIPES: MappingProxyType[RecipeName, Recipe] = MappingProxyType(
 ALL_PRODUCTS: tuple[Product, ...] = get_args(Product)
 
 
-def check_recipe(precision: Precision, *, layers: int, device: Device, cuda: str | None, where: str) -> None:
-    """Raise an OctavoError if `device` (with that CUDA version) cannot train a model of `layers` in `precision`.
-
-    `where` names the file and key for the message.
-    """
-    recipe = RECIPES[precision.recipe]
-    _check_options(precision, recipe, where)
-    if precision.first_last_layers_bf16 and layers <= 2:
-        raise OctavoError(
-            f"first_last_layers_bf16 leaves no layer in {recipe.name}: the model has {layers}",
-            where=where,
-            expected="a model of 3 layers or more",
-            fix="leave first_last_layers_bf16 out, or use recipe bf16",
-        )
-    if device.kind == "cpu" or precision.emulate:
-        _check_emulation(precision, recipe, device, where)
-    else:
-        _check_gpu(precision, recipe, device, cuda, where)
-
-
-def _check_options(precision: Precision, recipe: Recipe, where: str) -> None:
-    """What holds on every device."""
-    if not recipe.quantised:
-        defaults = Precision(recipe=recipe.name)
-        for name in ("products", "accumulation", "first_last_layers_bf16", "output_head", "fp8_parameters", "emulate"):
-            if getattr(precision, name) != getattr(defaults, name):
-                raise OctavoError(
-                    f"recipe {recipe.name} has no {name}: it is about FP8",
-                    where=where,
-                    fix=f"leave {name} out, or choose one of {', '.join(quantised_recipes())}",
-                )
-    if precision.amax_history != Precision().amax_history and recipe.scaling != "delayed":
-        raise OctavoError(
-            f"amax_history {precision.amax_history} for {recipe.name}, whose scales have no history",
-            where=where,
-            fix="leave amax_history out, or choose fp8_delayed",
-        )
-    if not precision.products and recipe.quantised:
-        raise OctavoError(
-            f"recipe {recipe.name} with no product in FP8 is bf16", where=where, fix="use recipe bf16, or name products"
-        )
-    if precision.block_size is not None and not recipe.blocks:
-        with_blocks = [name for name, other in RECIPES.items() if other.blocks and other.emulated]
-        raise OctavoError(
-            f"block_size {precision.block_size} for {recipe.name}, which has no blocks",
-            where=where,
-            expected=f"block_size with one of {', '.join(with_blocks)} (emulated)",
-        )
-    if precision.first_last_layers_bf16 and recipe.scaling == "delayed":
-        raise OctavoError(
-            f"first_last_layers_bf16 with {recipe.name}: Megatron-Core refuses it, since leaving FP8 between layers "
-            "breaks the reduction of amax histories",
-            where=where,
-            fix="choose another recipe or keep all layers in FP8",
-        )
-
-
-def _check_emulation(precision: Precision, recipe: Recipe, device: Device, where: str) -> None:
-    if not recipe.emulated:
-        has_it = device.kind == "gpu" and device.compute_capability in recipe.capabilities
-        raise OctavoError(
-            f"recipe {recipe.name} has no emulation",
-            where=where,
-            expected=f"one of {', '.join(name for name, other in RECIPES.items() if other.emulated)}, "
-            f"or a GPU of {_devices_that_can(recipe)}",
-            fix=f"leave emulate out: {device.name} has the recipe itself" if has_it else None,
-        )
-    if precision.fp8_parameters:
-        raise OctavoError(
-            "fp8_parameters needs Transformer Engine: the emulation keeps parameters in BF16",
-            where=where,
-            fix="leave fp8_parameters out, or run on GPUs without emulate: true",
-        )
-
-
-def _check_gpu(precision: Precision, recipe: Recipe, device: Device, cuda: str | None, where: str) -> None:
-    for name, changed in (
-        ("accumulation", precision.accumulation != "fp32"),
-        ("block_size", precision.block_size is not None),
-        ("output_head", precision.output_head),
-        ("products", set(precision.products) != set(ALL_PRODUCTS) and not delayed_weight_gradient_only(precision)),
-    ):
-        if changed:
-            raise OctavoError(
-                f"{name} {getattr(precision, name)!r} cannot be asked of Transformer Engine with {recipe.name}",
-                where=where,
-                fix=f"set emulate: true (slow: it says nothing about speed), or leave {name} as it is in the recipe",
-            )
-    if recipe.capabilities and device.compute_capability not in recipe.capabilities:
-        raise OctavoError(
-            f"{device.name} (compute capability {device.compute_capability}) does not have recipe {recipe.name}",
-            where=where,
-            expected=f"a GPU of {_devices_that_can(recipe)}",
-            fix=f"choose {', '.join(recipes_of(device.compute_capability))}; or set emulate: true",
-        )
-    needed = recipe.minimum_cuda
-    if needed and (cuda is None or version(cuda) < version(needed)):
-        raise OctavoError(
-            f"recipe {recipe.name} on {device.name} needs CUDA {needed}; the cluster file says {cuda or 'nothing'}",
-            where=where,
-            expected=f"cuda: {needed} or newer in the cluster file",
-        )
-
-
 def quantised_recipes() -> list[RecipeName]:
     """The recipes below BF16."""
     return [name for name, recipe in RECIPES.items() if recipe.quantised]
@@ -272,24 +163,6 @@ def delayed_weight_gradient_only(precision: Precision) -> bool:
     return precision.recipe == "fp8_delayed" and set(precision.products) == {"forward", "input_gradient"}
 
 
-def _devices_that_can(recipe: Recipe) -> str:
-    """`compute capability 10.0 (B200, GB200)`, with the names that configs/clusters/devices has for it."""
-    names: dict[str, list[str]] = {}
-    for path in sorted((configs().clusters / "devices").glob("*.yaml")):
-        device = read_section(path, Device)
-        if device.compute_capability:
-            names.setdefault(device.compute_capability, []).append(device.name)
-    return "compute capability " + _join(
-        f"{capability} ({', '.join(names[capability])})" if capability in names else capability
-        for capability in recipe.capabilities
-    )
-
-
-def _join(items: Iterable[str]) -> str:
-    *most, last = items
-    return f"{', '.join(most)} or {last}" if most else last
-
-
-def version(text: str) -> tuple[int, ...]:
-    """`12.10` as numbers that compare."""
-    return tuple(int(part) for part in text.split("."))
+def column_multiple(recipe: RecipeName) -> int:
+    """What the widths of a recipe's operands must be multiples of."""
+    return 32 if recipe == "fp8_mxfp8" else 16

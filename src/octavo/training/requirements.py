@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Device
 from octavo.experiment.load import load_cluster
+from octavo.experiment.precision_checks import check_recipe, version
 from octavo.experiment.run import RunConfig
 from octavo.layout import configs
-from octavo.precision.recipes import check_recipe, version
 
 DETERMINISTIC = {
     "CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8"),

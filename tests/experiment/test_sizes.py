@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from octavo.errors import OctavoError
-from octavo.experiment.config import Parallelism, Precision
+from octavo.experiment.config import Parallelism
 from octavo.experiment.load import load_cluster, load_experiment
+from octavo.experiment.precision_checks import check_sizes, widths
 from octavo.experiment.run import CellConfig
 from octavo.layout import configs
 from octavo.models.catalogue import read_architecture
-from octavo.precision.sizes import check_sizes, widths
+from octavo.precision.config import Precision
 
 
 def check(model: str, recipe: str, *, cluster: str = "h100-node", emulate: bool = False, **changes: Any) -> None:
