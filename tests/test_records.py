@@ -15,10 +15,13 @@ from octavo.records import (
     TABLE_FIELDS,
     MetricsRecord,
     Result,
+    last_line,
     read_lines,
+    read_metrics,
     read_record,
     read_table,
     table_schema,
+    trained_steps,
     write_table,
 )
 
@@ -121,3 +124,56 @@ def test_every_table_knows_which_run_or_sequence_a_row_is_of(name: str) -> None:
     columns = [field[0] for field in TABLE_FIELDS[name]]
     assert len(columns) == len(set(columns))
     assert columns[:3] == ["experiment", "cell", "seed"] or columns[0] == "sequence"
+
+
+def write_metrics(path: Path, *lines: tuple[int, int, str]) -> Path:
+    """A metrics file with (attempt, step, kind) per line; each is written at time 100 x attempt + step."""
+    kinds = {
+        "train": {"loss": 5.0, "step_seconds": 1.0},
+        "nan": {"step_seconds": 1.0},  # JSON has no NaN: the loss is left out
+        "validate": {"validation_loss": 5.0},
+        "validate nan": {},
+    }
+    written = [
+        json.dumps({"step": step, "tokens": 8 * step, "time": 100 * attempt + step, "attempt": attempt} | kinds[kind])
+        for attempt, step, kind in lines
+    ]
+    path.write_text("".join(line + "\n" for line in written))
+    return path
+
+
+def test_steps_that_a_resumed_run_trained_again_count_once(tmp_path: Path) -> None:
+    """Saved at 10, killed at 18, resumed, completed at 20: attempt 1 counts up to 10, attempt 2 from 11 on."""
+    first = [(1, step, "train") for step in range(1, 19)]
+    second = [(2, step, "train") for step in range(11, 21)]
+    path = write_metrics(tmp_path / "metrics.jsonl", *first, *second, (2, 20, "validate"))
+    counted = {step: line.attempt for step, line in trained_steps(path).items()}
+    assert counted == {step: 1 if step <= 10 else 2 for step in range(1, 21)}
+    assert list(read_metrics(path)) == [*range(1, 11), *range(19, 30)], "the lines' numbers in the file"
+
+
+def test_a_resumed_run_that_diverges_earlier_replaces_what_came_later_too(tmp_path: Path) -> None:
+    """Saved at 10, killed at 18, resumed, diverged at 13: steps 14 to 18 are not the run's, nor their validation."""
+    first = [(1, step, "train") for step in range(1, 19)]
+    path = write_metrics(
+        tmp_path / "metrics.jsonl", *first[:10], (1, 10, "validate"), *first[10:], (1, 18, "validate"),
+        (2, 11, "train"), (2, 12, "train"), (2, 13, "nan"),
+    )  # fmt: skip
+    assert list(trained_steps(path)) == list(range(1, 14))
+    assert [line.step for line in read_metrics(path).values() if line.validation_loss] == [10]
+
+
+def test_an_attempt_that_trained_nothing_replaces_nothing(tmp_path: Path) -> None:
+    """It validates again at the end of a run that was killed before it wrote its result."""
+    path = write_metrics(
+        tmp_path / "metrics.jsonl", (1, 1, "train"), (1, 2, "train"), (1, 2, "validate"), (2, 2, "validate nan")
+    )
+    assert list(read_metrics(path)) == [1, 2, 3, 4]
+    assert list(trained_steps(path)) == [1, 2]
+
+
+def test_the_last_line_of_an_attempt_is_its_last_sign_of_life_even_where_it_does_not_count(tmp_path: Path) -> None:
+    path = write_metrics(tmp_path / "metrics.jsonl", (1, 1, "train"), (1, 2, "train"), (2, 1, "train"))
+    assert [line and line.time for line in (last_line(path, 1), last_line(path, 2), last_line(path, 3))] == [
+        102, 201, None,
+    ]  # fmt: skip

@@ -22,6 +22,7 @@ from octavo.errors import OctavoError
 from octavo.files import atomic_path
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -47,7 +48,7 @@ class Record(BaseModel):
 class MetricsRecord(Record):
     """One line of `metrics.jsonl`: a training step, or a validation (`validation_loss` is there and `loss` is not).
 
-    A resumed run writes again the steps after its checkpoint: the last line of a step is the one that counts.
+    A resumed run trains the steps after its checkpoint again: `read_metrics` leaves out those that it replaced.
     """
 
     step: NonNegativeInt
@@ -88,6 +89,11 @@ class MetricsRecord(Record):
     """The result's, on more sequences: in the last line of a completed run."""
     final_validation_bits_per_byte: float | None = None
     final_validation_loss_by_domain: dict[str, float] | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether the line is of a training step, not of a validation."""
+        return self.step_seconds is not None
 
 
 class AttemptRecord(Record):
@@ -273,6 +279,42 @@ def _lines(path: Path, record: type[RecordType]) -> Iterator[RecordType]:
                     where=f"{path}:{number}",
                     fix="the file was changed or damaged: move the run's folder away and train it again",
                 ) from None
+
+
+def lines_that_count(step: np.ndarray, attempt: np.ndarray, trained: np.ndarray) -> np.ndarray:
+    """Which lines of one `metrics.jsonl` count: those of steps before any that a later attempt trained.
+
+    An attempt goes on from a checkpoint and trains the steps after it again, so the earlier attempt's lines of those
+    steps are replaced: all of them, also where the later attempt ends before it reaches the last of them. One value per
+    line: its step, its attempt (0 or more), whether it is of a training step. The order of the lines does not matter.
+    The lines of several runs may be given at once where each run's numbers are above those of the run before.
+    """
+    import numpy as np
+
+    first = np.full(attempt.max(initial=0) + 2, np.iinfo(np.int64).max)  # by attempt, the first step that it trained
+    np.minimum.at(first, attempt[trained], step[trained])
+    replaced_from = np.minimum.accumulate(first[::-1])[::-1]  # by attempt, the same of it and all later ones
+    return step < replaced_from[attempt + 1]
+
+
+def read_metrics(path: Path) -> dict[int, MetricsRecord]:
+    """The lines of a `metrics.jsonl` that count (`lines_that_count`), by their number in the file, from 1."""
+    import numpy as np
+
+    lines = read_lines(path, MetricsRecord)
+    step, attempt = (np.array([getattr(line, name) for line in lines], dtype=np.int64) for name in ("step", "attempt"))
+    counts = lines_that_count(step, attempt, np.array([line.trained for line in lines], dtype=bool))
+    return {number: line for number, (line, one) in enumerate(zip(lines, counts, strict=True), 1) if one}
+
+
+def trained_steps(path: Path) -> dict[int, MetricsRecord]:
+    """Step -> the line of a `metrics.jsonl` that counts for it."""
+    return {line.step: line for line in read_metrics(path).values() if line.trained}
+
+
+def last_line(path: Path, attempt: int) -> MetricsRecord | None:
+    """The last line that an attempt wrote, whether it counts or not: its last sign of life."""
+    return next((line for line in reversed(read_lines(path, MetricsRecord)) if line.attempt == attempt), None)
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from octavo.accounting.ledger import attempts_frame
 from octavo.errors import OctavoError
-from octavo.evidence.aggregate import BATCH, aggregate, read_metrics
+from octavo.evidence.aggregate import BATCH, aggregate, read_metrics_table
 from octavo.experiment.load import load_experiment
 from octavo.experiment.run import Experiment
 from octavo.layout import ConfigFolders, ExperimentFolder
@@ -141,7 +141,7 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[: whole.rfind(b"\n", 0, -1) - 20])
     lines = whole.count(b"\n")
-    assert read_metrics(path).num_rows == lines - 2
+    assert read_metrics_table(path).num_rows == lines - 2
 
 
 def test_runs_that_are_read_together_are_what_each_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from octavo.accounting.money import cost, device_energy_kwh
 from octavo.accounting.slurm import join, slurm_books
 from octavo.experiment.run import Experiment, run_fingerprint
 from octavo.layout import RunFolder
-from octavo.records import TABLE_FIELDS, AttemptRecord, MetricsRecord, read_lines
+from octavo.records import TABLE_FIELDS, AttemptRecord, last_line, read_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,8 +65,8 @@ def running(folder: RunFolder) -> bool:
 
 def last_sign_of_life(folder: RunFolder, attempt: AttemptRecord) -> datetime:
     """When an attempt that never wrote its end was last seen: its last metrics line, or its start."""
-    times = [line.time for line in read_lines(folder.metrics, MetricsRecord) if line.attempt == attempt.attempt]
-    return datetime.fromtimestamp(max(times), UTC) if times else attempt.start
+    line = last_line(folder.metrics, attempt.attempt)
+    return datetime.fromtimestamp(line.time, UTC) if line else attempt.start
 
 
 def _rows(experiment: Experiment, folder: RunFolder) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,7 @@ from octavo.data.manifest import current_manifest
 from octavo.errors import OctavoError
 from octavo.experiment.run import Experiment, run_fingerprint
 from octavo.layout import RunFolder
-from octavo.records import AttemptRecord, MetricsRecord, Result, read_lines, read_record
+from octavo.records import AttemptRecord, Result, read_lines, read_record, trained_steps
 
 State = Literal["done", "diverged", "running", "stopped", "failed", "waiting", "changed", "damaged"]
 """stopped: told to, or killed; goes on from its checkpoint. changed: trained under another configuration or on other
@@ -62,7 +62,7 @@ def as_json(experiment: Experiment) -> dict[str, Any]:
 def _status(folder: RunFolder, fingerprint: str, data: str | None, steps: int) -> RunStatus:
     attempts = read_lines(folder.attempts, AttemptRecord)
     last = attempts[-1] if attempts else None
-    lines = [line for line in read_lines(folder.metrics, MetricsRecord) if line.loss is not None]
+    lines = list(trained_steps(folder.metrics).values())
     done = lines[-1].step if lines else 0
     loss = lines[-1].loss if lines else None
     state: State

@@ -29,7 +29,15 @@ from octavo.experiment.run import CellConfig, Experiment, run_fingerprint
 from octavo.files import atomic_path
 from octavo.layout import ExperimentFolder, RunFolder
 from octavo.models.matched import matched_quantity
-from octavo.records import MetricsRecord, Result, read_lines, read_record, table_schema, write_table
+from octavo.records import (
+    MetricsRecord,
+    Result,
+    lines_that_count,
+    read_lines,
+    read_record,
+    table_schema,
+    write_table,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,7 +143,7 @@ def _read_runs(folder: ExperimentFolder, cell: _Cell, seeds: list[int]) -> tuple
     runs = [folder.run(cell.config.cell, seed) for seed in seeds]
     prints = [run_fingerprint(cell.config.fingerprint, seed) for seed in seeds]
     results = [_read_result(run, cell.config, own) for run, own in zip(runs, prints, strict=True)]
-    steps, starts, kept = _steps([read_metrics(run.metrics) for run in runs], cell, seeds)
+    steps, starts, kept = _steps([read_metrics_table(run.metrics) for run in runs], cell, seeds)
     tokens, seconds = (np.split(steps[name].fill_null(0).to_numpy(), starts) for name in ("tokens", "step_seconds"))
     step, loss = (np.split(steps[name].to_numpy(), starts) for name in ("step", "loss"))
     found = [
@@ -195,7 +203,7 @@ def _metrics_schema() -> pa.Schema:
     )
 
 
-def read_metrics(path: Path) -> pa.Table:
+def read_metrics_table(path: Path) -> pa.Table:
     """The lines of `metrics.jsonl` in the order they were written; a torn last line is left out.
 
     Raises OctavoError that names the line where the file is damaged.
@@ -240,19 +248,19 @@ def _steps(
     step, steps = _numbered_on(lines["step"].to_numpy(), run)
     attempt, attempts = _numbered_on(lines["attempt"].to_numpy(), run)
     validation = lines["validation_loss"].is_valid().to_numpy()
-    training = ~validation | lines["loss"].is_valid().to_numpy()
-    counts = _lines_that_count(step, attempt, training)
-    shares = _shares(attempt, lines["step_seconds"].fill_null(0.0).to_numpy(), counts & training)
+    trained = lines["step_seconds"].is_valid().to_numpy()
+    counts = lines_that_count(step, attempt, trained)
+    shares = _shares(attempt, lines["step_seconds"].fill_null(0.0).to_numpy(), counts & trained)
     kept: list[dict[int, float]] = [{} for _ in seeds]
     for number, share in shares.items():
         kept[number // attempts][number % attempts] = share
 
     rows = np.unique(step[counts])
     starts = np.searchsorted(rows, np.arange(1, len(seeds)) * steps)
-    trained = lines.take(pa.array(_place(rows, step, counts & training)))
+    training = lines.take(pa.array(_place(rows, step, counts & trained)))
     validated = pa.array(_place(rows, step, counts & validation))
     tokens = lines["tokens"].take(pa.array(_place(rows, step, counts)))
-    seconds = np.split(trained["step_seconds"].fill_null(0.0).to_numpy(), starts)
+    seconds = np.split(training["step_seconds"].fill_null(0.0).to_numpy(), starts)
     devices = cell.config.parallelism.world_size
     columns: dict[str, Any] = {
         "experiment": pa.repeat(cell.config.experiment, len(rows)),
@@ -262,9 +270,9 @@ def _steps(
         "tokens": tokens,
         "model_flops": pa.array(tokens.to_numpy() * cell.flops_per_token),
         "device_hours": np.concatenate([np.cumsum(of_run) for of_run in seconds]) * devices / 3600,
-        **{name: trained[name] for name in (*_PLAIN, "memory_bytes", "expert_load")},
+        **{name: training[name] for name in (*_PLAIN, "memory_bytes", "expert_load")},
         **{name: lines[name].take(validated) for name in _VALIDATION},
-        **{f"{name}_{part}": fields(trained[name], part) for name, parts in _FP8.items() for part in parts},
+        **{f"{name}_{part}": fields(training[name], part) for name, parts in _FP8.items() for part in parts},
     }
     return pa.table([columns[name] for name in schema.names], schema=schema), starts, kept
 
@@ -273,14 +281,6 @@ def _numbered_on(number: np.ndarray, run: np.ndarray) -> tuple[np.ndarray, int]:
     """Numbers from 0 of several runs, each run's above those of the run before; by how much a run's are moved."""
     apart = int(number.max(initial=0)) + 1
     return number + run * apart, apart
-
-
-def _lines_that_count(step: np.ndarray, attempt: np.ndarray, training: np.ndarray) -> np.ndarray:
-    """Whether a line counts: no later attempt did its step again."""
-    first = np.full(attempt.max(initial=0) + 2, np.iinfo(np.int64).max)  # by attempt, the first step that it trained
-    np.minimum.at(first, attempt[training], step[training])
-    again = np.minimum.accumulate(first[::-1])[::-1]  # by attempt, the first step that it or a later one trained
-    return step < again[attempt + 1]
 
 
 def _place(rows: np.ndarray, step: np.ndarray, chosen: np.ndarray) -> np.ma.MaskedArray | np.ndarray:

@@ -1,9 +1,10 @@
 """What a run writes while it goes: `metrics.jsonl` and `attempts.jsonl`, and the rules that make them survive a kill.
 
-Metrics are appended line by line and flushed, so that a killed run loses at most its last line; a resumed run cuts a
-torn line off and appends, and the steps after its checkpoint appear a second time (readers take the last). Attempts are
-few: their file is written anew, atomically, whenever one begins or ends. One that left no word (SIGKILL, power) is
-closed by the next as `killed`, at the time of the last line that it wrote.
+Metrics are appended line by line and flushed, so that a killed run loses at most its last line. A resumed run cuts a
+torn line off and appends: the steps after its checkpoint appear a second time (`octavo.records.read_metrics` leaves out
+the lines that they replace). Attempts are few: their file is written anew, atomically, whenever one begins or ends. The
+next attempt closes one that was stopped without writing its end (SIGKILL, power) as `killed`, at the time of its last
+line.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from octavo.errors import OctavoError
 from octavo.files import atomic_path, read_json, unwritable, write_text
 from octavo.layout import RunFolder
 from octavo.privacy import redact
-from octavo.records import AttemptRecord, ExitReason, MetricsRecord, Result, read_lines, read_record
+from octavo.records import AttemptRecord, ExitReason, MetricsRecord, Result, last_line, read_lines, read_record
 from octavo.training.seal import saved_steps
 
 MADE_BY = "octavo train {folder}"
@@ -105,10 +106,9 @@ def close_dangling(folder: RunFolder) -> list[AttemptRecord]:
     if all(attempt.end for attempt in attempts):
         return attempts
     cut_torn_line(folder.metrics)
-    last: dict[int, MetricsRecord] = {record.attempt: record for record in read_lines(folder.metrics, MetricsRecord)}
     for index, attempt in enumerate(attempts):
         if attempt.end is None:
-            seen = last.get(attempt.attempt)
+            seen = last_line(folder.metrics, attempt.attempt)
             attempts[index] = attempt.model_copy(
                 update={
                     "end": datetime.fromtimestamp(seen.time, UTC) if seen else attempt.start,

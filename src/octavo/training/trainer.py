@@ -33,7 +33,7 @@ from octavo.files import sha256, write_text
 from octavo.layout import RunFolder
 from octavo.models.matched import matched_quantity
 from octavo.precision.diagnostics import diagnose
-from octavo.records import AttemptRecord, ExitReason, MetricsRecord, Result, read_lines, write_table
+from octavo.records import AttemptRecord, ExitReason, MetricsRecord, Result, trained_steps, write_table
 from octavo.training import journal, provenance, seal
 from octavo.training.assembly import build_chunks, unwrapped
 from octavo.training.checkpoint import Checkpointer
@@ -216,8 +216,8 @@ class _Trainer:
         """Steps on end with a loss above the limit, up to the checkpoint that the run goes on from."""
         high = [0]
         if self.done and self.place.leads:
-            steps = {one.step: one.loss for one in read_lines(self.folder.metrics, MetricsRecord) if one.step_seconds}
-            high = [sum(1 for _ in takewhile(lambda step: (steps.get(step) or 0.0) > limit, range(self.done, 0, -1)))]
+            losses = {step: line.loss or 0.0 for step, line in trained_steps(self.folder.metrics).items()}
+            high = [sum(1 for _ in takewhile(lambda step: losses.get(step, 0.0) > limit, range(self.done, 0, -1)))]
         if self.place.world_size > 1:
             torch.distributed.broadcast_object_list(high, src=0)
         return high[0]
@@ -313,7 +313,7 @@ class _Trainer:
         if not self.place.leads:
             return
         files = (self.folder.attempts, self.folder.provenance, self.folder.routing)
-        steps = {one.step: one for one in read_lines(self.folder.metrics, MetricsRecord) if one.step_seconds}
+        steps = trained_steps(self.folder.metrics)
         last = [one.loss for step, one in steps.items() if step > self.total_steps * 0.9 and one.loss is not None]
         result = Result(
             experiment=run.experiment,

@@ -14,7 +14,7 @@ from typing import Any
 
 from octavo.errors import OctavoError
 from octavo.layout import RunFolder
-from octavo.records import MetricsRecord, Provenance, read_lines, read_record
+from octavo.records import Provenance, read_metrics, read_record
 
 COMPARED = (
     "loss", "aux_loss", "multi_token_prediction_loss", "grad_norm", "learning_rate", "expert_load", "fp8_underflow",
@@ -33,9 +33,9 @@ class Difference:
 
 
 def counted_metrics(path: Path) -> dict[int, dict[str, Any]]:
-    """Step -> what was logged of it; of a step that was done more than once, what was logged last."""
+    """Step -> what was logged of it, from the lines that count."""
     steps: dict[int, dict[str, Any]] = {}
-    for line in read_lines(path, MetricsRecord):
+    for line in read_metrics(path).values():
         values = line.model_dump(mode="json", include=set(COMPARED), exclude_none=True)
         steps.setdefault(line.step, {}).update(values)
     return steps

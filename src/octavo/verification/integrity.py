@@ -30,6 +30,7 @@ from octavo.records import (
     TableName,
     VerificationCheck,
     read_lines,
+    read_metrics,
     read_record,
     read_table,
 )
@@ -169,9 +170,9 @@ def _result_follows(
     result: Result, run: RunConfig, folder: RunFolder, experiment: Experiment, provenance: Provenance
 ) -> Iterator[str]:
     """Whether a result says what its metrics, its configuration and its provenance say."""
-    lines = read_lines(folder.metrics, MetricsRecord)
-    steps = {line.step: line for line in lines if line.step_seconds}
-    final = next((line for line in reversed(lines) if line.final_validation_loss is not None), None)
+    lines = read_metrics(folder.metrics)
+    steps = {line.step: line for line in lines.values() if line.trained}
+    final = next((line for line in reversed(lines.values()) if line.final_validation_loss is not None), None)
     last = [one.loss for step, one in steps.items() if step > run.training.total_steps * 0.9 and one.loss is not None]
     complete = result.status == "completed"
     by_domain = final.final_validation_loss_by_domain if complete and final else None

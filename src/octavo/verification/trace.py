@@ -23,13 +23,14 @@ from octavo.records import (
     ClaimsFile,
     ComparisonsFile,
     Estimate,
-    MetricsRecord,
     Provenance,
     Result,
     TableName,
     read_lines,
+    read_metrics,
     read_record,
     read_table,
+    trained_steps,
 )
 
 if TYPE_CHECKING:
@@ -257,17 +258,16 @@ def _run(folder: RunFolder, name: str) -> Iterator[str]:
 
 
 def _validated(folder: RunFolder) -> str:
-    lines = read_lines(folder.metrics, MetricsRecord)
-    at = [(number, one.step) for number, one in enumerate(lines, 1) if one.final_validation_loss is not None]
+    lines = read_metrics(folder.metrics).items()
+    at = [(number, one.step) for number, one in lines if one.final_validation_loss is not None]
     return f" (step {at[-1][1]}, line {at[-1][0]} of {folder.metrics})" if at else ""
 
 
 def _steps_by_attempt(folder: RunFolder) -> dict[int, list[int]]:
-    """Attempt -> the steps that the result takes from it: those that no later attempt did again."""
-    wrote = {one.step: one.attempt for one in read_lines(folder.metrics, MetricsRecord) if one.step_seconds}
+    """Attempt -> the steps that the result takes from it."""
     counted: dict[int, list[int]] = {}
-    for step, attempt in sorted(wrote.items()):
-        counted.setdefault(attempt, []).append(step)
+    for step, line in sorted(trained_steps(folder.metrics).items()):
+        counted.setdefault(line.attempt, []).append(step)
     return counted
 
 
