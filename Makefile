@@ -38,13 +38,13 @@ test: setup ## run all tests that this machine can run
 	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile -m 'not ($(WHOLE) or gpu_image)'
 	$(BIN)/python -m pytest -m '$(WHOLE)'
 
-lint: setup ## ruff and pyright
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+lint: setup ## ruff, pyright, and the order of packages
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports
 
 verify: setup ## train a sample of the laptop experiment again and compare it bit by bit
 	$(BIN)/snakemake --profile workflow/profiles/local --cores $(CORES) --forcerun verify -- results/laptop/verification.json
 	@$(BIN)/octavo verify results/laptop --check
 
 clean: ## remove what the pipeline made and the set-up (not results/reference)
-	rm -rf $(VENV) .snakemake .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .snakemake .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find results -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +

