@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import tempfile
 from pathlib import Path
 from typing import Literal
@@ -149,3 +151,64 @@ def test_numbers_in_exponent_form_are_numbers(value: float) -> None:
 def test_python_tags_are_not_executed(tmp_path: Path) -> None:
     with pytest.raises(OctavoError, match="not valid YAML"):
         read_yaml(write(tmp_path, "rate: !!python/object/apply:os.system ['true']\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: !!int abc", "'abc' is no whole number"),
+        ("a: " + "9" * 5000, "too large a number"),
+        ("a:\n  - 99999999999999999999", "file.yaml:2"),
+        ("? [1, 2]\n: 3", "a key that is not text: a sequence"),
+        ("1: 2", "a key that is not text: '1'"),
+        ("a: " + "[" * 5000, "nested deeper than 50 levels"),
+        ("a: &x [*x]", "an alias inside of what it stands for"),
+        ("a: !!python/object/apply:os.system [x]", "has no meaning here"),
+        ("a: !!timestamp 2001-01-01", "has no meaning here"),
+        ('a: "\\0"', "text with the character"),
+        ('a: "\\ud800"', "text with the character"),
+        ("a: " + "x" * (1 << 20), "too large"),
+    ],
+)
+def test_what_no_configuration_holds_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(OctavoError, match=r"^") as refused:
+        read_yaml(write(tmp_path, text))
+    assert said in str(refused.value)
+    assert "file.yaml" in str(refused.value)
+
+
+def test_aliases_that_multiply_are_refused_before_they_do(tmp_path: Path) -> None:
+    """Nine lists of ten, each of the one before: 10^9 values in 600 bytes."""
+    letters = "abcdefghij"
+    lines = [f"{letters[0]}: &{letters[0]} [{', '.join('1' * 10)}]"]
+    for before, letter in itertools.pairwise(letters):
+        lines.append(f"{letter}: &{letter} [{', '.join([f'*{before}'] * 10)}]")
+    with pytest.raises(OctavoError, match="more than 100,000 values, aliases written out"):
+        read_yaml(write(tmp_path, "\n".join(lines)))
+    assert read_yaml(write(tmp_path, "a: &a [1, 2]\nb: *a\n")) == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_dates_times_and_words_are_text(tmp_path: Path) -> None:
+    """YAML 1.1 reads a date, a number to the base 60 and an octal number here."""
+    read = read_yaml(write(tmp_path, "a: 2001-99-99\nb: 1:30\nc: 010\nd: 0x1f\ne: 40_000\nf: 0x_\n"))
+    assert read == {"a": "2001-99-99", "b": "1:30", "c": 10, "d": 31, "e": 40_000, "f": "0x_"}
+
+
+def test_pipes_and_devices_are_not_read(tmp_path: Path) -> None:
+    """A pipe that nobody writes to would be waited for, and /dev/zero never ends."""
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path / "pipe.yaml", Path("/dev/zero"), tmp_path):
+        with pytest.raises(OctavoError, match=r"no file|directory"):
+            read_yaml(path)
+
+
+def test_long_values_are_cut_and_many_problems_counted(tmp_path: Path) -> None:
+    unknown = "\n".join(f"key{number}: 1" for number in range(1000))
+    message = error_of(write(tmp_path, f"rate: {'x' * 100_000}\ninner: {{size: 2}}\n{unknown}\n"))
+    assert "1,001 values are wrong" in message
+    assert "\n... and 981 more\n" in message
+    assert len(message) < 5000
+
+
+def test_a_message_holds_no_control_characters() -> None:
+    assert str(OctavoError("\x1b[2Jcleared\r", where="a\tb")) == "\\x1b[2Jcleared\\r\n  where:    a\tb"

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from octavo.errors import OctavoError
+from octavo.evidence.aggregate import read_metrics_table
 from octavo.records import (
     SCHEMA_VERSION,
     TABLE_FIELDS,
@@ -177,3 +178,16 @@ def test_the_last_line_of_an_attempt_is_its_last_sign_of_life_even_where_it_does
     assert [line and line.time for line in (last_line(path, 1), last_line(path, 2), last_line(path, 3))] == [
         102, 201, None,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ["null", "[]", "1", '"x"', "", "{", '{"step": 1e999}', '{"step": NaN}', "[" * 100_000])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str, first: bool) -> None:
+    """In both readers of metrics; pyarrow's crashes where the first line is null."""
+    good = '{"step": 1, "tokens": 2, "time": 1.0, "attempt": 1, "loss": 2.0}'
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(f"{one}\n" for one in ([line, good] if first else [good, line])))
+    for read in (lambda: read_metrics_table(path), lambda: read_lines(path, MetricsRecord)):
+        with pytest.raises(OctavoError) as refused:
+            read()
+        assert refused.value.where == f"{path}:{1 if first else 2}"

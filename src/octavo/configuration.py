@@ -13,7 +13,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, shown
+from octavo.files import read_bytes
 
 
 class Section(BaseModel):
@@ -31,34 +32,148 @@ SectionType = TypeVar("SectionType", bound=Section)
 Keys = tuple[str | int, ...]
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """A safe YAML loader that refuses a key given twice and reads 1e-3 as a number (YAML 1.2)."""
+MOST_BYTES = 1 << 20
+MOST_VALUES = 100_000
+"""Values in a file, where those that an alias repeats count each time."""
+MOST_LEVELS = 50
+MOST_PROBLEMS = 20
+"""Problems that are told at once."""
 
 
-def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: dict[Any, int] = {}
+class _Loader(yaml.SafeLoader):
+    """YAML as configuration needs it, for files from anybody: JSON's types, and no more than a person would write.
+
+    Scalars are those of YAML 1.2's core schema (1e-3 is a number, 1:30 and 2026-01-31 are text), with YAML 1.1's
+    underscores in numbers and its words for true and false. Keys are text, each once. Whatever is wrong is a
+    MarkedYAMLError, which knows its line.
+    """
+
+    yaml_constructors: dict[Any, Any] = {}
+    yaml_implicit_resolvers: dict[Any, Any] = {}
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._level = 0
+        self._sizes: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        self._level += 1
+        if self._level > MOST_LEVELS:
+            raise _error(f"nested deeper than {MOST_LEVELS} levels", event.start_mark)
+        node = super().compose_node(parent, index)
+        self._level -= 1
+        if isinstance(event, yaml.AliasEvent) and node not in self._sizes:
+            raise _error("an alias inside of what it stands for", event.start_mark)
+        if node is not None and node not in self._sizes:
+            parts = [one for pair in node.value for one in pair] if isinstance(node, yaml.MappingNode) else node.value
+            self._sizes[node] = 1 + sum(self._sizes[one] for one in parts if isinstance(one, yaml.Node))
+            if self._sizes[node] > MOST_VALUES:
+                raise _error(f"more than {MOST_VALUES:,} values, aliases written out", node.start_mark)
+        return node
+
+
+def _error(problem: str, mark: yaml.Mark | None) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, mark)
+
+
+def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
+    text = str(loader.construct_scalar(node))
+    if odd := next((one for one in text if (one < " " and one not in "\n\t") or "\ud800" <= one <= "\udfff"), None):
+        raise _error(f"text with the character {odd!a}", node.start_mark)
+    return text
+
+
+def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    if not _INTEGER.fullmatch(text):
+        raise _error(f"{shown(text)} is no whole number", node.start_mark)
+    if (
+        len(text) > 30
+        or abs(value := int(text.replace("_", ""), 0 if text.lstrip("+-")[:2] in ("0x", "0o") else 10)) >= 2**63
+    ):
+        raise _error(f"{shown(text)} is too large a number", node.start_mark)
+    return value
+
+
+def _number(loader: _Loader, node: yaml.ScalarNode) -> float:
+    text = str(loader.construct_scalar(node))
+    if not _FLOAT.fullmatch(text):
+        raise _error(f"{shown(text)} is no number", node.start_mark)
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+def _truth(loader: _Loader, node: yaml.ScalarNode) -> bool:
+    text = str(loader.construct_scalar(node)).lower()
+    if not _BOOLEAN.fullmatch(text):
+        raise _error(f"{shown(text)} is neither true nor false", node.start_mark)
+    return text in ("true", "yes", "on")
+
+
+def _list(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
+    return loader.construct_sequence(node, deep=True)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    if not isinstance(node, yaml.MappingNode):
+        raise _error(f"a {node.id}, not a mapping of keys to values", node.start_mark)
+    seen: dict[str, int] = {}
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
+        if key_node.tag != "tag:yaml.org,2002:str":
+            what = shown(key_node.value) if isinstance(key_node, yaml.ScalarNode) else f"a {key_node.id}"
+            raise _error(f"a key that is not text: {what} (in quotes it is)", key_node.start_mark)
+        key = _text(loader, key_node)
         if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"key {key!r} is given twice (first in line {seen[key]})", key_node.start_mark
-            )
+            raise _error(f"key {shown(key)} is given twice (first in line {seen[key]})", key_node.start_mark)
         seen[key] = key_node.start_mark.line + 1
-    return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+    return {_text(loader, key): loader.construct_object(value, deep=True) for key, value in node.value}
 
 
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_UniqueKeys.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+def _unknown(_: _Loader, node: yaml.Node) -> Any:
+    raise _error(f"the tag {shown(node.tag)} has no meaning here", node.start_mark)
+
+
+_INTEGER = re.compile(r"[-+]?(0x[0-9a-fA-F]+|0o[0-7]+|[0-9][0-9_]*)")
+_FLOAT = re.compile(r"[-+]?([0-9][0-9_]*(\.[0-9_]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_BOOLEAN = re.compile(
+    "|".join(
+        form for word in ("true", "false", "yes", "no", "on", "off") for form in (word, word.title(), word.upper())
+    )
 )
+_CONSTRUCTORS: dict[Any, Callable[[Any, Any], Any]] = {
+    "tag:yaml.org,2002:bool": _truth,
+    "tag:yaml.org,2002:int": _integer,
+    "tag:yaml.org,2002:float": _number,
+    "tag:yaml.org,2002:null": lambda _loader, _node: None,
+    "tag:yaml.org,2002:str": _text,
+    "tag:yaml.org,2002:seq": _list,
+    "tag:yaml.org,2002:map": _mapping,
+    None: _unknown,
+}
+for _tag, _constructor in _CONSTRUCTORS.items():
+    _Loader.add_constructor(_tag, _constructor)
+for _kind, _pattern, _first in (  # the first that fits
+    ("bool", _BOOLEAN, "tTfFyYnNoO"),
+    ("int", _INTEGER, "-+0123456789"),
+    ("float", _FLOAT, "-+.0123456789"),
+    ("null", re.compile(r"~|null|Null|NULL|"), ["~", "n", "N", ""]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern.pattern})$"), list(_first))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises OctavoError for a missing file, a syntax error or a key given twice."""
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        content = read_bytes(path, most=MOST_BYTES)
     except FileNotFoundError:
         raise OctavoError("a configuration file is missing", where=path, fix=_neighbours(path)) from None
+    return parse_yaml(content, path)
+
+
+def parse_yaml(content: bytes, path: Path) -> dict[str, Any]:
+    """The mapping in the content of a YAML file. Raises OctavoError as `read_yaml` does."""
+    try:
+        value = yaml.load(content.decode("utf-8"), Loader=_Loader)
     except UnicodeDecodeError as error:
         raise OctavoError("the file is not UTF-8 text", where=path, expected="a YAML file") from error
     except yaml.MarkedYAMLError as error:
@@ -66,8 +181,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise OctavoError(f"the file is not valid YAML: {error.problem}", where=line) from error
     except yaml.YAMLError as error:  # a character that YAML does not allow
         raise OctavoError(f"the file is not valid YAML: {str(error).splitlines()[0]}", where=path) from error
-    except OSError as error:
-        raise OctavoError(f"the file cannot be read: {error.strerror}", where=path) from error
     if not isinstance(value, dict):
         raise OctavoError(f"the file holds {type(value).__name__}", where=path, expected="a mapping of keys to values")
     return value
@@ -94,11 +207,13 @@ def section_error(
     `in_file` turns the keys of a value into those that it stands under in the file.
     """
     lines = key_lines(path)
-    problems = [_problem(item, value, path, lines, section, in_file) for item in error.errors()]
+    found = error.errors()
+    problems = [_problem(item, value, path, lines, section, in_file) for item in found[:MOST_PROBLEMS]]
     if len(problems) == 1:
         return problems[0]
     listed = "\n".join(str(problem) for problem in problems)
-    return OctavoError(f"{len(problems)} values are wrong\n{listed}", where=path)
+    more = f"\n... and {len(found) - len(problems):,} more" if len(found) > len(problems) else ""
+    return OctavoError(f"{len(found):,} values are wrong\n{listed}{more}", where=path)
 
 
 def key_lines(path: Path) -> dict[Keys, int]:
@@ -116,8 +231,8 @@ def key_lines(path: Path) -> dict[Keys, int]:
                 walk(value, (*at, index))
 
     try:
-        walk(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), ())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        walk(yaml.compose(read_bytes(path, most=MOST_BYTES).decode("utf-8"), Loader=_Loader), ())
+    except (OctavoError, OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return lines
 
@@ -145,15 +260,15 @@ def _problem(
     if item["type"] == "extra_forbidden":
         allowed = _fields(section, item["loc"][:-1])
         expected = f"one of {', '.join(allowed)}" if allowed else None
-        return OctavoError(f"unknown key {keys[-1]!r}", where=where, expected=expected, fix="remove or rename it")
+        return OctavoError(f"unknown key {shown(keys[-1])}", where=where, expected=expected, fix="remove or rename it")
     if item["type"] == "union_tag_invalid":
         expected = f"one of {item['ctx']['expected_tags']}"
-        return OctavoError(f"wrong value: {item['ctx']['tag']!r}", where=where, expected=expected)
+        return OctavoError(f"wrong value: {shown(item['ctx']['tag'])}", where=where, expected=expected)
     if item["type"] in ("missing", "union_tag_not_found"):
         return OctavoError(f"key {keys[-1]!r} is missing", where=where, fix="add it")
     message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    shown = "" if isinstance(item["input"], dict | Section) else f": {item['input']!r}"
-    return OctavoError(f"wrong value{shown}", where=where, expected=message[0].lower() + message[1:])
+    value = "" if isinstance(item["input"], dict | Section) else f": {shown(item['input'])}"
+    return OctavoError(f"wrong value{value}", where=where, expected=message[0].lower() + message[1:])
 
 
 def _keys_of(loc: Keys, value: Any, *, missing: bool) -> Keys:

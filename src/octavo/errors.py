@@ -6,6 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+LONGEST_LINE = 2000
+"""Characters of a message's line; what is longer stands in the file that the message names."""
+LONGEST_VALUE = 100
+
 
 class OctavoError(Exception):
     """Bad input, a missing part, or a file that does not fit: printed as one message, never as a traceback.
@@ -29,7 +33,23 @@ class OctavoError(Exception):
         rows = (
             ("where", self.where), ("asked by", self.asked_by), ("expected", self.expected), ("to do", self.fix),
         )  # fmt: skip
-        return "\n".join([self.found, *(f"  {label + ':':<10}{text}" for label, text in rows if text)])
+        return printable("\n".join([self.found, *(f"  {label + ':':<10}{text}" for label, text in rows if text)]))
+
+
+def printable(text: str) -> str:
+    """Text from anywhere as it may go to a terminal: long lines cut, control characters written out."""
+    return "\n".join(_printable_line(line) for line in text.split("\n"))
+
+
+def shown(value: object) -> str:
+    """A value for a message, as Python writes it, in ASCII, and cut where it is long."""
+    text = ascii(value[: LONGEST_VALUE + 1] if isinstance(value, str) else value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}... (it goes on)"
+
+
+def _printable_line(line: str) -> str:
+    cut = line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}... ({len(line):,} characters)"
+    return "".join(one if one.isprintable() or one == "\t" else ascii(one)[1:-1] for one in cut)
 
 
 @contextmanager

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -67,15 +69,66 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, *, made_by: str) -> Any:
     """The JSON value in `path`. `made_by` names the command that makes the file again, for the error message."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_bytes(path))
     except FileNotFoundError:
         raise OctavoError("a file is missing", where=path, fix=f"make it: {made_by}") from None
-    except OSError as error:
-        raise OctavoError(f"the file cannot be read: {error.strerror}", where=path) from error
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+    except ValueError as error:
         raise OctavoError(
             f"the file is not whole JSON: {error}", where=path, fix=f"remove it and make it again: {made_by}"
         ) from error
+
+
+def parse_json(content: bytes) -> Any:
+    """A JSON value (RFC 8259). Raises ValueError, also for what Python takes beside JSON or cannot hold.
+
+    That is NaN and infinity, numbers that a float turns into infinity, integers of more than 64 bits, and nesting that
+    is deeper than Python's stack.
+    """
+    try:
+        return json.loads(
+            content.decode("utf-8"), parse_constant=_no_number, parse_float=_finite, parse_int=_within_64_bits
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_bytes(path: Path, *, most: int = 1 << 30) -> bytes:
+    """The bytes of a plain file: pipes and devices, which may never end, are refused, and so is more than `most`.
+
+    Raises FileNotFoundError, and OctavoError for anything else that keeps it from being read.
+    """
+    try:
+        # a pipe is opened without waiting for its other end, and then refused
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise OctavoError("it is no file", where=path, expected="a plain file, no folder, pipe or device")
+            content = file.read(most + 1)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise OctavoError(f"the file cannot be read: {reason}", where=path) from error
+    if len(content) > most:
+        raise OctavoError("the file is too large", where=path, expected=f"at most {most:,} bytes")
+    return content
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is too large a number")
+    return value
+
+
+def _within_64_bits(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+        raise ValueError(f"{text[:20]}... is too large a number")
+    return int(text)
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number in JSON")
 
 
 def sha256(path: Path) -> str:

@@ -10,7 +10,7 @@ energy joules in JSON and kilowatt-hours in tables, memory bytes, FLOPs model FL
 
 from __future__ import annotations
 
-import json
+import io
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from octavo.errors import OctavoError
-from octavo.files import atomic_path
+from octavo.errors import OctavoError, shown
+from octavo.files import atomic_path, parse_json, read_bytes, read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -228,8 +228,6 @@ RecordType = TypeVar("RecordType", bound=Record)
 
 def read_record(path: Path, record: type[RecordType], *, made_by: str) -> RecordType:
     """One record from a JSON file, its version checked. `made_by` names the command that makes the file."""
-    from octavo.files import read_json
-
     value = read_json(path, made_by=made_by)
     check_version(value, path, made_by=made_by)
     try:
@@ -247,7 +245,7 @@ def check_version(value: Any, path: Path, *, made_by: str) -> None:
     version = value.get("schema_version") if isinstance(value, dict) else None
     if version != SCHEMA_VERSION:
         raise OctavoError(
-            f"the file has schema version {version}",
+            f"the file has schema version {shown(version)}",
             where=path,
             expected=f"schema version {SCHEMA_VERSION}",
             fix=f"it was made by another version of Octavo: make it again ({made_by})",
@@ -262,23 +260,18 @@ def read_lines(path: Path, record: type[RecordType]) -> list[RecordType]:
 def _lines(path: Path, record: type[RecordType]) -> Iterator[RecordType]:
     if not path.exists():
         return
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise OctavoError(f"the file cannot be read: {error.strerror}", where=path) from error
-    with file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield record.model_validate(json.loads(line.decode()))
-            except ValueError as error:  # of which UnicodeDecodeError, JSONDecodeError and ValidationError are
-                reason = _first_problem(error) if isinstance(error, ValidationError) else str(error)
-                raise OctavoError(
-                    f"line {number} is not a {record.__name__}: {reason}",
-                    where=f"{path}:{number}",
-                    fix="the file was changed or damaged: move the run's folder away and train it again",
-                ) from None
+    for number, line in enumerate(io.BytesIO(read_bytes(path)), 1):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            yield record.model_validate(parse_json(line))
+        except ValueError as error:  # of which UnicodeDecodeError, JSONDecodeError and ValidationError are
+            reason = _first_problem(error) if isinstance(error, ValidationError) else str(error)
+            raise OctavoError(
+                f"line {number} is not a {record.__name__}: {reason}",
+                where=f"{path}:{number}",
+                fix="the file was changed or damaged: move the run's folder away and train it again",
+            ) from None
 
 
 def lines_that_count(step: np.ndarray, attempt: np.ndarray, trained: np.ndarray) -> np.ndarray:

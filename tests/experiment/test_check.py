@@ -48,3 +48,43 @@ def test_text_that_is_there(checkout: Path, load: Callable[..., Experiment]) -> 
     (checkout / "text").mkdir()
     (checkout / "text" / "a.txt").write_text("words")
     assert check() is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"claims": ["no-such-claim"]}, "there is no claim 'no-such-claim'"),
+        ({"claims": ["../models/x"]}, "wrong value: '../models/x'"),
+        (
+            {"ablations.shared.change": {"model.experts.shared_size": 0}},
+            "changes nothing that moe-bf16 is trained with",
+        ),
+        ({"ablations.shared.change": {"model.name": "another"}}, "changes nothing that moe-bf16 is trained with"),
+        (
+            {
+                "ablations.shared.change": {
+                    "training.optimizer": {"learning_rate": 1.0},
+                    "training.optimizer.beta1": 0.5,
+                }
+            },
+            "'training.optimizer' and 'training.optimizer.beta1' change the same value",
+        ),
+        ({"training.optimizer.learning_rate": 1e300}, "less than or equal to 10"),
+        ({"cluster": "x" * 300}, "wrong value"),
+        ({"models.dense": "x" * 300}, "wrong value"),
+        ({"data": "x" * 300}, "there is no text"),
+        ({"data.sources": [{"kind": "files", "path": "x" * 300}]}, "names of 1 to 255 bytes"),
+    ],
+)
+def test_what_would_be_trained_for_nothing_is_refused(
+    checkout: Path, load: Callable[..., Experiment], changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(OctavoError) as refused:
+        load(changes)
+    assert said in str(refused.value)
+    assert "small.yaml" in str(refused.value)
+
+
+def test_a_job_is_signalled_before_its_time_is_over(load: Callable[..., Experiment]) -> None:
+    with pytest.raises(OctavoError, match="signal_seconds: 120 leaves nothing of a time limit of 120 s"):
+        load(cluster={"slurm": {"time_limit_minutes": 2, "signal_seconds": 120}})

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from octavo.cli import app
+from octavo.errors import OctavoError
 from octavo.forecast.published import Derived, Statement, derived, published_runs
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +141,14 @@ def test_the_verb(numbers: dict[str, Derived]) -> None:
     table = CliRunner().invoke(app, ["published"]).stdout
     assert "no" in table
     assert "0.0904" in table
+
+
+def test_a_run_is_of_the_model_that_its_file_is_named_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another model's FLOPs would be counted for these hours."""
+    shutil.copytree(REPOSITORY / "configs", tmp_path / "configs")
+    path = tmp_path / "configs" / "published" / "runs" / "deepseek-v3.yaml"
+    path.write_text(path.read_text().replace("model: deepseek-v3", "model: mixtral-8x7b"))
+    monkeypatch.setenv("OCTAVO_ROOT", str(tmp_path))
+    with pytest.raises(OctavoError, match="the run deepseek-v3 is of the model 'mixtral-8x7b'") as refused:
+        published_runs()
+    assert str(refused.value.where).startswith(str(path))

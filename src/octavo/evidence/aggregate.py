@@ -26,7 +26,7 @@ from octavo.data.manifest import current_manifest
 from octavo.divergence import diverged
 from octavo.errors import OctavoError
 from octavo.experiment.run import CellConfig, Experiment, run_fingerprint
-from octavo.files import atomic_path
+from octavo.files import atomic_path, read_bytes
 from octavo.layout import ExperimentFolder, RunFolder
 from octavo.models.matched import matched_quantity
 from octavo.records import (
@@ -213,10 +213,13 @@ def read_metrics_table(path: Path) -> pa.Table:
     import pyarrow.json as pj
 
     schema = _metrics_schema()
-    content = path.read_bytes() if path.exists() else b""
+    content = read_bytes(path) if path.exists() else b""
     whole = content.rfind(b"\n") + 1
     if not whole:
         return schema.empty_table()
+    if not content.startswith(b"{") or b"NaN" in content or b"Inf" in content:
+        # pyarrow crashes where the first line is null, and takes numbers that JSON has not
+        read_lines(path, MetricsRecord)  # names the line
     options = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     try:
         table = pj.read_json(
@@ -224,6 +227,8 @@ def read_metrics_table(path: Path) -> pa.Table:
             read_options=pj.ReadOptions(use_threads=False, block_size=whole),
             parse_options=options,
         )
+        if table.num_rows != content.count(b"\n", 0, whole):
+            raise pa.ArrowInvalid("a line is blank, or holds more than one value")
         for name in ("step", "tokens", "attempt"):
             if table[name].null_count or pc.min(table[name]).as_py() < 0:
                 raise pa.ArrowInvalid(f"a line lacks its {name}, or it is less than 0")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from octavo.configuration import place
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, shown
 from octavo.experiment.config import Parallelism
 from octavo.experiment.precision_checks import check_recipe, check_sizes
 from octavo.experiment.run import CellConfig, Experiment
@@ -19,6 +19,8 @@ from octavo.models.stages import splits
 
 def check_experiment(experiment: Experiment) -> None:
     """All checks of an experiment."""
+    _check_claims(experiment)
+    _check_ablations(experiment)
     _check_match(experiment)
     # once: finding the line parses the file, and a grid may have thousands of cells
     precisions = place(experiment.path, ("precisions",))
@@ -26,6 +28,30 @@ def check_experiment(experiment: Experiment) -> None:
         _check_batch(experiment, cell)
         _check_layout(experiment, cell)
         _check_recipe(experiment, cell, precisions)
+
+
+def _check_claims(experiment: Experiment) -> None:
+    folder = experiment.configs.claims
+    for index, name in enumerate(experiment.file.claims or []):
+        if not (folder / f"{name}.yaml").is_file():
+            there = sorted(path.stem for path in folder.glob("*.yaml"))
+            raise OctavoError(
+                f"there is no claim {shown(name)} in {folder}",
+                where=place(experiment.path, ("claims", index)),
+                expected=f"one of {', '.join(there)}",
+            )
+
+
+def _check_ablations(experiment: Experiment) -> None:
+    """An ablation that trains what its cell trains would be reported as one that makes no difference."""
+    for name, section in experiment.file.ablations.items():
+        for base in section.cells:
+            if experiment.cells[f"{base}+{name}"].fingerprint == experiment.cells[base].fingerprint:
+                raise OctavoError(
+                    f"the ablation {name} changes nothing that {base} is trained with",
+                    where=place(experiment.path, ("ablations", name, "change")),
+                    fix="give another value than the cell has, or leave the ablation out",
+                )
 
 
 def _check_match(experiment: Experiment) -> None:

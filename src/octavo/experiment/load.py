@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from octavo.configuration import Keys, Section, parse_section, place, read_section, read_yaml, section_error
-from octavo.errors import OctavoError, asked_by
+from octavo.errors import OctavoError, asked_by, shown
 from octavo.experiment.checks import check_experiment
 from octavo.experiment.cluster import Cluster, Device
-from octavo.experiment.config import Data, ExperimentFile, FileTokenizer, Tokenizer
+from octavo.experiment.config import FILE_NAME, Data, ExperimentFile, FileTokenizer, Tokenizer
 from octavo.experiment.run import CellConfig, Experiment, data_identifier
+from octavo.files import parse_json, read_bytes
 from octavo.layout import ConfigFolders, configs, repository
 from octavo.models.architecture import Architecture
 from octavo.precision.config import Precision
@@ -66,22 +67,23 @@ def load_experiment(name: str, folders: ConfigFolders | None = None) -> Experime
 
 def load_cluster(name: str, folders: ConfigFolders, asked_by: str | None = None) -> tuple[Cluster, Device]:
     """A cluster file and its device file."""
-    path = folders.clusters / f"{name}.yaml"
-    if not path.exists():
-        there = sorted(p.stem for p in folders.clusters.glob("*.yaml"))
-        raise OctavoError(
-            f"there is no cluster {name!r}", where=asked_by or path, expected=f"one of {', '.join(there)}"
-        )
+    path = _file(folders.clusters, name, "cluster", lambda: asked_by or str(folders.clusters))
     cluster = read_section(path, Cluster)
-    device_path = folders.clusters / "devices" / f"{cluster.device}.yaml"
-    if not device_path.exists():
-        there = sorted(p.stem for p in device_path.parent.glob("*.yaml"))
-        raise OctavoError(
-            f"there is no device {cluster.device!r}",
-            where=place(path, ("device",)),
-            expected=f"one of {', '.join(there)}",
-        )
+    device_path = _file(folders.clusters / "devices", cluster.device, "device", lambda: place(path, ("device",)))
     return cluster, read_section(device_path, Device)
+
+
+def _file(folder: Path, name: str, what: str, where: Callable[[], str]) -> Path:
+    """The YAML file of this name in a folder of configs/; `where` is the place of the key that names it."""
+    path = folder / f"{name}.yaml"
+    if not FILE_NAME.fullmatch(name) or not path.exists():
+        there = sorted(p.stem for p in folder.glob("*.yaml"))
+        raise OctavoError(
+            f"there is no {what} {shown(name)} in {folder}",
+            where=where(),
+            expected=f"one of {', '.join(there) or '(there is none)'}",
+        )
+    return path
 
 
 class _DataSections(Section):
@@ -110,14 +112,7 @@ def _with_data(value: dict[str, Any], path: Path, folders: ConfigFolders) -> tup
     name = value.get("data")
     if not isinstance(name, str):
         return value, path
-    data_path = folders.data / f"{name}.yaml"
-    if not data_path.exists():
-        there = sorted(p.stem for p in folders.data.glob("*.yaml"))
-        raise OctavoError(
-            f"there is no text {name!r} in {folders.data}",
-            where=place(path, ("data",)),
-            expected=f"one of {', '.join(there) or '(there is none)'}, or a section",
-        )
+    data_path = _file(folders.data, name, "text", lambda: place(path, ("data",)))
     return {**value, "data": read_section(data_path, Data)}, data_path
 
 
@@ -126,7 +121,7 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
     if isinstance(tokenizer, FileTokenizer):
         path = repository() / tokenizer.path
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = parse_json(read_bytes(path))
             vocabulary = value["model"]["vocab"]  # token -> number; of a Unigram model the tokens by number
             numbers = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
             return max([*numbers, *(token["id"] for token in value["added_tokens"])]) + 1
@@ -143,12 +138,7 @@ def _model(role: str, value: str | dict[str, Any], path: Path, folders: ConfigFo
     if isinstance(value, dict):
         named = {"name": role, "source": f"configs/experiments/{path.name}", **value}
         return parse_section(named, Architecture, path, at=("models", role))
-    model_path = folders.models / f"{value}.yaml"
-    if not model_path.exists():
-        there = sorted(p.stem for p in folders.models.glob("*.yaml"))
-        raise OctavoError(
-            f"there is no model {value!r}", where=place(path, ("models", role)), expected=f"one of {', '.join(there)}"
-        )
+    model_path = _file(folders.models, value, "model", lambda: place(path, ("models", role)))
     return parse_section({"name": value, **read_yaml(model_path)}, Architecture, model_path)
 
 
@@ -182,6 +172,19 @@ def _cell(
     return _change(cell, file.overrides.get(role, {}), path, ("overrides", role))
 
 
+def _check_apart(change: dict[str, Any], path: Path, at: tuple[str, ...]) -> None:
+    """Refuse a key path that lies within another: which of the two counts would depend on their order."""
+    for inner in change:
+        keys = inner.split(".")
+        for outer in (".".join(keys[:length]) for length in range(1, len(keys))):
+            if outer in change:
+                raise OctavoError(
+                    f"{shown(outer)} and {shown(inner)} change the same value",
+                    where=place(path, (*at, inner)),
+                    fix="write one change of both",
+                )
+
+
 CHANGEABLE = ("model", "precision", "training", "parallelism")
 
 
@@ -189,6 +192,7 @@ def _change(cell: CellConfig, change: dict[str, Any], path: Path, at: tuple[str,
     """The cell with the values at some key paths (`model.experts.shared_size`) replaced."""
     if not change:
         return cell
+    _check_apart(change, path, at)
     value = copy.deepcopy(cell.model_dump(mode="json"))
     for dotted_path, new in change.items():
         *parents, last = keys = dotted_path.split(".")

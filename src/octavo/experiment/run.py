@@ -18,7 +18,7 @@ from octavo.errors import OctavoError
 from octavo.experiment.cluster import Cluster, Device
 from octavo.experiment.config import Data, ExperimentFile, Parallelism, Tokenizer, Training
 from octavo.files import fingerprint
-from octavo.layout import ExperimentFolder
+from octavo.layout import ConfigFolders, ExperimentFolder
 from octavo.models.architecture import Architecture
 from octavo.models.parameters import count_parameters
 from octavo.precision.config import Precision
@@ -96,6 +96,11 @@ class Experiment:
     def folder(self) -> ExperimentFolder:
         """Where its results are, relative to the checkout."""
         return ExperimentFolder(Path("results") / self.name)
+
+    @property
+    def configs(self) -> ConfigFolders:
+        """The folder that the experiment file is in, and its claims, models and clusters."""
+        return ConfigFolders(self.path.parent.parent)
 
     @property
     def grid(self) -> list[CellConfig]:

@@ -14,10 +14,11 @@ from typing import Annotated, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from octavo.configuration import Section, read_section
+from octavo.configuration import Section, place, read_section
+from octavo.errors import OctavoError, shown
 from octavo.experiment.cluster import Device
 from octavo.layout import configs
-from octavo.models.catalogue import read_architecture
+from octavo.models.catalogue import model_names, read_architecture
 from octavo.models.flops import flops_per_token
 from octavo.precision.config import RecipeName
 
@@ -33,7 +34,8 @@ class PublishedRun(Section):
     """One published training run."""
 
     model: str
-    """A file in configs/models."""
+    """A file in configs/models. The run's file has its name, or its name and what tells runs of one model apart:
+    `<model>.yaml`, `<model>-<words>.yaml`."""
     device: str | None = None
     """A file in configs/clusters/devices; None where the hours on it were not published."""
     devices: PositiveInt | None = None
@@ -133,8 +135,18 @@ class Derived:
 
 def published_runs() -> dict[str, PublishedRun]:
     """All runs in configs/published/runs, by name."""
-    paths = sorted((configs().published / "runs").glob("*.yaml"))
-    return {path.stem: read_section(path, PublishedRun) for path in paths}
+    return {path.stem: _read_run(path) for path in sorted((configs().published / "runs").glob("*.yaml"))}
+
+
+def _read_run(path: Path) -> PublishedRun:
+    run = read_section(path, PublishedRun)
+    if run.model not in model_names() or not (path.stem == run.model or path.stem.startswith(f"{run.model}-")):
+        raise OctavoError(
+            f"the run {path.stem} is of the model {shown(run.model)}",
+            where=place(path, ("model",)),
+            expected="a file in configs/models that the run's file is named after",
+        )
+    return run
 
 
 def derived() -> list[Derived]:
