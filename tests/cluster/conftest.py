@@ -22,8 +22,8 @@ from octavo.cluster.image import Variant, inputs_digest
 from octavo.layout import image_file
 from tests.cluster import apptainer_tool, slurm_cluster
 from tests.cluster.slurm_cluster import SlurmCluster
+from tests.tiny import REPOSITORY, TINY, changed
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(sys.executable).parent
 KEPT = REPOSITORY / ".hpc"
 """Apptainer and images that were built, each once for a definition and a lock; git ignores it."""
@@ -38,34 +38,20 @@ FAST = (
 )
 """Jobs of seconds are asked after more often than jobs of hours."""
 
-ATTENTION = {"kind": "gqa", "heads": 2, "kv_heads": 2, "head_size": 16}
-EXPERIMENT: dict[str, Any] = {
-    "description": "Seconds per run. The dense model is trained on two nodes, the mixture of experts on one.",
-    "models": {
-        "dense": {"layers": 2, "hidden_size": 32, "feed_forward_size": 64, "attention": ATTENTION},
-        "moe": {
-            "layers": 2,
-            "hidden_size": 32,
-            "attention": ATTENTION,
-            "experts": {"count": 4, "top_k": 2, "size": 32},
-        },
+EXPERIMENT = changed(
+    TINY,
+    {
+        "description": "Seconds per run. The dense model is trained on two nodes, the mixture of experts on one.",
+        "precisions": ["bf16"],
+        "data.sources": [{"kind": "files", "path": "text"}],
+        "training.steps": 200,
+        "training.optimizer.learning_rate": 1e-3,
+        "training.evaluation": {"interval": 100, "sequences": 4, "final_sequences": 4},
+        "training.checkpoints": {"interval": 40, "grace_seconds": 20},
+        "overrides": {"dense": {"parallelism.data": 2}},
+        "cluster": "fake",
     },
-    "precisions": ["bf16"],
-    "seeds": [1],
-    "data": {"sources": [{"kind": "files", "path": "text"}]},
-    "tokenizer": {"kind": "bytes"},
-    "training": {
-        "steps": 200,
-        "global_batch_size": 4,
-        "micro_batch_size": 2,
-        "sequence_length": 32,
-        "optimizer": {"learning_rate": 1e-3},
-        "evaluation": {"interval": 100, "sequences": 4, "final_sequences": 4},
-        "checkpoints": {"interval": 40, "grace_seconds": 20},
-    },
-    "overrides": {"dense": {"parallelism.data": 2}},
-    "cluster": "fake",
-}
+)
 CLUSTER: dict[str, Any] = {
     "description": "Several nodes on one machine; their GPUs are like /dev/null, so models are trained on the CPU.",
     "device": "cpu",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from octavo.experiment.load import load_experiment
 from octavo.layout import ConfigFolders, ExperimentFolder
 from octavo.records import ClaimResult, ClaimsFile, ComparisonsFile, read_record
 from tests.synthetic import write_tables
+from tests.tiny import copy_configs
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,13 @@ class Judged:
 
 
 @pytest.fixture
-def judged(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judged]:
+def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judged]:
     """Writes a synthetic experiment (arguments of `tests.synthetic.write_experiment`) and holds the claims against it;
     `only` names the claims."""
 
     def judge(*, only: list[str] | None = None, ablation: str | None = None, **arguments: Any) -> Judged:
         monkeypatch.setenv("OCTAVO_ROOT", str(tmp_path))
-        for name in ("claims", "published", "models", "clusters/devices", "clusters/calibration"):
-            shutil.copytree(repository / "configs" / name, tmp_path / "configs" / name, dirs_exist_ok=True)
+        copy_configs(tmp_path, ("claims", "published", "models", "clusters/devices", "clusters/calibration"))
         small: dict[str, Any] = {"steps": 60, "validation_interval": 3, **arguments}
         small["changes"] = {**small.get("changes", {}), **({"claims": only} if only else {})}
         write_tables(tmp_path, ablation=ablation, **small)

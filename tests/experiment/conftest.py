@@ -12,37 +12,31 @@ import yaml
 from octavo.experiment.load import load_experiment
 from octavo.experiment.run import Experiment
 from octavo.layout import ConfigFolders
+from tests.tiny import TINY, changed
 
 ATTENTION = {"kind": "gqa", "heads": 4, "kv_heads": 4, "head_size": 16}
-EXPERIMENT: dict[str, Any] = {
-    "description": "small",
-    "models": {
-        "dense": {"layers": 2, "hidden_size": 64, "feed_forward_size": 128, "attention": ATTENTION},
-        "moe": {
-            "layers": 2,
-            "hidden_size": 64,
-            "attention": ATTENTION,
-            "experts": {"count": 8, "top_k": 2, "size": 64, "shared_size": 0},
+WIDER = {"layers": 2, "hidden_size": 64, "attention": ATTENTION}
+EXPERIMENT = changed(
+    TINY,
+    {
+        "models.dense": {**WIDER, "feed_forward_size": 128},
+        "models.moe": {**WIDER, "experts": {"count": 8, "top_k": 2, "size": 64, "shared_size": 0}},
+        "seeds": [1, 2],
+        "data.sources": [{"kind": "files", "path": "text"}],
+        "training.steps": 10,
+        "training.optimizer.learning_rate": 1e-3,
+        "training.evaluation.interval": 5,
+        "training.checkpoints.interval": 5,
+        "cluster": "one",
+        "ablations": {
+            "shared": {
+                "description": "a generalist",
+                "cells": ["moe-bf16"],
+                "change": {"model.experts.shared_size": 64},
+            }
         },
     },
-    "precisions": ["bf16", "fp8_blockwise"],
-    "seeds": [1, 2],
-    "data": {"sources": [{"kind": "files", "path": "text"}]},
-    "tokenizer": {"kind": "bytes"},
-    "training": {
-        "steps": 10,
-        "global_batch_size": 4,
-        "micro_batch_size": 2,
-        "sequence_length": 32,
-        "optimizer": {"learning_rate": 1e-3},
-        "evaluation": {"interval": 5, "sequences": 4, "final_sequences": 8},
-        "checkpoints": {"interval": 5},
-    },
-    "cluster": "one",
-    "ablations": {
-        "shared": {"description": "a generalist", "cells": ["moe-bf16"], "change": {"model.experts.shared_size": 64}}
-    },
-}
+)
 CLUSTER = {
     "description": "eight of them",
     "device": "h100",
@@ -64,21 +58,6 @@ DEVICE = {
     "power_watts": 700,
     "sources": {"all": "test"},
 }
-
-
-def changed(value: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A deep copy of `value` with the values at dotted paths replaced; ... (Ellipsis) removes a key."""
-    copy = yaml.safe_load(yaml.safe_dump(value))
-    for path, new in changes.items():
-        *parents, last = path.split(".")
-        target = copy
-        for key in parents:
-            target = target[key]
-        if new is ...:
-            del target[last]
-        else:
-            target[last] = new
-    return copy
 
 
 @pytest.fixture

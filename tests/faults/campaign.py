@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -15,44 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from octavo.layout import ExperimentFolder, RunFolder
 from octavo.records import AttemptRecord, Result, read_lines, read_record
 from octavo.verification.compare import counted_metrics, first_difference
+from tests.tiny import ONE_THREAD, TINY, changed
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-SIZES: dict[str, Any] = {
-    "layers": 2,
-    "hidden_size": 32,
-    "attention": {"kind": "gqa", "heads": 2, "kv_heads": 2, "head_size": 16},
-    "vocabulary_size": 320,  # the tokenizer's 257, and even
-}
-EXPERIMENT: dict[str, Any] = {
-    "description": "Tiny models to be disturbed.",
-    "models": {
-        "dense": {**SIZES, "feed_forward_size": 64},
-        "moe": {
-            **SIZES,
-            "experts": {"count": 4, "top_k": 2, "size": 32, "router": {"balance": "aux_loss", "aux_loss_weight": 0.01}},
-        },
+EXPERIMENT = changed(
+    TINY,
+    {
+        "precisions": ["bf16", "fp8_tensorwise"],
+        "training.steps": 24,
+        "training.evaluation.interval": 8,
+        "training.logging": {"expert_load_interval": 8, "precision_interval": 8},
+        "training.checkpoints": {"interval": 6, "grace_seconds": 5},
     },
-    "precisions": ["bf16", "fp8_tensorwise"],
-    "seeds": [1],
-    "data": {"sources": [{"kind": "files", "path": "text", "held_out": ["*-0.txt"]}]},
-    "tokenizer": {"kind": "bytes"},
-    "training": {
-        "steps": 24,
-        "global_batch_size": 4,
-        "micro_batch_size": 2,
-        "sequence_length": 32,
-        "optimizer": {"learning_rate": 3e-3},
-        "evaluation": {"interval": 8, "sequences": 4, "final_sequences": 8},
-        "logging": {"expert_load_interval": 8, "precision_interval": 8},
-        "checkpoints": {"interval": 6, "grace_seconds": 5},
-    },
-    "cluster": "laptop",
-}
+)
 NAME = "tiny"
 CELLS = ("dense-bf16", "dense-fp8_tensorwise", "moe-bf16", "moe-fp8_tensorwise")
 STAGES = {
@@ -80,29 +56,12 @@ FAULTS = {
 """How often each fault is tried."""
 
 
-def make_root(root: Path) -> Path:
-    """A checkout in small: configurations, the workflow and text."""
-    for part in ("clusters", "models", "data", "claims", "published"):
-        shutil.copytree(REPOSITORY / "configs" / part, root / "configs" / part)
-    shutil.copytree(REPOSITORY / "workflow", root / "workflow")
-    shutil.copy(REPOSITORY / "Snakefile", root)
-    (root / "configs/experiments").mkdir()
-    (root / f"configs/experiments/{NAME}.yaml").write_text(yaml.safe_dump(EXPERIMENT, sort_keys=False))
-    generator = random.Random(1)
-    words = ["".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=generator.randint(2, 7))) for _ in range(60)]
-    (root / "text").mkdir()
-    for document in range(12):
-        text = " ".join(generator.choices(words, weights=range(60, 0, -1), k=400))
-        (root / f"text/document-{document}.txt").write_text(text)
-    return root
-
-
 class Forge:
     """Starts verbs (see `forge.py`)."""
 
     def __init__(self, root: Path, logs: Path) -> None:
         self.root, self.log = root, logs / "verbs.log"
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+        environment = {**os.environ, **ONE_THREAD, "MKL_NUM_THREADS": "1", "MPLBACKEND": "agg"}
         self.server = subprocess.Popen(
             [sys.executable, "-W", "ignore", str(Path(__file__).with_name("forge.py"))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,

@@ -10,7 +10,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from campaign import Campaign, Forge, make_root
+from campaign import EXPERIMENT, Campaign, Forge
+
+from tests.tiny import Checkout
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +20,7 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
     """The session's campaign; its table is printed at the end."""
     place = tmp_path_factory.mktemp("faults")
     (place / "root").mkdir()
-    root = make_root(place / "root")
+    root = Checkout(place / "root", EXPERIMENT).root
     forge = Forge(root, place)
     one = Campaign(root, forge)
     try:

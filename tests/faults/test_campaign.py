@@ -27,6 +27,7 @@ from octavo.layout import RunFolder
 from octavo.records import AttemptRecord, Result, read_lines, read_record, read_table
 from octavo.verification import rerun
 from octavo.verification.compare import counted_metrics, first_difference
+from tests.tiny import LIMIT
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
@@ -170,7 +171,7 @@ def test_two_pipelines_at_once(campaign: Campaign) -> None:
             )
             for _ in range(2)
         ]
-        said = [process.communicate(timeout=240)[0] for process in both]
+        said = [process.communicate(timeout=LIMIT)[0] for process in both]
         failed = [text for process, text in zip(both, said, strict=True) if process.returncode]
         assert len(failed) < 2, said
         assert all("lock" in text for text in failed), failed
@@ -205,16 +206,16 @@ def test_a_rank_killed(campaign: Campaign, rank: int) -> None:
     write_text(config, two.to_yaml())
     whole, broken = (RunFolder(campaign.root / f"ranks/{name}/seed-1") for name in ("whole", f"killed-{rank}"))
     if not whole.result.exists():
-        assert ranks(campaign, config, whole).wait(180) == 0
+        assert ranks(campaign, config, whole).wait(LIMIT) == 0
     with campaign.count("a rank killed in a run of two"):
         process = ranks(campaign, config, broken)
         while rerun.last_step(broken.metrics) < 8:
             assert process.poll() is None
             time.sleep(0.005)
         os.kill(rank_process(process.pid, rank), signal.SIGKILL)
-        assert process.wait(60) not in (0, 75)
+        assert process.wait(LIMIT) not in (0, 75)
         assert not broken.result.exists()
-        assert ranks(campaign, config, broken).wait(180) == 0
+        assert ranks(campaign, config, broken).wait(LIMIT) == 0
         results = [read_record(one.result, Result, made_by="") for one in (whole, broken)]
         assert results[0].parameters_sha256 == results[1].parameters_sha256
         assert first_difference(counted_metrics(whole.metrics), counted_metrics(broken.metrics)) is None

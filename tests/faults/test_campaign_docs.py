@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-from campaign import FAULTS, KILLS, REPOSITORY
+from campaign import FAULTS, KILLS
+
+from tests.tiny import REPOSITORY
 
 
 def test_the_docs_list_every_fault_as_often_as_it_is_tried() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -26,8 +25,8 @@ from octavo.report.figures import charts
 from octavo.report.inputs import load_inputs
 from octavo.report.sections.ledger import forecast
 from octavo.report.sections.small_print import how_trained, scattered_times
-from tests.conftest import REPOSITORY
 from tests.synthetic import Failure, Truth, write_experiment
+from tests.tiny import REPOSITORY, copy_configs
 
 TRUTH = Truth(offsets={"fp8_blockwise": 0.0002, "no_shared_expert": 0.005, "few_experts": 0.004, "fp14": 0.01})
 
@@ -42,10 +41,7 @@ def make(root: Path, seeds: tuple[int, ...], *, ablation: str | None = None) -> 
     """The experiment's report, or one ablation's; the folder it is in."""
     if not (root / "results").exists():
         write_experiment(root, seeds=seeds, truth=TRUTH, failures={("moe-bf16", 1): Failure(120)})
-        for name in ("claims", "published"):
-            shutil.copytree(REPOSITORY / "configs" / name, root / "configs" / name, dirs_exist_ok=True)
-        shutil.copytree(REPOSITORY / "configs" / "models", root / "configs" / "models", dirs_exist_ok=True)
-        shutil.copytree(REPOSITORY / "configs" / "clusters", root / "configs" / "clusters", dirs_exist_ok=True)
+        copy_configs(root)
         (root / "workflow").symlink_to(REPOSITORY / "workflow")
     options = ["--ablation", ablation] if ablation else []
     for verb in ("aggregate", "claims", "figures", "report"):

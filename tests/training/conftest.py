@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,42 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-SIZES: dict[str, Any] = {
-    "layers": 2,
-    "hidden_size": 32,
-    "attention": {"kind": "gqa", "heads": 2, "kv_heads": 2, "head_size": 16},
-    "vocabulary_size": 320,  # the tokenizer's 257, and even
-}
-EXPERIMENT: dict[str, Any] = {
-    "description": "Tiny models that show how a run behaves.",
-    "models": {
-        "dense": {**SIZES, "feed_forward_size": 64},
-        "moe": {
-            **SIZES,
-            "experts": {"count": 4, "top_k": 2, "size": 32, "router": {"balance": "aux_loss", "aux_loss_weight": 0.01}},
-        },
-    },
-    "precisions": ["bf16", "fp8_tensorwise", "fp8_blockwise", "fp8_delayed"],
-    "seeds": [1],
-    "data": {"sources": [{"kind": "files", "path": "text", "held_out": ["*-0.txt"]}]},
-    "tokenizer": {"kind": "bytes"},
-    "training": {
-        "steps": 80,
-        "global_batch_size": 4,
-        "micro_batch_size": 2,
-        "sequence_length": 32,
-        "optimizer": {"learning_rate": 3e-3},
+from tests.tiny import LIMIT, TINY, Checkout, changed, environment
+
+EXPERIMENT = changed(
+    TINY,
+    {
+        "precisions": ["bf16", "fp8_tensorwise", "fp8_blockwise", "fp8_delayed"],
+        "training.steps": 80,
         # one learning rate throughout: runs of different lengths have the same first steps
-        "schedule": {"warmup_fraction": 0.0, "decay": "constant"},
-        "evaluation": {"interval": 40, "sequences": 4, "final_sequences": 8},
-        "logging": {"expert_load_interval": 20},
-        "checkpoints": {"interval": 10},
+        "training.schedule": {"warmup_fraction": 0.0, "decay": "constant"},
+        "training.evaluation.interval": 40,
+        "training.logging": {"expert_load_interval": 20},
     },
-    "cluster": "laptop",
-}
+)
 
 
 class Run:
@@ -65,7 +41,7 @@ class Run:
         return subprocess.Popen(
             [sys.executable, "-m", "octavo", "train", str(self.path)],
             cwd=self.root,
-            env={**os.environ, "OCTAVO_ROOT": str(self.root)},
+            env=environment(self.root),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -75,7 +51,7 @@ class Run:
     def train(self, expected_status: int = 0) -> str:
         """Train until it ends; what it printed."""
         process = self.start()
-        output, _ = process.communicate(timeout=600)
+        output, _ = process.communicate(timeout=LIMIT)
         assert process.returncode == expected_status, output
         return output
 
@@ -86,7 +62,7 @@ class Run:
             time.sleep(0.005)
         assert process.poll() is None, f"the run ended before it was interrupted: {process.communicate()[0]}"
         os.killpg(process.pid, number) if group else process.send_signal(number)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=LIMIT)
         return process.returncode, output
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -126,43 +102,20 @@ class Run:
         return (self.path / "result.json").exists()
 
 
-class Workshop:
-    """A folder with configurations, text and data, as a checkout has them."""
+class Workshop(Checkout):
+    """A checkout whose text is prepared, for experiments that each differ a little from the tiny one."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        shutil.copytree(REPOSITORY / "configs/clusters", root / "configs/clusters")
-        (root / "configs/experiments").mkdir()
-        generator = random.Random(1)
-        words = ["".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=generator.randint(2, 7))) for _ in range(60)]
-        (root / "text").mkdir()
-        for document in range(12):
-            text = " ".join(generator.choices(words, weights=range(60, 0, -1), k=400))
-            (root / f"text/document-{document}.txt").write_text(text)
-        self.experiment("tiny")
+        super().__init__(root, EXPERIMENT)
         self.octavo("data", "tiny")
 
     def experiment(self, name: str, changes: dict[str, Any] | None = None) -> None:
         """Write an experiment: the tiny one with the values at dotted paths replaced."""
-        value = json.loads(json.dumps(EXPERIMENT))
-        for path, new in (changes or {}).items():
-            *parents, last = path.split(".")
-            target = value
-            for key in parents:
-                target = target.setdefault(key, {})
-            target[last] = new
-        (self.root / f"configs/experiments/{name}.yaml").write_text(yaml.safe_dump(value, sort_keys=False))
+        self.write(changed(EXPERIMENT, changes or {}), name)
 
     def run(self, cell: str, experiment: str = "tiny", seed: int = 1) -> Run:
         """A run of an experiment."""
         return Run(self.root, experiment, cell, seed)
-
-    def octavo(self, *arguments: str) -> None:
-        """Run another verb."""
-        environment = {**os.environ, "OCTAVO_ROOT": str(self.root)}
-        command = [sys.executable, "-m", "octavo", *arguments]
-        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,7 @@ from octavo.experiment.run import data_identifier
 from octavo.files import sha256
 from octavo.layout import ExperimentFolder, RunFolder, data_folder
 from octavo.records import MetricsRecord, read_lines
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.tiny import REPOSITORY, copy_configs, copy_workflow
 
 
 @pytest.fixture(scope="session")
@@ -29,10 +28,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     patch.chdir(root)
     try:
         folder = write_experiment(root, seeds=(1, 2), steps=40, ablations={"few_experts": ABLATIONS["few_experts"]})
-        for part in ("claims", "clusters", "data", "models", "published"):
-            shutil.copytree(REPOSITORY / "configs" / part, root / "configs" / part, dirs_exist_ok=True)
-        shutil.copytree(REPOSITORY / "workflow", root / "workflow")
-        shutil.copy(REPOSITORY / "Snakefile", root)
+        copy_configs(root)
+        copy_workflow(root)
         shutil.copy(REPOSITORY / "requirements.lock", root)
         experiment = load_experiment("synthetic")
         data = root / data_folder(data_identifier(experiment.file.data, experiment.file.tokenizer))

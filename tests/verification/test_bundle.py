@@ -10,13 +10,13 @@ from typing import Any
 import pandas as pd
 import pytest
 from synthetic import hashes
-from verbs import octavo
 
 from octavo.errors import OctavoError
 from octavo.files import sha256
 from octavo.layout import ExperimentFolder
 from octavo.privacy import leak, redact
 from octavo.verification.bundle import _check_secrets, unpack, verify_bundle, write_bundle
+from tests.tiny import octavo
 
 CONTEXT: dict[str, Any] = {
     # the terms of the RO-Crate 1.1 and Workflow Run Crate contexts that are not schema.org's own names, as

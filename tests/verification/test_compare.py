@@ -108,7 +108,7 @@ def test_the_published_references_are_of_these_experiments(name: str) -> None:
 
 def test_names_from_files_reach_no_shell_and_no_markup(folder: ExperimentFolder) -> None:
     """What a run's error says is text in every table: nothing is run, nothing becomes HTML."""
-    from verbs import octavo
+    from tests.tiny import octavo
 
     name = '<script>alert(1)</script> #read("/etc/passwd") $(touch owned) `touch owned`'
     path = folder.run("moe-bf16", 1).attempts

@@ -12,13 +12,13 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from synthetic import hashes
-from verbs import octavo
 
 from octavo.experiment.load import load_experiment
 from octavo.files import sha256
 from octavo.layout import ExperimentFolder
 from octavo.training.seal import seal
 from octavo.verification.integrity import check_files
+from tests.tiny import octavo
 
 CELL, OTHER, FP8 = "moe-bf16", "dense-bf16", "moe-fp8_blockwise"
 
