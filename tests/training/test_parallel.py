@@ -1,4 +1,4 @@
-"""The same training spread over ranks, and the architectures that are options."""
+"""`octavo train` spread over ranks (`test_layouts.py` has every layout), and the architectures that are options."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ STEPS = 8
 @pytest.mark.parametrize(
     ("name", "cell", "layout"),
     [
-        ("dp2", "dense-bf16", {"data": 2}),
-        ("tp2", "dense-bf16", {"tensor": 2, "sequence": True}),
         ("pp2", "dense-bf16", {"pipeline": 2}),
-        ("ep2", "moe-bf16", {"data": 2, "expert": 2}),
         ("ep2_fp8", "moe-fp8_tensorwise", {"data": 2, "expert": 2}),
     ],
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.strategies import torch as torch_strategy
@@ -122,7 +122,9 @@ class Checkpointer:
         return [(f"model{index}", unwrapped(chunk)) for index, chunk in enumerate(self.chunks)]
 
     def _state(self, *, is_loading: bool) -> dict[str, Any]:
-        models = {name: model.sharded_state_dict() for name, model in self._models()}
+        # where multi-token prediction is on another stage than the embedding, Megatron asks for this group itself
+        described = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+        models = {name: model.sharded_state_dict(metadata=described) for name, model in self._models()}
         flat = models["model0"] if len(models) == 1 else models
         return {
             **models,

@@ -54,7 +54,11 @@ def initialise(model: GPTModel, seed: int, training: Training) -> None:
 
 
 def global_names(model: GPTModel) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters by their names in the whole model: layers and experts numbered from 0 over all ranks."""
+    """Parameters by their names in the whole model: layers and experts numbered from 0 over all ranks.
+
+    An output head that shares the embedding's weight is the embedding, also where the two are on different pipeline
+    stages and each has its copy: Megatron-Core adds up their gradients, and the copies must begin alike.
+    """
     numbers = {
         f"{name}.": f"{name.rpartition('.')[0]}.{module.layer_number - 1}."
         for name, module in model.named_modules()
@@ -63,6 +67,9 @@ def global_names(model: GPTModel) -> Iterator[tuple[str, nn.Parameter]]:
     local_experts = (model.config.num_moe_experts or 0) // parallel_state.get_expert_model_parallel_world_size()
     first_expert = parallel_state.get_expert_model_parallel_rank() * local_experts
     for name, parameter in model.named_parameters():
+        if name == "output_layer.weight" and model.share_embeddings_and_output_weights:
+            yield EMBEDDING, parameter
+            continue
         local = next((prefix for prefix in numbers if name.startswith(prefix)), None)
         whole = numbers[local] + name.removeprefix(local) if local else name
         numbered = NUMBERED.search(whole) if ".experts." in whole else None

@@ -32,6 +32,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from octavo.errors import OctavoError
+from octavo.experiment.config import Parallelism
 from octavo.experiment.run import CellConfig
 from octavo.models.architecture import Architecture, Experts, GroupedQueryAttention
 from octavo.models.stages import last_stage_layers
@@ -104,6 +105,7 @@ def _general_options(cell: CellConfig) -> dict[str, Any]:
         "tensor_model_parallel_size": layout.tensor,
         "pipeline_model_parallel_size": layout.pipeline,
         "virtual_pipeline_model_parallel_size": layout.virtual_pipeline if layout.virtual_pipeline > 1 else None,
+        **_pipeline_communication(layout),
         "num_layers_in_last_pipeline_stage": (
             last_stage_layers(model.layers, layout.pipeline) if model.layers % layout.pipeline else None
         ),
@@ -113,6 +115,17 @@ def _general_options(cell: CellConfig) -> dict[str, Any]:
         "sequence_parallel": layout.sequence,
         "deterministic_mode": training.deterministic,
     }
+
+
+def _pipeline_communication(layout: Parallelism) -> dict[str, bool]:
+    """How pipeline stages send to each other: one by one where stages are virtual, in batches where they are not.
+
+    Of two stages each is both the one before and the one after the other. With virtual stages a batch would hold two
+    messages between the same two ranks, which nothing tells apart: gradients would be taken for activations.
+    Megatron-LM sets these two options in megatron/training/arguments.py, and TransformerConfig does not look.
+    """
+    interleaved = layout.virtual_pipeline > 1
+    return {"overlap_p2p_comm": interleaved, "batch_p2p_comm": not interleaved}
 
 
 def _attention_options(model: Architecture) -> dict[str, Any]:
