@@ -26,7 +26,7 @@ $(VENV)/.complete: requirements.lock pyproject.toml $(wildcard src/octavo/*.[ch]
 	@# once for all that runs later, also where the environment forbids Python to keep what it compiled
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -W ignore -c 'from octavo.cpu.backend import install; install(); \
 	  import octavo.training.trainer, torch._dynamo, snakemake.cli, octavo.report.figures, octavo.report.html, \
-	  octavo.report.pdf, scipy.stats, plotly.graph_objects, matplotlib.backends.backend_pdf, matplotlib.backends.backend_svg'
+	  octavo.report.pdf, scipy.stats, matplotlib.backends.backend_pdf, matplotlib.backends.backend_svg'
 	@touch $@
 
 report: setup ## train what is missing of the laptop experiment and typeset results/laptop/report.pdf

@@ -20,8 +20,6 @@ def imports() -> None:
     install()
     import matplotlib.pyplot  # noqa: F401
     import pandas  # noqa: F401
-    import plotly.graph_objects  # noqa: F401
-    import seaborn  # noqa: F401
     import torch._dynamo  # noqa: F401
     import typst  # noqa: F401
 

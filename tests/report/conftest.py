@@ -114,7 +114,9 @@ def content(drawn: dict[str, Chart]) -> Document:
             Section(
                 "Numbers",
                 [
-                    Table(["cell", "value"], [[HOSTILE, "1.5"], ["moe", "supported"]], "lr", "A table."),
+                    Table(
+                        ["cell", "value"], [["dense", "12"], [HOSTILE, "1.5"], ["moe", "supported"]], "lr", "A table."
+                    ),
                     *(Picture(name, f"Caption of {name}.", f"What {name} shows.") for name in drawn),
                 ],
                 page=True,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from html import escape
+from html import unescape
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from pypdf import PdfReader
-from selenium.webdriver import Chrome
-from selenium.webdriver.common.by import By
 from typer.testing import CliRunner
 
 from octavo.cli import app
@@ -148,16 +146,8 @@ def test_every_seed_is_drawn_on_every_axis(report: Path) -> None:
         assert mean.item() == pytest.approx(seeds.mean())
 
 
-def test_the_browser_draws_margins_and_lines_of_no_difference(report: Path, browser: Chrome) -> None:
-    """Of FP8's loss error a band and a line; of all axes a line in each of two panels and two blocks."""
-    browser.get((report / "report.html").as_uri())
-    for name, shapes in (("loss_error", 2), ("fair_axes", 4)):
-        figure = browser.find_element(By.ID, f"figure-{name}")
-        assert len(figure.find_elements(By.CSS_SELECTOR, ".shapelayer path")) == shapes, name
-
-
 def test_the_methods_say_what_each_precision_is_and_where_that_is_written(report: Path) -> None:
-    text = flat((report / "report.html").read_text())
+    text = flat(unescape((report / "report.html").read_text()))
     for name in ("bf16", "fp8_blockwise"):
         assert RECIPES[name].summary in text
         assert RECIPES[name].source in text
@@ -177,7 +167,7 @@ def test_the_methods_say_what_training_begins_with_and_at_which_rates(report: Pa
 
 def test_both_formats_say_the_same(report: Path) -> None:
     inputs = load_inputs(ExperimentFolder(Path("results/synthetic")))
-    html = (report / "report.html").read_text()
+    html = unescape((report / "report.html").read_text())
     pdf = flat(" ".join(page.extract_text() for page in PdfReader(report / "report.pdf").pages))
     texts = [
         block.text
@@ -187,7 +177,7 @@ def test_both_formats_say_the_same(report: Path) -> None:
     ]
     assert len(texts) > 15
     for text in texts:
-        assert escape(text) in html
+        assert text in html
         assert letters(text) in letters(pdf), text
 
 
@@ -245,10 +235,10 @@ def test_the_plans_own_interval_is_named(report: Path) -> None:
 
 
 def test_what_a_claim_needs_is_beside_it(report: Path) -> None:
-    text = flat((report / "report.html").read_text())
+    text = flat(unescape((report / "report.html").read_text()))
     for claim in json.loads((report / "claims.json").read_text())["claims"]:
         assert claim["needs"]
-        assert escape(claim["needs"]) in text
+        assert claim["needs"] in text
 
 
 def test_unsteady_step_times_are_a_limit(report: Path) -> None:

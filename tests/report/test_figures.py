@@ -65,7 +65,7 @@ def test_ablations_are_told_apart_however_many_there_are() -> None:
 
 def test_a_matrix_gets_lighter_with_its_numbers(drawn: dict[str, Chart], styles: dict[str, CellStyle]) -> None:
     """Below and above the middle are told apart in grey."""
-    colours = paint(drawn["experts"], styles).axes[0].collections[0].get_cmap()
+    colours = paint(drawn["experts"], styles).figure.axes[0].collections[0].get_cmap()
     assert colours is not None
     greys = [luminance(to_hex(colours(share / 20))) for share in range(21)]
     assert greys == sorted(greys)

@@ -98,7 +98,7 @@ def _draw(path: Path, found: list[AccumulationError]) -> None:
     from octavo.report.paint import save_as
 
     points = [(one.k, one.accumulation, one.maximum, one.root_mean_square) for one in found]
-    save_as(path, accumulation_chart(points), STYLES)
+    save_as([path], accumulation_chart(points), STYLES)
 
 
 def _print(found: list[AccumulationError]) -> None:

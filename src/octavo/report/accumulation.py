@@ -7,15 +7,14 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from octavo.report.charts import Axis, Curves
-from octavo.report.style import DASHES, HUES, MARKERS, PLOTLY_DASHES, PLOTLY_MARKERS, CellStyle
+from octavo.report.style import DASHES, HUES, MARKERS, CellStyle
 
 NAMES = {"fp32": "FP32 sums", "promoted": "14 bits, promoted every 128", "fp14": "14 bits"}
 """What each accumulation is called."""
 STYLES: Mapping[str, CellStyle] = {
-    name: CellStyle(name, label, HUES[place][0], DASHES[place], MARKERS[place], PLOTLY_DASHES[place],
-                    PLOTLY_MARKERS[place])
+    name: CellStyle(name, label, HUES[place][0], DASHES[place], MARKERS[place])
     for place, (name, label) in enumerate(NAMES.items())
-}  # fmt: skip
+}
 
 
 def accumulation_chart(errors: Iterable[tuple[int, str, float, float]]) -> Curves:

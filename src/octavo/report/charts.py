@@ -1,7 +1,7 @@
 """The four kinds of chart that the report has, as data: what is drawn, on which axes, in whose colour.
 
-A chart knows nothing of how it is drawn. `octavo.report.paint` draws it with seaborn and matplotlib for paper,
-`octavo.report.interactive` with plotly for the browser, and its `frame` is the CSV beside it: all three show the same.
+A chart knows nothing of how it is drawn. `octavo.report.paint` draws it, on paper and for the page, and its `frame` is
+the CSV beside it.
 """
 
 from __future__ import annotations

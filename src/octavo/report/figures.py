@@ -59,7 +59,7 @@ def loss_curves(inputs: Inputs) -> Chart | None:
     """Loss against tokens, model FLOPs and device-hours, or against steps where an import knows none of them."""
     axes = {
         "tokens": ("tokens", Axis("tokens", log=True, engineering=True)),
-        "FLOPs": ("model_flops", Axis("model FLOPs", log=True, engineering=False)),
+        "FLOPs": ("model_flops", Axis("model FLOPs", log=True, engineering=True)),
         "hours": ("device_hours", Axis(f"{inputs.hours} of training steps", log=True)),
         "steps": ("step", Axis("step", log=True)),
     }

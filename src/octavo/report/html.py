@@ -1,112 +1,146 @@
-"""The report as one self-contained HTML page: the PDF's content with interactive figures, no network needed."""
+"""The report as one self-contained HTML page: the PDF's content and the same figures, nothing fetched, nothing sent.
+
+Jinja2 escapes every text. Figures stand in the page as SVG, wide and narrow, of which the style sheet shows one; their
+marks carry their numbers, and each figure's numbers stand below it as a table.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from html import escape
+import base64
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from io import StringIO
 from pathlib import Path
+from xml.etree import ElementTree
+
+import jinja2
+import matplotlib.pyplot as plt
+from markupsafe import Markup
 
 from octavo.files import write_text
-from octavo.report.charts import Chart
-from octavo.report.document import Block, Document, Picture, Table, Text
-from octavo.report.style import CellStyle
+from octavo.layout import TEMPLATES
+from octavo.report.charts import Bars, Chart, Curves, Heat, Intervals, mean_and_spread
+from octavo.report.document import Document, Picture, Table
+from octavo.report.paint import FAINT, INK, PAPER, RULE, STYLE, Styles, matrices, paint
+from octavo.report.style import number
 
-STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 68rem; margin: 2rem auto; padding: 0 1.2rem; }
-h1 { margin-bottom: 0; } .subtitle { color: #666; margin-top: .2rem; }
-h2 { margin-top: 2.6rem; border-bottom: 1px solid #ccc; }
-nav ol { columns: 2; font-size: .9rem; } .lead { font-size: 1.1rem; }
-.note { border-left: 3px solid #666; padding-left: .8rem; font-size: .9rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .82rem; width: 100%; }
-th { text-align: left; border-bottom: 1.5px solid #222; vertical-align: bottom; }
-th, td { padding: .25rem .45rem; } td { border-bottom: 1px solid #ddd; vertical-align: top; }
-.right { text-align: right; font-variant-numeric: tabular-nums; }
-figure { margin: 1.2rem 0; } figcaption, caption { color: #666; font-size: .82rem; text-align: left; }
-caption { caption-side: bottom; padding-top: .4rem; }
-.supported { color: #00664a; font-weight: bold; } .refuted { color: #a33c00; font-weight: bold; }
-"""
-DRAW = """
-document.querySelectorAll("script[type='application/json']").forEach(data => {
-  const figure = JSON.parse(data.textContent);
-  Plotly.newPlot(data.dataset.target, figure.data, figure.layout, {responsive: true, displaylogo: false});
-});
-"""
-ALIGN = {"l": "left", "r": "right"}
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+SVG = "http://www.w3.org/2000/svg"
+LINK = "{http://www.w3.org/1999/xlink}href"
+OF_PAGE = {INK: "var(--ink)", FAINT: "var(--faint)", RULE: "var(--rule)", PAPER: "var(--paper)"}
+"""Colours that follow the page's light or dark scheme."""
+IDENTIFIER = re.compile(r"(?<=#)[\w-]+")
 
 
-def write_html(document: Document, charts: Mapping[str, Chart], styles: Mapping[str, CellStyle], path: Path) -> None:
+def write_html(document: Document, charts: Mapping[str, Chart], styles: Styles, path: Path) -> None:
     """Write the page to `path`."""
-    from plotly.offline import get_plotlyjs
-
-    contents = "".join(
-        f'<li><a href="#section-{number}">{escape(section.title)}</a></li>'
-        for number, section in enumerate(document.sections)
+    pictures = [block for section in document.sections for block in section.blocks if isinstance(block, Picture)]
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # drawing is most of the work
+        drawn = {
+            picture.name: [
+                pool.submit(inline, charts[picture.name], styles, picture.alternative, narrow=narrow)
+                for narrow in (False, True)
+            ]
+            for picture in pictures
+        }
+        svgs = {name: [one.result() for one in both] for name, both in drawn.items()}
+    frames = [charts[picture.name].frame for picture in pictures]
+    shown = {name for frame in frames if "series" in frame for name in frame["series"]}
+    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    page = environment.get_template("report.html.j2").render(
+        document=document,
+        drawn=svgs,
+        numbers={picture.name: numbers(charts[picture.name], styles) for picture in pictures},
+        cells=[styles[name] for name in styles if name in shown],
+        script=Markup(script),
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    sections = "".join(
-        f'<section id="section-{number}"><h2>{escape(section.title)}</h2>'
-        + "".join(_block(block, charts, styles) for block in section.blocks)
-        + "</section>"
-        for number, section in enumerate(document.sections)
-    )
-    write_text(
-        path,
-        f'<!DOCTYPE html><html lang="{escape(document.language)}"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(document.title)}</title><style>{STYLE}</style></head><body>"
-        f'<h1>{escape(document.title)}</h1><p class="subtitle">{escape(document.subtitle)}</p>'
-        f"<nav><ol>{contents}</ol></nav><main>{sections}</main>"
-        f"<script>{get_plotlyjs()}</script><script>{DRAW}</script></body></html>\n",
-    )
+    write_text(path, page)
 
 
-def _block(block: Block, charts: Mapping[str, Chart], styles: Mapping[str, CellStyle]) -> str:
-    match block:
-        case Text():
-            return f'<p class="{block.style}"{_title(block.keys)}>{escape(block.text)}</p>'
-        case Table():
-            return _table(block)
-        case Picture():
-            return _figure(block, charts[block.name], styles)
+def inline(chart: Chart, styles: Styles, alternative: str, *, narrow: bool) -> Markup:
+    """A chart as an SVG element: texts are texts, colours are the page's, and marks carry cell and number."""
+    with plt.rc_context({**STYLE, "svg.fonttype": "none"}):
+        drawing = paint(chart, styles, narrow=narrow)
+        file = StringIO()
+        drawing.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        plt.close(drawing.figure)
+    ElementTree.register_namespace("", SVG)
+    root = ElementTree.fromstring(file.getvalue())
+    for metadata in root.findall(f"{{{SVG}}}metadata"):
+        root.remove(metadata)
+    prefix = f"{chart.name}{'-narrow' if narrow else ''}-"
+    for element in root.iter():
+        identifier = element.attrib.pop("id", None)
+        if identifier in drawing.marks:
+            cell, texts = drawing.marks[identifier]
+            if cell:
+                element.set("data-cell", cell)
+            if texts:
+                shapes = [*element.iter(f"{{{SVG}}}use")] or [*element.iter(f"{{{SVG}}}path")]
+                for shape, text in zip(shapes, texts, strict=True):
+                    shape.set("data-number", text)
+        elif identifier:
+            element.set("id", prefix + identifier)
+        if target := element.attrib.pop(LINK, None):
+            element.set("href", f"#{prefix}{target[1:]}" if target.startswith("#") else target)
+        for name, value in element.attrib.items():
+            if "url(#" in value:
+                element.set(name, IDENTIFIER.sub(prefix + r"\g<0>", value))
+            elif name in ("style", "fill", "stroke"):
+                element.set(name, _of_page(value))
+    del root.attrib["width"], root.attrib["height"]
+    root.attrib |= {"class": "narrow" if narrow else "wide", "role": "img", "aria-label": alternative}
+    return Markup(ElementTree.tostring(root, encoding="unicode", short_empty_elements=True))
 
 
-def _table(table: Table) -> str:
-    header = "".join(
-        f'<th scope="col" class="{ALIGN[align]}">{escape(name)}</th>'
-        for name, align in zip(table.header, table.align, strict=True)
-    )
-    keys = table.keys or [[""] * len(table.align)] * len(table.rows)
-    body = "".join(
-        "<tr>" + "".join(_cell(*entry) for entry in zip(row, table.align, of_row, strict=True)) + "</tr>"
-        for row, of_row in zip(table.rows, keys, strict=True)
-    )
-    return (
-        f'<div class="wide"><table><caption>{escape(table.caption)}</caption>'
-        f"<thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+def _of_page(value: str) -> str:
+    for colour, variable in OF_PAGE.items():
+        value = value.replace(colour, variable)
+    return value
 
 
-def _cell(value: str, align: str, key: str) -> str:
-    verdict = value if value in ("supported", "refuted") else ""
-    return f'<td class="{ALIGN[align]} {verdict}"{_title([key] if key else [])}>{escape(value)}</td>'
-
-
-def _title(keys: Sequence[str]) -> str:
-    """Shown where the pointer rests: the keys that `octavo trace` takes."""
-    return f' title="{escape(" ".join(keys))}"' if keys else ""
-
-
-def _figure(picture: Picture, chart: Chart, styles: Mapping[str, CellStyle]) -> str:
-    from octavo.report.interactive import plot
-
-    figure = json.loads(plot(chart, styles).to_json())
-    data = json.dumps(figure, sort_keys=True).replace("<", "\\u003c")  # no string can close the script element
-    target = f"figure-{picture.name}"
-    return (
-        f'<figure><div id="{target}" role="img" aria-label="{escape(picture.alternative)}"></div>'
-        f'<script type="application/json" data-target="{target}">{data}</script>'
-        f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
-    )
+def numbers(chart: Chart, styles: Styles) -> Table:
+    """What a chart shows as a table: estimates and intervals, bars, a matrix, the last point of each curve."""
+    frame = chart.frame
+    match chart:
+        case Intervals():
+            own = frame[frame["role"] == "estimate"]
+            rows = [
+                [chart.panels[row["panel"]].label, row["row"],
+                 *(number(row[name], 4) for name in ("value", "low", "high"))]
+                for row in own.to_dict("records")
+            ]  # fmt: skip
+            return Table(["axis", "what", "value", "low", "high"], rows, "llrrr")
+        case Curves():
+            ends = [
+                (panel, name, mean_and_spread(own).iloc[-1])
+                for (panel, name), own in frame.groupby(["panel", "series"], sort=False)
+            ]
+            rows = [
+                [chart.titles.get(panel) or chart.panels[panel].label, styles[name].label, number(end["x", "mean"], 4),
+                 *(number(end["y", which], 4) for which in ("mean", "min", "max"))]
+                for panel, name, end in ends
+            ]  # fmt: skip
+            return Table(["panel", "cell", "last point", "mean", "lowest seed", "highest seed"], rows, "llrrrr")
+        case Bars():
+            rows = [
+                [chart.panels[row["panel"]].label, styles[row["series"]].label, row["part"], number(row["value"], 4)]
+                for row in frame.to_dict("records")
+            ]
+            return Table(["axis", "cell", "part", "value"], rows, "lllr")
+        case Heat():
+            columns = list(dict.fromkeys(map(str, frame["column"])))
+            rows = [
+                [panel, str(row), *(number(value) for value in values)]
+                for panel, matrix in matrices(chart)
+                for row, values in zip(matrix.index, matrix.to_numpy(), strict=True)
+            ]
+            return Table(["panel", chart.rows.label, *columns], rows, "ll" + "r" * len(columns))

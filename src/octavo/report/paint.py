@@ -1,10 +1,16 @@
-"""Charts on paper: seaborn and matplotlib, as PDF, SVG and PNG with their data as CSV, the same bytes every time."""
+"""Charts drawn with matplotlib: on paper, and as SVG inside the page in a wide and a narrow version.
+
+Files are PDF, SVG and PNG with their data as CSV, the same bytes every time. What belongs to a cell is marked, so that
+the page can show a mark's number and switch a cell off.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 os.environ.setdefault("SOURCE_DATE_EPOCH", "0")  # matplotlib's PDF backend writes no time of making then
@@ -16,20 +22,26 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from octavo.files import atomic_path
 from octavo.report.charts import Axis, Bars, Chart, Curves, Heat, Intervals, mean_and_spread
-from octavo.report.style import CellStyle
+from octavo.report.style import CellStyle, number
 
 WIDTH = 7.0
 """Inches: the text width of an A4 page."""
+NARROW = 3.6
+"""Inches: text of 8 points is 11 pixels high where this fills a telephone of 375 pixels."""
+INK, FAINT, RULE, PAPER = "#222222", "#666666", "#e5e5e5", "#ffffff"
+"""Of texts and lines, of frames, of grids, of what lies below: the page puts its own in their place."""
 HATCHES = ("", "////", "....", "xxxx")
 FORMATS = ("pdf", "svg", "png")
+POINTS = 72
+"""An inch."""
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -38,12 +50,19 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 7.5,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.labelcolor": INK,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "axes.edgecolor": FAINT,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "grid.color": "#e5e5e5",
+    "grid.color": RULE,
     "grid.linewidth": 0.6,
-    "axes.edgecolor": "#666666",
     "lines.linewidth": 1.4,
     "lines.markersize": 3.5,
     "hatch.linewidth": 0.5,
@@ -56,199 +75,251 @@ STYLE: dict[Any, Any] = {
 Styles = Mapping[str, CellStyle]
 
 
+@dataclass
+class Drawing:
+    """A chart drawn, with what its marks stand for."""
+
+    narrow: bool = False
+    figure: Figure = field(default_factory=Figure)
+    marks: dict[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
+    """Identifier of an artist -> the cell that it shows (or none), and the number of each mark in it as text."""
+
+    def mark(self, artist: Artist, cell: str, numbers: Sequence[str] = ()) -> None:
+        """Say what an artist shows."""
+        name = f"mark-{len(self.marks)}"
+        artist.set_gid(name)
+        self.marks[name] = (cell, numbers)
+
+    def panels(self, count: int, height: float, *, share: bool = True) -> list[Axes]:
+        """Axes side by side, or one below the other where it is narrow; `height` in inches."""
+        shape = (count, 1) if self.narrow else (1, count)
+        size = (NARROW, height * count) if self.narrow else (WIDTH, height)
+        self.figure, axes = plt.subplots(*shape, figsize=size, sharey=share, squeeze=False, layout="constrained")
+        return list(axes.flat)
+
+    def axis(self, ax: Axes, which: str, axis: Axis, *, label: bool = True) -> None:
+        """Give an axis its label, scale and ticks."""
+        text = fill(axis.label, 36) if self.narrow else axis.label
+        getattr(ax, f"set_{which}label")(text if label else "")
+        its = getattr(ax, f"{which}axis")
+        if axis.log:
+            getattr(ax, f"set_{which}scale")("log")
+            low, high = its.get_view_interval()
+            between = (2.0, 5.0) if high < 1e4 * low else ()  # over more decades labels would run into each other
+            decades = LogLocator(subs=(1.0, *between), numticks=12)
+            its.set_major_locator(decades if high > 4 * low else MaxNLocator(5))  # less has too few of these ticks
+            its.set_minor_locator(NullLocator())
+            its.set_minor_formatter(NullFormatter())
+            its.set_major_formatter("{x:g}")
+        if axis.engineering:
+            its.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
+
+    def legend(self, handles: Sequence[Any], labels: Sequence[str]) -> None:
+        """A legend below, in as many columns as there is room for."""
+        labels = [fill(label, 44 if self.narrow else 88) for label in labels]
+        if labels:
+            room = (
+                POINTS
+                * (NARROW if self.narrow else WIDTH)
+                / (4.2 * max(len(line) for label in labels for line in label.split("\n")) + 36)
+            )
+            columns = min(len(labels), max(1, int(room)))
+            self.figure.legend(
+                handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3
+            )
+
+
 def save(chart: Chart, styles: Styles, folder: Path) -> None:
     """Write a chart's PDF, SVG, PNG and CSV into `folder`."""
-    with plt.rc_context(STYLE):
-        figure = paint(chart, styles)
-        for suffix in FORMATS:
-            _write(figure, folder / f"{chart.name}.{suffix}")
-        plt.close(figure)
+    save_as([folder / f"{chart.name}.{suffix}" for suffix in FORMATS], chart, styles)
     with atomic_path(folder / f"{chart.name}.csv") as temporary:
         chart.frame.to_csv(temporary, index=False, float_format="%.10g", lineterminator="\n")
 
 
-def save_as(path: Path, chart: Chart, styles: Styles) -> None:
-    """Write a chart to one file, in the format that its name ends in."""
+def save_as(paths: Sequence[Path], chart: Chart, styles: Styles) -> None:
+    """Write a chart to files, each in the format that its name ends in."""
     with plt.rc_context(STYLE):
-        figure = paint(chart, styles)
-        _write(figure, path)
+        figure = paint(chart, styles).figure
+        for path in paths:
+            suffix = path.suffix[1:]
+            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}[suffix]
+            with atomic_path(path) as temporary:
+                figure.savefig(temporary, format=suffix, dpi=200, metadata=metadata)
         plt.close(figure)
 
 
-def _write(figure: Figure, path: Path) -> None:
-    suffix = path.suffix[1:]
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}[suffix]
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=suffix, dpi=200, metadata=metadata)
-
-
-def paint(chart: Chart, styles: Styles) -> Figure:
+def paint(chart: Chart, styles: Styles, *, narrow: bool = False) -> Drawing:
     """Draw a chart."""
+    drawing = Drawing(narrow)
     match chart:
         case Curves():
-            return _curves(chart, styles)
+            _curves(drawing, chart, styles)
         case Intervals():
-            return _intervals(chart, styles)
+            _intervals(drawing, chart, styles)
         case Bars():
-            return _bars(chart, styles)
+            _bars(drawing, chart, styles)
         case Heat():
-            return _heat(chart)
+            _heat(drawing, chart)
+    return drawing
 
 
-def _curves(chart: Curves, styles: Styles) -> Figure:
-    size = (WIDTH, 2.6 if chart.shared else 2.1)  # panels of their own scales come several to a page
-    figure, axes = plt.subplots(
-        1, len(chart.panels), figsize=size, sharey=chart.shared, squeeze=False, layout="constrained"
-    )
-    series = [name for name in styles if name in set(chart.frame["series"])]
-    for place, (ax, (panel, x)) in enumerate(zip(axes[0], chart.panels.items(), strict=True)):
+def _curves(drawing: Drawing, chart: Curves, styles: Styles) -> None:
+    # panels of their own scales come several to a page
+    axes = drawing.panels(len(chart.panels), 2.6 if chart.shared else 2.1, share=chart.shared)
+    shown = {name: style for name, style in styles.items() if name in set(chart.frame["series"])}
+    for place, (ax, (panel, x)) in enumerate(zip(axes, chart.panels.items(), strict=True)):
         frame = chart.frame[chart.frame["panel"] == panel]
-        for name in series:
-            style, own = styles[name], frame[frame["series"] == name]
-            if own.empty:
-                continue
-            ax.plot(
-                [], [], color=style.colour, dashes=style.dash or (None, None), marker=style.marker, label=style.label
-            )
-            _line_with_band(ax, own, style)
-        _axis(ax, "x", x)
-        _axis(ax, "y", chart.y, label=place == 0 or not chart.shared)
+        for name, style in shown.items():
+            own = frame[frame["series"] == name]
+            if len(own):
+                _line_with_band(drawing, ax, own, style)
+        drawing.axis(ax, "x", x)
+        drawing.axis(ax, "y", chart.y, label=place == 0 or drawing.narrow or not chart.shared)
         ax.set_title(chart.titles.get(panel, ""))
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False, handlelength=3)
-    return figure
+    handles = [axes[0].plot([], [], **_line(style))[0] for style in shown.values()]
+    drawing.legend(handles, [style.label for style in shown.values()])
 
 
-def _line_with_band(ax: Axes, own: pd.DataFrame, style: CellStyle) -> None:
+def _line(style: CellStyle) -> dict[str, Any]:
+    return {"color": style.colour, "dashes": style.dash or (None, None), "marker": style.marker, "markeredgewidth": 0}
+
+
+def _line_with_band(drawing: Drawing, ax: Axes, own: pd.DataFrame, style: CellStyle) -> None:
     """The mean over seeds, and a band from the lowest to the highest of them."""
     points = mean_and_spread(own)
     x, y = points["x"], points["y"]
-    sns.lineplot(x=x["mean"], y=y["mean"], ax=ax, color=style.colour, estimator=None, legend=False, marker=style.marker,
-                 markeredgewidth=0, dashes=False)  # fmt: skip
-    if style.dash:
-        ax.lines[-1].set_dashes(style.dash)
-    if own["seed"].nunique() > 1:
-        ax.fill([*x["min"], *x["max"][::-1]], [*y["min"], *y["max"][::-1]], color=style.colour, alpha=0.15, linewidth=0)
+    several = own["seed"].nunique() > 1
+    (line,) = ax.plot(x["mean"], y["mean"], **_line(style))
+    texts = []
+    for at, mean, low, high in zip(x["mean"], y["mean"], y["min"], y["max"], strict=True):
+        spread = f" (seeds {number(low, 4)} to {number(high, 4)})" if several else ""
+        texts.append(f"{style.label}: {number(mean, 4)}{spread} at {number(at, 4)}")
+    drawing.mark(line, style.cell, texts)
+    if several:
+        (band,) = ax.fill(
+            [*x["min"], *x["max"][::-1]], [*y["min"], *y["max"][::-1]], color=style.colour, alpha=0.15, linewidth=0
+        )
+        drawing.mark(band, style.cell)
 
 
-def _intervals(chart: Intervals, styles: Styles) -> Figure:
+def _intervals(drawing: Drawing, chart: Intervals, styles: Styles) -> None:
     series = [name for name in styles if name in set(chart.frame["series"])]
     per_row = max(1, int(chart.frame.groupby(["panel", "row"])["series"].nunique().max()))
     named = per_row == 1 and chart.frame.groupby("row")["series"].nunique().max() == 1  # rows name the series already
-    heights = [0.45 + len(rows) * (0.1 + 0.12 * per_row) for rows in chart.blocks]
-    legend = 0.0 if named else 0.18 * -(-len(series) // 4)
-    figure, axes = plt.subplots(
-        len(chart.blocks), len(chart.panels), figsize=(WIDTH, 0.25 + sum(heights) + legend), sharey="row",
-        squeeze=False, height_ratios=heights, layout="constrained",
+    labels = {row: fill(row, 24) if drawing.narrow else row for row in chart.rows}
+    lines = 1 + max(label.count("\n") for label in labels.values())
+    heights = [0.45 + len(rows) * max(0.1 + 0.12 * per_row, 0.14 * lines) for rows in chart.blocks]
+    legend = 0.0 if named else 0.18 * -(-len(series) // (1 if drawing.narrow else 4))
+    stacked = len(chart.panels) if drawing.narrow else 1
+    drawing.figure, axes = plt.subplots(
+        len(chart.blocks) * stacked, len(chart.panels) // stacked, sharey="row", squeeze=False, layout="constrained",
+        figsize=(NARROW if drawing.narrow else WIDTH, 0.25 + stacked * sum(heights) + legend),
+        height_ratios=heights * stacked,
     )  # fmt: skip
-    for rows, of_block in zip(chart.blocks, axes, strict=True):
-        for ax, (panel, axis) in zip(of_block, chart.panels.items(), strict=True):
-            frame = chart.frame[(chart.frame["panel"] == panel) & chart.frame["row"].isin(rows)]
-            if panel in chart.band:
-                ax.axvspan(*chart.band[panel], color="#999999", alpha=0.18, linewidth=0, label="margin of the claim")
-            if panel in chart.zero:
-                ax.axvline(chart.zero[panel], color="#333333", linewidth=0.8)
-            for place, name in enumerate(series):
-                shift = 0.0 if per_row == 1 else (place - (len(series) - 1) / 2) * 0.7 / len(series)
-                _dots(ax, frame[frame["series"] == name], {row: y + shift for y, row in enumerate(rows)}, styles[name])
-            _axis(ax, "x", axis)
-            ax.set_yticks(range(len(rows)), rows)
-            ax.set_ylim(len(rows) - 0.5, -0.5)
-            ax.grid(axis="y", visible=False)
-    handles, labels = axes[0][0].get_legend_handles_labels()
+    places = [(rows, panel) for rows in chart.blocks for panel in chart.panels]
+    if drawing.narrow:
+        places = [(rows, panel) for panel in chart.panels for rows in chart.blocks]
+    for ax, (rows, panel) in zip(axes.flat, places, strict=True):
+        frame = chart.frame[(chart.frame["panel"] == panel) & chart.frame["row"].isin(rows)]
+        if panel in chart.band:
+            ax.axvspan(*chart.band[panel], color="#999999", alpha=0.18, linewidth=0, label="margin of the claim")
+        if panel in chart.zero:
+            ax.axvline(chart.zero[panel], color=INK, linewidth=0.8)
+        for place, name in enumerate(series):
+            shift = 0.0 if per_row == 1 else (place - (len(series) - 1) / 2) * 0.7 / len(series)
+            heights_of = {row: y + shift for y, row in enumerate(rows)}
+            _dots(drawing, ax, frame[frame["series"] == name], heights_of, styles[name])
+        drawing.axis(ax, "x", chart.panels[panel])
+        ax.set_yticks(range(len(rows)), [labels[row] for row in rows])
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.grid(axis="y", visible=False)
     if not named:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
-    return figure
+        drawing.legend(*axes.flat[0].get_legend_handles_labels())
 
 
-def _dots(ax: Axes, own: pd.DataFrame, heights: Mapping[str, float], style: CellStyle) -> None:
+def _dots(drawing: Drawing, ax: Axes, own: pd.DataFrame, heights: Mapping[str, float], style: CellStyle) -> None:
     """One series' seeds (pale), intervals and estimates, each in one artist however many there are."""
-    y = own["row"].map(heights)
-    seed = own["role"] == "seed"
-    ax.plot(own["value"][seed], y[seed], marker=style.marker, color=style.colour, alpha=0.35, markersize=3,
-            linestyle="")  # fmt: skip
-    known = ~seed & own["low"].notna()
-    ax.hlines(y[known], own["low"][known].astype(float), own["high"][known].astype(float), color=style.colour,
-              linewidth=1.6)  # fmt: skip
-    if not seed.all():
-        ax.plot(own["value"][~seed], y[~seed], marker=style.marker, color=style.colour, markersize=5, linestyle="",
-                markeredgecolor="white", markeredgewidth=0.6, label=style.label)  # fmt: skip
+    own = own.assign(y=own["row"].map(heights))
+    seeds, estimates = (own[own["role"] == role] for role in ("seed", "estimate"))
+    (pale,) = ax.plot(seeds["value"], seeds["y"], marker=style.marker, color=style.colour, alpha=0.35, markersize=3,
+                      linestyle="")  # fmt: skip
+    singles = zip(seeds["row"], seeds["value"], strict=True)
+    drawing.mark(pale, style.cell, [f"{row}, one seed: {number(value, 4)}" for row, value in singles])
+    if estimates.empty:
+        return
+    known = estimates.dropna(subset="low").astype({"low": float, "high": float})
+    bars = ax.hlines(known["y"], known["low"], known["high"], color=style.colour, linewidth=1.6)
+    drawing.mark(bars, style.cell)
+    (dots,) = ax.plot(estimates["value"], estimates["y"], marker=style.marker, color=style.colour, markersize=5,
+                      linestyle="", markeredgecolor=PAPER, markeredgewidth=0.6, label=style.label)  # fmt: skip
+    drawing.mark(dots, style.cell, [said(one) for one in estimates.to_dict("records")])
 
 
-def _bars(chart: Bars, styles: Styles) -> Figure:
+def said(one: Mapping[Any, Any]) -> str:
+    """A row of an `Intervals` chart as text."""
+    text = f"{one['row']}: {number(one['value'], 4)}"
+    return text if pd.isna(one["low"]) else f"{text}, 95 % interval {number(one['low'], 4)} to {number(one['high'], 4)}"
+
+
+def _bars(drawing: Drawing, chart: Bars, styles: Styles) -> None:
     series = [name for name in styles if name in set(chart.frame["series"])]
-    labels = [styles[name].label for name in series]
-    figure, axes = plt.subplots(
-        1, len(chart.panels), figsize=(WIDTH, 0.8 + 0.27 * len(series)), sharey=True, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    for ax, (panel, axis) in zip(axes[0], chart.panels.items(), strict=True):
+    axes = drawing.panels(len(chart.panels), 0.8 + 0.27 * len(series))
+    for ax, (panel, axis) in zip(axes, chart.panels.items(), strict=True):
         frame = chart.frame[chart.frame["panel"] == panel]
         left = np.zeros(len(series))
         for index, part in enumerate(chart.parts):
             values = frame[frame["part"] == part].set_index("series")["value"].reindex(series).fillna(0.0).to_numpy()
-            ax.barh(
+            bars = ax.barh(
                 range(len(series)), values, left=left, height=0.7, hatch=HATCHES[index % len(HATCHES)],
-                color=[styles[name].colour if index == 0 else "#ffffff" for name in series],
+                color=[styles[name].colour if index == 0 else PAPER for name in series],
                 edgecolor=[styles[name].colour for name in series], linewidth=0.7,
             )  # fmt: skip
+            for bar, name, value in zip(bars, series, values, strict=True):
+                drawing.mark(bar, name, [f"{styles[name].label}, {part}: {number(value, 4)}"])
             left += values
-        _axis(ax, "x", axis)
+        drawing.axis(ax, "x", axis)
         ax.xaxis.set_major_locator(MaxNLocator(4))
-        ax.set_yticks(range(len(series)), labels)
+        ax.set_yticks(range(len(series)), [fill(styles[name].label, 22) for name in series])
         ax.set_ylim(len(series) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
     if len(chart.parts) > 1:
         patches = [
-            Rectangle((0, 0), 1, 1, facecolor="#777777" if i == 0 else "white", edgecolor="#777777",
-                          hatch=HATCHES[i % len(HATCHES)])
+            Patch(facecolor="#777777" if i == 0 else PAPER, edgecolor="#777777", hatch=HATCHES[i % len(HATCHES)])
             for i in range(len(chart.parts))
-        ]  # fmt: skip
-        figure.legend(patches, list(chart.parts), loc="outside lower center", ncols=len(chart.parts), frameon=False)
-    return figure
+        ]
+        drawing.legend(patches, chart.parts)
 
 
-def _heat(chart: Heat) -> Figure:
-    matrices = {
-        panel: chart.frame[chart.frame["panel"] == panel].pivot_table(
-            index="row", columns="column", values="value", sort=False
-        )
-        for panel in chart.panels
-    }
-    rows = max(len(matrix) for matrix in matrices.values())
-    figure, axes = plt.subplots(
-        1, len(matrices), figsize=(WIDTH, 1.1 + 0.22 * rows), squeeze=False, layout="constrained"
-    )
+def matrices(chart: Heat) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The matrix of each panel."""
+    for panel in chart.panels:
+        frame = chart.frame[chart.frame["panel"] == panel]
+        yield panel, frame.pivot_table(index="row", columns="column", values="value", sort=False)
+
+
+def _heat(drawing: Drawing, chart: Heat) -> None:
+    rows = chart.frame.groupby("panel")["row"].nunique().max()
+    axes = drawing.panels(len(chart.panels), 1.1 + 0.22 * rows, share=False)
     low, high = float(chart.frame["value"].min()), float(chart.frame["value"].max())
     if chart.middle is not None:
         reach = max(high - chart.middle, chart.middle - low, 1e-9)
         low, high = chart.middle - reach, chart.middle + reach
-    for place, (ax, (panel, matrix)) in enumerate(zip(axes[0], matrices.items(), strict=True)):
-        sns.heatmap(
-            matrix, ax=ax, vmin=low, vmax=high, cmap="cividis",
-            cbar=place == len(matrices) - 1, cbar_kws={"label": chart.value.label}, linewidths=0.3,
-            linecolor="white", xticklabels=max(1, matrix.shape[1] // 8), yticklabels=1 if place == 0 else False,
-        )  # fmt: skip
-        ax.set_title(panel)
-        ax.set_xlabel(chart.columns.label)
-        ax.set_ylabel(chart.rows.label if place == 0 else "")
-        ax.tick_params(axis="both", length=0)
-        ax.tick_params(axis="both", labelrotation=0)
+    mesh = None
+    for place, (ax, (panel, matrix)) in enumerate(zip(axes, matrices(chart), strict=True)):
+        first = place == 0 or drawing.narrow
+        mesh = ax.pcolormesh(
+            matrix.to_numpy(), vmin=low, vmax=high, cmap="cividis", edgecolors=PAPER, linewidth=0.3, snap=False
+        )
+        cells = [(row, column, matrix.loc[row, column]) for row in matrix.index for column in matrix.columns]
+        drawing.mark(mesh, "", [f"{panel}, {row}, {column}: {number(value)}" for row, column, value in cells])
+        step = max(1, matrix.shape[1] // 8)
+        ax.set_xticks(np.arange(0, matrix.shape[1], step) + 0.5, [str(name) for name in matrix.columns[::step]])
+        ax.set_yticks(np.arange(len(matrix)) + 0.5, [str(name) if first else "" for name in matrix.index])
+        ax.invert_yaxis()
+        ax.set(title=panel, xlabel=chart.columns.label, ylabel=chart.rows.label if first else "")
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
         ax.grid(visible=False)
-    return figure
-
-
-def _axis(ax: Axes, which: str, axis: Axis, *, label: bool = True) -> None:
-    getattr(ax, f"set_{which}label")(axis.label if label else "")
-    its = getattr(ax, f"{which}axis")
-    if axis.log:
-        getattr(ax, f"set_{which}scale")("log")
-        low, high = its.get_view_interval()
-        between = (2.0, 5.0) if high < 1e4 * low else ()  # labels over more than four decades would run into each other
-        decades = LogLocator(subs=(1.0, *between), numticks=12)
-        its.set_major_locator(decades if high > 4 * low else MaxNLocator(5))  # less has too few of these ticks
-        its.set_minor_locator(NullLocator())
-        its.set_minor_formatter(NullFormatter())
-        its.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}") if axis.engineering else "{x:g}")
-    elif axis.engineering:
-        its.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
+    if mesh is not None:
+        where = "bottom" if drawing.narrow else "right"
+        drawing.figure.colorbar(mesh, ax=axes, label=chart.value.label, location=where).outline.set_visible(False)

@@ -24,8 +24,6 @@ HUES = (
 """By architecture, then by precision."""
 DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1), (6, 1.5, 1, 1.5))
 MARKERS = ("o", "s", "^", "D")
-PLOTLY_DASHES = ("solid", "dash", "dot", "dashdot")
-PLOTLY_MARKERS = ("circle", "square", "triangle-up", "diamond")
 
 
 @dataclass(frozen=True)
@@ -38,8 +36,6 @@ class CellStyle:
     dash: tuple[float, ...]
     """Lengths in points, on and off; empty: a solid line."""
     marker: str
-    plotly_dash: str
-    plotly_marker: str
 
 
 def cell_styles(
@@ -72,8 +68,6 @@ def cell_styles(
             colour=HUES[place][shade % 4],
             dash=DASHES[turn],
             marker=MARKERS[place],
-            plotly_dash=PLOTLY_DASHES[turn],
-            plotly_marker=PLOTLY_MARKERS[place],
         )
     return styles
 
