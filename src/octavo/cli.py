@@ -27,8 +27,8 @@ app = typer.Typer(
 )
 
 PACKAGES = (
-    "experiment", "models", "forecast", "data", "precision", "training", "cluster", "accounting", "evidence", "report",
-    "verification",
+    "experiment", "models", "forecast", "data", "precision", "training", "cluster", "accounting", "imports", "evidence",
+    "report", "verification",
 )  # fmt: skip
 
 for _package in PACKAGES:

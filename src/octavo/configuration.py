@@ -114,12 +114,16 @@ def _list(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
     return loader.construct_sequence(node, deep=True)
 
 
+_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:int")
+"""What a key may be; a whole number (a seed of an import file) is read as its digits."""
+
+
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
     if not isinstance(node, yaml.MappingNode):
         raise _error(f"a {node.id}, not a mapping of keys to values", node.start_mark)
     seen: dict[str, int] = {}
     for key_node, _ in node.value:
-        if key_node.tag != "tag:yaml.org,2002:str":
+        if key_node.tag not in _KEYS:
             what = shown(key_node.value) if isinstance(key_node, yaml.ScalarNode) else f"a {key_node.id}"
             raise _error(f"a key that is not text: {what} (in quotes it is)", key_node.start_mark)
         key = _text(loader, key_node)

@@ -360,6 +360,7 @@ TABLE_FIELDS: dict[str, list[tuple[str, str, bool]]] = {
         ("validation_step", "int", True),  # after which validation_loss was measured
         ("validation_bits_per_byte", "float", True),
         ("training_seconds", "float", True),  # sum of the step times that count
+        ("timed_steps", "int", True),  # steps that those are of, of an import; null: all
         ("device_kind", "string", True),
         ("device_count", "int", True),
         ("emulated", "bool", False),

@@ -20,7 +20,7 @@ import yaml
 
 from octavo.errors import OctavoError
 from octavo.evidence.verdicts import write_verdicts
-from octavo.imports.logs import read_log
+from octavo.imports.read import read_log
 from octavo.imports.runs import Imported, import_runs, read_imported
 from octavo.layout import ConfigFolders, ExperimentFolder
 from octavo.records import ClaimsFile, ComparisonsFile, read_record, read_table
@@ -299,11 +299,11 @@ def test_a_model_is_counted_and_a_cluster_prices(tmp_path: Path, repository: Pat
 
 
 def test_what_losses_are_losses_of_is_stated_for_the_file_or_a_cell(tmp_path: Path, repository: Path) -> None:
-    write(tmp_path / "run.log", MEGATRON)
-    cell = {"precision": "bf16", "runs": {1: "run.log"}}
+    write(tmp_path / "a.log", MEGATRON)
+    write(tmp_path / "b.log", MEGATRON.replace("7.000000E+00", "6.900000E+00"))
     cells = [
-        {**cell, "architecture": "dense"},
-        {**cell, "architecture": "moe", "tokenizer": "o200k", "data": "fineweb"},
+        {"architecture": "dense", "precision": "bf16", "runs": {1: "a.log"}},
+        {"architecture": "moe", "precision": "bf16", "runs": {1: "b.log"}, "tokenizer": "o200k", "data": "fineweb"},
     ]
     folder, imported = bring(tmp_path, repository, format="megatron_log", tokenizer="gpt2", cells=cells)
     runs = read_table(folder.runs_table, "runs", made_by="octavo import")

@@ -1,4 +1,4 @@
-"""`octavo aggregate`, `octavo claims`, `octavo import`: runs -> tables -> verdicts."""
+"""`octavo aggregate`, `octavo claims`: runs -> tables -> verdicts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command()(aggregate)
     app.command()(claims)
-    app.command(name="import")(import_)
 
 
 def aggregate(results: Results, ablation: Ablation = None) -> None:
@@ -36,18 +35,3 @@ def claims(results: Results, ablation: Ablation = None) -> None:
     from octavo.layout import ExperimentFolder, configs
 
     typer.echo(write_verdicts(ExperimentFolder(results), configs(), ablation).claims)
-
-
-def import_(
-    results: Annotated[Path, typer.Argument(metavar="results/NAME", help="The folder to import into; NAME is free.")],
-    file: Annotated[Path, typer.Argument(help="A YAML file that says which cell each log is.", exists=False)],
-) -> None:
-    """Import runs that others made: Megatron-LM, Megatron-Bridge and torchtitan logs, TensorBoard, CSV."""
-    from octavo.imports.runs import import_runs
-    from octavo.layout import ExperimentFolder, configs
-
-    folder = ExperimentFolder(results)
-    imported = import_runs(file, folder, configs())
-    for blank in imported.blank:
-        typer.echo(f"left blank: {blank}", err=True)
-    typer.echo(folder.runs_table)

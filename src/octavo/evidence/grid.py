@@ -116,7 +116,7 @@ class Grid:
         `experiment` is None for imported runs."""
         again = f"octavo aggregate {whole.path}" if experiment else f"octavo import {whole.path} FILE"
         self.tables, self.whole, self.experiment = tables, whole, experiment
-        self.runs = read_table(tables.runs_table, "runs", made_by=again)
+        self.runs = _whole_times(read_table(tables.runs_table, "runs", made_by=again))
         self.attempts = read_table(tables.attempts_table, "attempts", made_by=again)
         self.cells = {cell.name: cell for cell in _cells(self.runs)}
         self.paired: dict[tuple[str, str, Resource], Any] = {}
@@ -188,6 +188,8 @@ class Grid:
                 continue
             steps = {name: floats(table, name) for name in columns}
             spent = {name: steps[name] for name in ("tokens", "model_flops", "device_hours")}
+            if not np.isfinite(self.cells[cell].runs.loc[seed, "training_seconds"]):
+                spent["device_hours"] = np.full_like(spent["device_hours"], np.nan)
             keep = np.isfinite(steps["validation_loss"])
             if keep.sum() >= FEWEST:
                 found[cell, seed] = {name: v[keep] for name, v in spent.items()}
@@ -198,6 +200,13 @@ class Grid:
                 found[cell, seed] = {name: mean[0] for name, mean in means.items()}
                 found[cell, seed]["loss"] = means["tokens"][1]
         return found
+
+
+def _whole_times(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs, without the times of those whose logs time a part of their steps: hours so far are not known of them."""
+    part = runs["timed_steps"].notna() & (runs["timed_steps"] < runs["steps"])
+    times = ["training_seconds", "device_hours_final", "cost_final"]
+    return runs.assign(**{name: runs[name].mask(part) for name in times})
 
 
 def _cells(runs: pd.DataFrame) -> Iterator[Cell]:

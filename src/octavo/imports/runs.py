@@ -1,106 +1,54 @@
-"""`octavo import`: runs that others made -> the tables that verdicts and reports are made from.
-
-A small YAML file says which cell each log is. What it does not say and the logs do not hold stays blank: without
-`sequence_length` or `tokens_per_step` there are no tokens, without `flops_per_token` (or a `model` to count) no FLOPs,
-without `devices` no device-hours, without a `cluster` no cost. Claims and comparisons that need them are then not
-testable; nothing is guessed.
-"""
+"""`octavo import`: runs that other programs trained -> the tables that verdicts and reports are made from."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from octavo.accounting.money import cost
-from octavo.configuration import Section, place, read_section
+from octavo.configuration import place, read_section
 from octavo.divergence import diverged, sane
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Cluster, Device
-from octavo.experiment.config import Name
 from octavo.files import read_json, sha256, write_json
-from octavo.imports.logs import COLUMNS, Format, read_log
+from octavo.imports.file import ImportedCell, ImportFile, LossesOf
+from octavo.imports.points import MEASURED
+from octavo.imports.read import Log, read_log
+from octavo.imports.times import check_rates
 from octavo.layout import ConfigFolders, ExperimentFolder
-from octavo.precision.config import RecipeName
 from octavo.records import SCHEMA_VERSION, Record, check_version, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Count = Annotated[int, Field(ge=0)]
 
-TRAINED = ["loss", "aux_loss", "grad_norm", "learning_rate", "step_seconds"]
-"""Columns that a line of training has; a validation has none of them."""
-Identifier = Annotated[str, Field(min_length=1, max_length=200)]
+class ImportedRun(Record):
+    """What was read of one run: to be looked at, so that a wrong reading is seen."""
 
-
-class LossesOf(Section):
-    """What losses are losses of. Two losses are comparable where all three are the same; null: not stated."""
-
-    tokenizer: Identifier | None = None
-    """A name that tells tokenizers apart: `deepseek-v3`, a repository, a hash."""
-    data: Identifier | None = None
-    """The same for the training text."""
-    validation: Identifier | None = None
-    """The same for the validation text."""
-
-
-class ImportedCell(LossesOf):
-    """What the logs of a cell's runs do not say."""
-
-    architecture: Name
-    """`dense` and `moe`, or other names; claims about mixtures of experts need `experts` or a `model` then."""
-    precision: RecipeName
-    ablation: Name | None = None
-    """What this cell changes in the cell of the same architecture and precision."""
-    model: str | None = None
-    """A file in configs/models, to count parameters, experts and FLOPs with; needs `sequence_length`."""
-    experts: Count | None = None
-    experts_per_token: PositiveInt | None = None
-    expert_size: PositiveInt | None = None
-    shared_expert_size: Count | None = None
-    accumulation: Literal["fp32", "fp14", "promoted"] | None = None
-    emulated: bool = False
-    """FP8 was emulated: its times say nothing about FP8."""
-    total_parameters: PositiveInt | None = None
-    active_parameters: PositiveInt | None = None
-    flops_per_token: PositiveFloat | None = None
-    """Model FLOPs per trained token, forward and backward."""
-    sequence_length: PositiveInt | None = None
-    """For logs that count samples, and for `model`."""
-    tokens_per_step: PositiveInt | None = None
-    """For logs that count neither tokens nor samples."""
-    devices: PositiveInt | None = None
-    device_kind: str | None = None
-    """`cpu`, or the GPU's name."""
-    runs: Annotated[dict[Count, str | list[str]], Field(min_length=1)]
-    """Seed -> its log, or its logs in the order they were written; relative to this file."""
-
-    @property
-    def name(self) -> str:
-        """`moe-fp8_blockwise+no_shared_expert`."""
-        return f"{self.architecture}-{self.precision}" + (f"+{self.ablation}" if self.ablation else "")
-
-    @model_validator(mode="after")
-    def _counted(self) -> Self:
-        if self.model and self.sequence_length is None:
-            raise ValueError("model needs sequence_length, to count FLOPs")
-        return self
-
-
-class ImportFile(LossesOf):
-    """Which runs to import. What is said here of their losses holds for each cell that says nothing else."""
-
-    description: str
-    format: Format
-    columns: dict[str, str] = {}
-    """For `csv`: our name -> the table's."""
-    cluster: str | None = None
-    """A file in configs/clusters, whose price device-hours are charged at; None: no costs."""
-    cells: Annotated[list[ImportedCell], Field(min_length=1)]
+    cell: str
+    seed: int
+    status: str
+    lines: int
+    """Steps that a line was written of."""
+    first_step: int
+    last_step: int
+    timed_steps: int | None
+    """Steps that there are times for; null: none."""
+    seconds: float | None
+    """Of those steps."""
+    validation_step: int | None
+    """The step of the last validation."""
+    skipped_steps: int
+    """Steps whose update was skipped."""
+    blank: list[str]
+    """Columns that the run has nothing for."""
+    notes: list[str]
+    """What was dropped, and why."""
 
 
 class Imported(Record):
@@ -115,6 +63,8 @@ class Imported(Record):
     """Log -> SHA-256, as it was when it was imported."""
     blank: list[str]
     """What was not given, and what is therefore left out."""
+    runs: list[ImportedRun] = []
+    """What was read, run by run."""
 
 
 def read_imported(folder: ExperimentFolder) -> Imported | None:
@@ -126,45 +76,35 @@ def read_imported(folder: ExperimentFolder) -> Imported | None:
     return Imported.model_validate(value)
 
 
-def import_runs(path: Path, folder: ExperimentFolder, configs: ConfigFolders) -> Imported:
+def import_runs(
+    path: Path, folder: ExperimentFolder, configs: ConfigFolders, *, allow_outside: bool = False
+) -> Imported:
     """Read the logs that a file names and write runs.parquet, steps.parquet, attempts.parquet and imported.json.
 
-    Raises OctavoError where the folder belongs to an experiment of Octavo's own, or a log cannot be read.
+    Logs lie in the file's folder or below it, unless `allow_outside`. Raises OctavoError where one does not, where the
+    folder belongs to an experiment of Octavo's own, where two runs have the same log, or where a log cannot be read.
     """
     import pandas as pd
 
     asked = read_section(path, ImportFile)
     _check_folder(folder, configs)
-    names = [cell.name for cell in asked.cells]
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise OctavoError(f"the cell {name} is there twice", where=place(path, ("cells", index)))
-        if (base := name.partition("+")[0]) not in names:
-            raise OctavoError(
-                f"the ablation {name} has no baseline", where=place(path, ("cells", index)), expected=f"a cell {base}"
-            )
+    _check_cells(asked, path)
     price = _price(asked.cluster, configs)
-    runs, steps, files = [], [], {}
-    for cell in asked.cells:
-        sizes = _sizes(cell)
-        for seed, logs in cell.runs.items():
-            paths = [path.parent / log for log in ([logs] if isinstance(logs, str) else logs)]
-            log = read_log(paths, asked.format, asked.columns)
-            of_run = _steps(folder.name, cell, seed, log.steps, sizes)
-            steps.append(of_run)
-            runs.append(_run(folder.name, cell, seed, of_run, log.finished, sizes, price) | _losses_of(asked, cell))
-            for one in paths:
-                inside = sorted(file for file in one.rglob("*") if file.is_file()) if one.is_dir() else [one]
-                files |= {os.path.relpath(file, path.parent): sha256(file) for file in inside}
-    tables = pd.concat(steps, ignore_index=True)
+    found = [
+        Source(path, asked, index, seed, allow_outside) for index, cell in enumerate(asked.cells) for seed in cell.runs
+    ]
+    files = _hashes(found, path)
+    read = [_read(run, folder.name, price) for run in found]
+    steps = pd.concat([one for one, _, _ in read], ignore_index=True)
+    runs = pd.DataFrame([row for _, row, _ in read])
     record = Imported(
         description=asked.description, format=asked.format, cluster=asked.cluster,
         currency=price[0].currency if price else None, files=files,
-        blank=_blank(asked, tables, pd.DataFrame(runs)),
+        blank=[*_blank(asked, steps, runs), *_notes(read)], runs=[seen for _, _, seen in read],
     )  # fmt: skip
-    write_table(folder.steps_table, tables, "steps")
+    write_table(folder.steps_table, steps, "steps")
     write_table(folder.attempts_table, pd.DataFrame({"experiment": []}), "attempts")
-    write_table(folder.runs_table, pd.DataFrame(runs), "runs")
+    write_table(folder.runs_table, runs, "runs")
     write_json(folder.imported, record.model_dump(mode="json"))
     return record
 
@@ -179,6 +119,17 @@ def _check_folder(folder: ExperimentFolder, configs: ConfigFolders) -> None:
         )
 
 
+def _check_cells(asked: ImportFile, path: Path) -> None:
+    names = [cell.name for cell in asked.cells]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise OctavoError(f"the cell {name} is there twice", where=place(path, ("cells", index)))
+        if (base := name.partition("+")[0]) not in names:
+            raise OctavoError(
+                f"the ablation {name} has no baseline", where=place(path, ("cells", index)), expected=f"a cell {base}"
+            )
+
+
 def _price(cluster: str | None, configs: ConfigFolders) -> tuple[Cluster, Device] | None:
     if cluster is None:
         return None
@@ -187,9 +138,113 @@ def _price(cluster: str | None, configs: ConfigFolders) -> tuple[Cluster, Device
     return load_cluster(cluster, configs)
 
 
-def _losses_of(file: ImportFile, cell: ImportedCell) -> dict[str, str | None]:
-    """`tokenizer`, `data` and `validation` of a cell's runs: what the cell says, or what the file says for all."""
-    return {name: getattr(cell, name) or getattr(file, name) for name in LossesOf.model_fields}
+@dataclass(frozen=True)
+class Source:
+    """One seed of one cell of an import file."""
+
+    path: Path
+    asked: ImportFile
+    index: int
+    seed: int
+    allow_outside: bool
+
+    @property
+    def cell(self) -> ImportedCell:
+        """The cell that it is a run of."""
+        return self.asked.cells[self.index]
+
+    @property
+    def name(self) -> str:
+        """`moe-bf16 (seed 2)`."""
+        return f"{self.cell.name} (seed {self.seed})"
+
+    @property
+    def where(self) -> str:
+        """The key that names its logs."""
+        return place(self.path, ("cells", self.index, "runs", str(self.seed)))
+
+    @property
+    def logs(self) -> list[Path]:
+        """Its logs. Raises OctavoError for one outside the import file's folder."""
+        named = self.cell.runs[self.seed]
+        paths = [self.path.parent / log for log in ([named] if isinstance(named, str) else named)]
+        for log in paths:
+            inside = (log, *log.rglob("*")) if log.is_dir() else (log,)
+            home = self.path.parent.resolve()
+            if not self.allow_outside and (outer := next((x for x in inside if not _below(x, home)), None)):
+                raise OctavoError(
+                    f"the log {str(outer)[:200]!r} lies outside the import file's folder", where=self.where,
+                    expected=f"a file in {home} or below it",
+                    fix="copy it there, or say --allow-outside if the import file is yours",
+                )  # fmt: skip
+        return paths
+
+
+def _below(path: Path, folder: Path) -> bool:
+    """Whether a path leads into a folder, links followed."""
+    try:
+        return path.resolve().is_relative_to(folder)
+    except (OSError, ValueError, RuntimeError):  # a name that is none, links in a circle
+        return False
+
+
+def _hashes(runs: list[Source], path: Path) -> dict[str, str]:
+    """The SHA-256 of all logs. Raises OctavoError where two runs have the same one, or a run has one twice."""
+    files: dict[str, str] = {}
+    owner: dict[str, Source] = {}
+    for run in runs:
+        for log in run.logs:
+            for file in sorted(one for one in log.rglob("*") if one.is_file()) if log.is_dir() else [log]:
+                if not file.is_file():
+                    continue  # what is wrong with it, the reader says
+                digest = sha256(file)
+                if digest in owner:
+                    raise OctavoError(
+                        f"the log {file.name!r} of {run.name} is the same file as one of {owner[digest].name}",
+                        where=run.where, expected="a log of its own for each run", fix="name the log of this run",
+                    )  # fmt: skip
+                owner[digest] = run
+                files[os.path.relpath(file, path.parent)] = digest
+    return files
+
+
+def _read(
+    run: Source, experiment: str, price: tuple[Cluster, Device] | None
+) -> tuple[pd.DataFrame, dict[str, Any], ImportedRun]:
+    """Rows of steps.parquet, the row of runs.parquet, and what there is to be seen of them."""
+    import pandas as pd
+
+    cell, asked = run.cell, run.asked
+    log = read_log(run.logs, asked.format, asked.columns, cell.validation_set or asked.validation_set)
+    length = _agreed(run, "sequence_length", cell.sequence_length, log.stated.sequence_length)
+    _agreed(run, "seed", run.seed, log.stated.seed)
+    sizes = _sizes(cell)
+    steps = _steps(run, experiment, log, length, sizes)
+    row = _row(run, experiment, log, steps, sizes, price)
+    empty = {name for name in BLANK if (steps[name].isna().all() if name in steps else pd.isna(row[name]))}
+    seen = ImportedRun(
+        cell=cell.name, seed=run.seed, status=row["status"], lines=len(steps), first_step=int(steps["step"].iloc[0]),
+        last_step=row["steps"], timed_steps=row["timed_steps"], seconds=row["training_seconds"],
+        validation_step=row["validation_step"], skipped_steps=log.skipped,
+        blank=[name for name in BLANK if name in empty], notes=list(log.notes),
+    )  # fmt: skip
+    return steps, row, seen
+
+
+def _agreed(run: Source, key: str, given: int | None, logged: int | None) -> int | None:
+    """What the import file and the log say of one thing. Raises OctavoError where they say two."""
+    if given is not None and logged is not None and given != logged:
+        raise OctavoError(
+            f"{key} is {given} in the import file and {logged} in the log of {run.name}", where=run.where,
+            fix=f"name the log of this run, or correct {key}",
+        )  # fmt: skip
+    return logged if given is None else given
+
+
+def _losses_of(run: Source, log: Log) -> dict[str, str | None]:
+    """`tokenizer`, `data`, `validation`: what the cell says, or the file, or the benchmark whose rules fixed them."""
+    fixed = f"mlperf/{log.stated.benchmark}"[:200] if log.stated.benchmark and log.stated.closed else None
+    return {name: getattr(run.cell, name) or getattr(run.asked, name) or fixed for name in LossesOf.model_fields}
 
 
 def _sizes(cell: ImportedCell) -> dict[str, Any]:
@@ -221,80 +276,95 @@ def _sizes(cell: ImportedCell) -> dict[str, Any]:
     return {name: counted[name] if given[name] is None else given[name] for name in names}
 
 
-def _steps(experiment: str, cell: ImportedCell, seed: int, log: pd.DataFrame, sizes: dict[str, Any]) -> pd.DataFrame:
-    """Rows of steps.parquet."""
-    log = log.reindex(columns=list(COLUMNS)).astype({"step": int})
-    log = log.assign(**{name: sane(log[name].to_numpy()) for name in ("loss", "validation_loss")})
-    tokens = _tokens(cell, log)
-    rate = log["tokens_per_second_per_device"]
-    if log["step_seconds"].isna().all() and rate.notna().any() and cell.tokens_per_step and cell.devices:
-        log["step_seconds"] = cell.tokens_per_step / (rate * cell.devices)
-    trained = log["loss"].notna() | log["step_seconds"].notna()
-    since = np.diff(log["step"].where(trained).ffill().fillna(0), prepend=0)  # steps that a line stands for
-    seconds = log["step_seconds"] * since
-    known = log["step_seconds"].notna().any() and cell.devices is not None
-    hours = seconds.fillna(0).cumsum() * (cell.devices or 0) / 3600 if known else np.nan
-    return log.drop(columns=["samples", "tokens_per_second_per_device"]).assign(
+def _steps(run: Source, experiment: str, log: Log, length: int | None, sizes: dict[str, Any]) -> pd.DataFrame:
+    """Rows of steps.parquet; `_seconds` are those of all steps that a row's time stands for, `_timed` how many."""
+    cell = run.cell
+    columns = ["step", *MEASURED, "validation_loss", "stands_for"]
+    frame = log.steps.reindex(columns=columns).astype({"step": int})
+    frame = frame.assign(**{name: sane(frame[name].to_numpy()) for name in ("loss", "validation_loss")})
+    tokens = _tokens(cell, frame, length)
+    by_rate = _seconds_by_rate(cell, frame, tokens)
+    if frame["step_seconds"].notna().any():
+        check_rates(frame["step_seconds"].to_numpy(), by_rate.to_numpy(), run.where)
+    else:
+        frame["step_seconds"] = by_rate
+    timed = frame["stands_for"].where(frame["step_seconds"].notna())
+    seconds = frame["step_seconds"] * timed
+    known = seconds.notna().any() and cell.devices is not None
+    return frame.drop(columns=["samples", "tokens_per_second_per_device", "stands_for"]).assign(
         experiment=experiment,
         cell=cell.name,
-        seed=seed,
-        tokens=tokens.astype("Int64"),
+        seed=run.seed,
+        tokens=tokens.round().astype("Int64"),
         model_flops=tokens * sizes["flops_per_token"] if sizes["flops_per_token"] else np.nan,
-        device_hours=hours,
-        memory_bytes=log["memory_bytes"].round().astype("Int64"),
+        device_hours=seconds.fillna(0).cumsum() * (cell.devices or 0) / 3600 if known else np.nan,
+        memory_bytes=frame["memory_bytes"].round().astype("Int64"),
         _seconds=seconds,
+        _timed=timed,
     )
 
 
-def _tokens(cell: ImportedCell, log: pd.DataFrame) -> pd.Series:
+def _tokens(cell: ImportedCell, log: pd.DataFrame, length: int | None) -> pd.Series:
     """Tokens so far: as logged, or samples x sequence length, or steps x tokens per step, or not known.
 
     Between two lines that say it, a line that does not (a validation) has what the one before it says.
     """
     if log["tokens"].notna().any():
         return log["tokens"].ffill()
-    if log["samples"].notna().any() and cell.sequence_length:
-        return (log["samples"] * cell.sequence_length).ffill()
+    if log["samples"].notna().any() and length:
+        return (log["samples"] * length).ffill()
     if cell.tokens_per_step:
         return log["step"].astype(float) * cell.tokens_per_step
     return log["step"] * np.nan
 
 
-def _run(
+def _seconds_by_rate(cell: ImportedCell, log: pd.DataFrame, tokens: pd.Series) -> pd.Series:
+    """The time of a step by tokens per second and device: tokens of a step / (rate x devices); NaN where not known."""
+    rate = log["tokens_per_second_per_device"]
+    per_step: Any = cell.tokens_per_step
+    if not per_step:
+        at = tokens[rate.notna()]
+        per_step = at.diff() / log["step"][at.index].diff()
+        per_step.iloc[:1] = at.iloc[:1] / log["step"][at.index].iloc[:1]
+    return per_step / (rate * (cell.devices or np.nan))
+
+
+def _row(
+    run: Source,
     experiment: str,
-    cell: ImportedCell,
-    seed: int,
+    log: Log,
     steps: pd.DataFrame,
-    finished: bool,
     sizes: dict[str, Any],
     price: tuple[Cluster, Device] | None,
 ) -> dict[str, Any]:
     """A row of runs.parquet."""
-    last = int(steps["step"].iloc[-1])
-    losses, validation = steps.dropna(subset="loss"), steps.dropna(subset="validation_loss")
-    final = losses.loc[losses["step"] > 0.9 * last, "loss"]
-    trained = steps.dropna(subset=TRAINED, how="all")
+    cell = run.cell
+    trained = steps[log.steps["trained"].to_numpy()]
+    last = int(trained["step"].iloc[-1])
+    final = trained.loc[trained["step"] > 0.9 * last, "loss"].dropna()
+    validation = steps.dropna(subset="validation_loss")
     lost = diverged(trained["step"].to_numpy(), trained["loss"].to_numpy())
-    known = steps["step_seconds"].notna().any()
+    timed = steps["_timed"].sum(min_count=1)
     hours = float(steps["device_hours"].iloc[-1])
     tokens = steps["tokens"].dropna()
     charged = cost(*price, hours) if price and np.isfinite(hours) else None
     return {
         "experiment": experiment,
         "cell": cell.name,
-        "seed": seed,
+        "seed": run.seed,
         "architecture": cell.architecture,
         "precision": cell.precision,
         "ablation": cell.ablation,
         **sizes,
         "accumulation": cell.accumulation,
-        "status": "diverged" if lost else "completed" if finished else "unfinished",
+        "status": "diverged" if lost else "completed" if log.finished else "unfinished",
         "steps": last,
         "tokens": int(tokens.iloc[-1]) if len(tokens) else None,
         "training_loss": float(final.mean()) if len(final) and not lost else None,
         "validation_loss": float(validation["validation_loss"].iloc[-1]) if len(validation) and not lost else None,
         "validation_step": int(validation["step"].iloc[-1]) if len(validation) and not lost else None,
-        "training_seconds": float(steps["_seconds"].sum()) if known else None,
+        "training_seconds": float(steps["_seconds"].sum()) if np.isfinite(timed) else None,
+        "timed_steps": int(timed) if np.isfinite(timed) else None,
         "device_kind": cell.device_kind,
         "device_count": cell.devices,
         "emulated": cell.emulated,
@@ -302,6 +372,7 @@ def _run(
         "device_hours_final": hours if np.isfinite(hours) else None,
         "cost_final": charged,
         "currency": price[0].currency if price and charged is not None else None,
+        **_losses_of(run, log),
     }
 
 
@@ -321,24 +392,37 @@ BLANK = {
 """Column of steps or runs -> what it is, and what would fill it."""
 
 
+def _notes(read: list[tuple[pd.DataFrame, dict[str, Any], ImportedRun]]) -> Iterator[str]:
+    """What was dropped of each run."""
+    for _, _, seen in read:
+        yield from (f"{seen.cell} (seed {seen.seed}): {note}" for note in seen.notes)
+
+
 def _blank(asked: ImportFile, steps: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
     """What is left out, and what would fill it."""
     logged = steps.groupby(["cell", "seed"], sort=False)[[name for name in BLANK if name in steps]].count() == 0
     given = runs.set_index(["cell", "seed"])[[name for name in BLANK if name not in steps]].isna()
     found = [
-        f"no {what} for {_runs(empty)}: {missing}"
+        f"no {what} for {_named(empty)}: {missing}"
         for empty, (what, missing) in ((logged.get(name, given.get(name)), said) for name, said in BLANK.items())
         if empty is not None and empty.any()
     ]
-    unfinished = runs.set_index(["cell", "seed"])["status"] == "unfinished"
+    by_run = runs.set_index(["cell", "seed"])
+    unfinished = by_run["status"] == "unfinished"
     if unfinished.any():
-        found.append(f"no result of {_runs(unfinished)}: the log ends before the run's last step")
+        found.append(f"no result of {_named(unfinished)}: the log ends before the run's last step")
+    partly = by_run["timed_steps"].notna() & (by_run["timed_steps"] < by_run["steps"])
+    if partly.any():
+        found.append(
+            f"no times of all steps for {_named(partly)}: hours are those of the logged steps, and comparisons at "
+            "equal hours or money leave these runs out"
+        )
     if asked.cluster is None:
         found.append("no costs: give a cluster")
     return found
 
 
-def _runs(chosen: pd.Series) -> str:
+def _named(chosen: pd.Series) -> str:
     """`dense-bf16, moe-bf16 (seeds 2, 3)`: cells, and their seeds where it is not all of them."""
     told = []
     for cell, own in chosen.groupby(level="cell", sort=False):

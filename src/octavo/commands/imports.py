@@ -1,0 +1,58 @@
+"""`octavo import`: logs that other programs wrote -> tables."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from octavo.errors import OctavoError
+
+if TYPE_CHECKING:
+    from octavo.layout import ExperimentFolder
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
+    app.command(name="import")(import_)
+
+
+def import_(
+    results: Annotated[Path, typer.Argument(metavar="results/NAME", help="The folder to import into; NAME is free.")],
+    file: Annotated[Path, typer.Argument(help="A YAML file that says which cell each log is.", exists=False)],
+    allow_outside: Annotated[
+        bool, typer.Option("--allow-outside", help="Read logs outside the YAML file's folder, too.")
+    ] = False,
+) -> None:
+    """Import runs that others made: Megatron-LM, Megatron-Bridge, torchtitan, MLPerf logs, TensorBoard, CSV.
+
+    Prints a line per run (steps, seconds and of how many steps, last validation, what is blank): look whether it is so.
+    """
+    from octavo.imports.runs import import_runs
+    from octavo.imports.table import table
+    from octavo.layout import configs
+
+    folder = _folder(results)
+    imported = import_runs(file, folder, configs(), allow_outside=allow_outside)
+    for blank in imported.blank:
+        typer.echo(f"left blank: {blank}", err=True)
+    typer.echo(table(imported))
+    typer.echo(folder.runs_table)
+
+
+def _folder(path: Path) -> ExperimentFolder:
+    """The folder to import into. Raises OctavoError for one that is not `results/<name>`."""
+    from octavo.layout import ExperimentFolder
+
+    if (
+        ".." in path.parts
+        or path.parent.name != "results"
+        or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", path.name)
+    ):
+        raise OctavoError(
+            f"{str(path)[:200]!r} is no folder of results", expected="results/NAME, NAME of letters, digits, _ . -",
+            fix="choose a name, octavo import results/theirs FILE",
+        )  # fmt: skip
+    return ExperimentFolder(path)
