@@ -298,6 +298,8 @@ def write_run(
     if cell.model.experts:
         write_table(folder.routing, routing(cell, truth.specialisation, own), "routing")
     final = float(expected[-1])
+    by_step = {line.step: line for line in lines if line.step_seconds}  # of a step done again the last counts
+    last = [one.loss for step, one in by_step.items() if step > cell.training.total_steps * 0.9 and one.loss]
     result = Result(
         experiment=experiment.name,
         cell=cell.cell,
@@ -309,12 +311,12 @@ def write_run(
         status="diverged" if diverged else "completed",
         steps=steps,
         tokens=steps * per_step,
-        training_loss=None if diverged else float(expected[-max(1, steps // 10) :].mean()),
+        training_loss=None if diverged else sum(last) / len(last),
         validation_loss=None if diverged else final,
         validation_bits_per_byte=None if diverged else final / np.log(2),
         validation_loss_by_domain={} if diverged else dict.fromkeys(DOMAINS, final),
         **sizes(cell),
-        training_seconds=seconds * steps,
+        training_seconds=sum(line.step_seconds or 0.0 for line in by_step.values()),
         emulated=experiment.device.kind == "cpu" and cell.precision.recipe != "bf16",
         device_kind=_device_kind(experiment),
         device_count=cell.parallelism.world_size,

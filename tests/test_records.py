@@ -17,6 +17,7 @@ from octavo.records import (
     MetricsRecord,
     Result,
     last_line,
+    read_last_lines,
     read_lines,
     read_metrics,
     read_record,
@@ -191,3 +192,22 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str, first: boo
         with pytest.raises(OctavoError) as refused:
             read()
         assert refused.value.where == f"{path}:{1 if first else 2}"
+
+
+def test_the_last_lines_are_found_however_long_they_are(tmp_path: Path) -> None:
+    """Longer than what is read first; what a killed writer left of another line is no line."""
+    path = tmp_path / "metrics.jsonl"
+    load = [[0.001] * 1000] * 30
+    lines = [{"step": step, "tokens": 8, "time": 0.0, "attempt": 1, "expert_load": load} for step in (1, 2, 3)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4')
+    assert path.stat().st_size > 1 << 17
+    for count in (1, 2, 3, 9):
+        found = read_last_lines(path, MetricsRecord, count)
+        assert [line.step for line in found] == [1, 2, 3][-count:]
+        assert found == read_lines(path, MetricsRecord)[-count:]
+    path.write_text('{"step": 3')
+    assert read_last_lines(path, MetricsRecord) == []
+    assert read_last_lines(tmp_path / "missing", MetricsRecord) == []
+    path.write_text('{"step": 3}\n')
+    with pytest.raises(OctavoError, match="line 1 from the end is not a MetricsRecord: tokens: Field required"):
+        read_last_lines(path, MetricsRecord)

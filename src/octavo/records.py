@@ -11,6 +11,7 @@ energy joules in JSON and kilowatt-hours in tables, memory bytes, FLOPs model FL
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -257,21 +258,50 @@ def read_lines(path: Path, record: type[RecordType]) -> list[RecordType]:
     return list(_lines(path, record))
 
 
+def read_last_lines(path: Path, record: type[RecordType], count: int = 1) -> list[RecordType]:
+    """The last `count` records of a .jsonl file, in order, however long the file is; as `read_lines` otherwise."""
+    lines = _last_lines(path, count)
+    return [_record(line, record, f"line {len(lines) - n} from the end", path) for n, line in enumerate(lines)]
+
+
+def _last_lines(path: Path, count: int, read: int = 1 << 14) -> list[bytes]:
+    """The last whole lines, from the last `read` bytes or as many more as it takes."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - read))
+            content = file.read(min(size, read))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise OctavoError(f"the file cannot be read: {error.strerror}", where=path) from error
+    lines = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]
+    if size > read:
+        if len(lines) <= count:  # the first may have begun before what was read
+            return _last_lines(path, count, 8 * read)
+        del lines[0]
+    return lines[-count:]
+
+
 def _lines(path: Path, record: type[RecordType]) -> Iterator[RecordType]:
     if not path.exists():
         return
     for number, line in enumerate(io.BytesIO(read_bytes(path)), 1):
         if not line.endswith(b"\n"):
             return
-        try:
-            yield record.model_validate(parse_json(line))
-        except ValueError as error:  # of which UnicodeDecodeError, JSONDecodeError and ValidationError are
-            reason = _first_problem(error) if isinstance(error, ValidationError) else str(error)
-            raise OctavoError(
-                f"line {number} is not a {record.__name__}: {reason}",
-                where=f"{path}:{number}",
-                fix="the file was changed or damaged: move the run's folder away and train it again",
-            ) from None
+        yield _record(line, record, f"line {number}", f"{path}:{number}")
+
+
+def _record(line: bytes, record: type[RecordType], place: str, where: Path | str) -> RecordType:
+    try:
+        return record.model_validate(parse_json(line))
+    except ValueError as error:  # of which UnicodeDecodeError, JSONDecodeError and ValidationError are
+        reason = _first_problem(error) if isinstance(error, ValidationError) else str(error)
+        raise OctavoError(
+            f"{place} is not a {record.__name__}: {reason}",
+            where=where,
+            fix="the file was changed or damaged: move the run's folder away and train it again",
+        ) from None
 
 
 def lines_that_count(step: np.ndarray, attempt: np.ndarray, trained: np.ndarray) -> np.ndarray:

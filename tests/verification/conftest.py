@@ -14,8 +14,7 @@ from octavo.cli import app
 from octavo.experiment.load import load_experiment
 from octavo.experiment.run import data_identifier
 from octavo.files import sha256
-from octavo.layout import ExperimentFolder, RunFolder, data_folder
-from octavo.records import MetricsRecord, read_lines
+from octavo.layout import ExperimentFolder, data_folder
 from tests.tiny import REPOSITORY, copy_configs, copy_workflow
 
 
@@ -40,7 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 value = json.loads(path.read_text())
                 value["data_manifest_sha256"] = digest
                 if path == run.result:
-                    value |= {**sums(run), "files_sha256": hashes(run)}
+                    value["files_sha256"] = hashes(run)
                 path.write_text(json.dumps(value, indent=2))
         verbs = [["plan", "results/synthetic"]]
         for ablation in ([], ["--ablation", "few_experts"]):
@@ -51,14 +50,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         patch.undo()
     return root
-
-
-def sums(run: RunFolder) -> dict[str, float]:
-    """What a result adds up from its metrics, which `synthetic` takes from the truth instead."""
-    lines = [line for line in read_lines(run.metrics, MetricsRecord) if line.loss is not None]
-    last = [line.loss for line in lines[36:] if line.loss is not None]  # the last tenth of 40 steps
-    seconds = sum(line.step_seconds or 0.0 for line in lines)
-    return {"training_loss": sum(last) / len(last), "training_seconds": seconds}
 
 
 def write_data(folder: Path) -> None:

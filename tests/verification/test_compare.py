@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from pypdf import PdfReader
+from synthetic import hashes
 
 from octavo.errors import OctavoError
 from octavo.experiment.load import load_experiment
@@ -118,6 +119,8 @@ def test_names_from_files_reach_no_shell_and_no_markup(folder: ExperimentFolder)
     made = json.loads(provenance.read_text())
     made["hardware"]["cpu_model"] = name
     provenance.write_text(json.dumps(made))
+    result = folder.run("moe-bf16", 1).result
+    result.write_text(json.dumps({**json.loads(result.read_text()), "files_sha256": hashes(folder.run("moe-bf16", 1))}))
     root = Path.cwd()
     for verb in ("aggregate", "claims", "figures", "report"):
         done = octavo(root, verb, "results/synthetic")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from octavo.accounting.results import contradictions
 from octavo.data.manifest import current_manifest
 from octavo.divergence import diverged
 from octavo.errors import OctavoError
@@ -93,6 +94,13 @@ class _Run:
     """Attempt -> share of its step time that the result rests on."""
     diverged: bool
     """Whether its losses end without a sane one, whatever its result says."""
+    contradictions: list[str]
+    """What its files say otherwise than its result."""
+
+    @property
+    def name(self) -> str:
+        """`cell/seed-n`."""
+        return f"{self.cell.config.cell}/seed-{self.seed}"
 
 
 def aggregate(
@@ -102,7 +110,7 @@ def aggregate(
 
     `attempts` are the experiment's books (`octavo.accounting.ledger.attempts_frame`).
     Raises OctavoError for a run that was trained under another configuration or on another data set than the others,
-    or whose files are damaged.
+    or whose files are damaged or not those that its result was written with.
     """
     import pandas as pd
 
@@ -111,13 +119,16 @@ def aggregate(
     if ablation:  # otherwise cells and seeds that the experiment no longer has stay in the books: they were paid for
         attempts = attempts.loc[attempts["cell"].isin([cell.cell for cell in cells])]
     books = _Books.of(attempts)
-    rows, data = [], current_manifest(experiment.file.data, experiment.file.tokenizer)
+    rows, damaged = [], {}
+    data = current_manifest(experiment.file.data, experiment.file.tokenizer)
     with _StepsWriter(target.steps_table) as steps:
         for runs, table in _read_all(folder, [_Cell.of(cell, experiment) for cell in cells], experiment.file.seeds):
             steps.add(table)
             for run in runs:
                 data = _same_data(run, data)
                 rows.append(_run_row(run, books))
+                damaged |= {run.name: run.contradictions} if run.contradictions else {}
+        _refuse(damaged, folder)
     write_table(target.attempts_table, attempts, "attempts")
     write_table(target.runs_table, pd.DataFrame(rows), "runs")  # last: where it is, the others are
     return target
@@ -149,7 +160,7 @@ def _read_runs(folder: ExperimentFolder, cell: _Cell, seeds: list[int]) -> tuple
     found = [
         _Run(
             cell, seed, prints[i], results[i], len(tokens[i]), int(tokens[i][-1:].sum()), seconds[i].sum(), kept[i],
-            diverged(step[i], loss[i]),
+            diverged(step[i], loss[i]), _contradictions(runs[i], results[i], cell),
         )
         for i, seed in enumerate(seeds)
     ]  # fmt: skip
@@ -169,6 +180,33 @@ def _read_result(folder: RunFolder, cell: CellConfig, fingerprint: str) -> Resul
             fix=f"train it again: {again}; or change the configuration back",
         )
     return result
+
+
+def _contradictions(folder: RunFolder, result: Result | None, cell: _Cell) -> list[str]:
+    """What is wrong with a result: its files are others, or it does not say what its configuration says."""
+    if result is None:
+        return []
+    sizes = ("total_parameters", "active_parameters", "flops_per_token", "emulated")
+    configured = {**{name: getattr(cell, name) for name in sizes}, "device_count": cell.config.parallelism.world_size}
+    return contradictions(folder, result) + [
+        f"result.json does not follow from the configuration: {name} is {found!r} instead of {value!r}"
+        for name, value in configured.items()
+        if (found := getattr(result, name)) != value
+    ]
+
+
+def _refuse(damaged: dict[str, list[str]], folder: ExperimentFolder) -> None:
+    """No table is made of a run whose files are not those of its result."""
+    if not damaged:
+        return
+    runs = "; ".join(f"{run}: {', '.join(found)}" for run, found in damaged.items())
+    raise OctavoError(
+        f"{len(damaged)} run{'s' if len(damaged) > 1 else ''} cannot be trusted: {runs}",
+        where=folder.runs,
+        expected="files with the hashes that each run's result.json holds",
+        fix=f"put the files back as they were, or move the folder of each such run away and train it again: "
+        f"snakemake {folder.report_pdf}",
+    )
 
 
 def _same_data(run: _Run, data: str | None) -> str | None:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from octavo.accounting import results
 from octavo.errors import OctavoError
 from octavo.experiment.run import CellConfig, Experiment, RunConfig, data_identifier, read_run_config
 from octavo.files import changed_files, sha256
@@ -114,13 +115,7 @@ def _check_result(experiment: Experiment, cell: CellConfig, seed: int, folder: R
     asked = read_run_config(folder.config) if folder.config.exists() else None
     if asked is None or asked.run_fingerprint != result.run_fingerprint:
         yield "config.yaml is not the configuration that result.json was made under"
-    if (digest := sha256(folder.metrics) if folder.metrics.exists() else None) != result.metrics_sha256:
-        found = f"{digest[:12]} instead of {result.metrics_sha256[:12]}" if digest else "missing"
-        yield f"metrics.jsonl was changed: SHA-256 {found}"
-    for path in (folder.attempts, folder.provenance, folder.routing):
-        recorded, found = result.files_sha256.get(path.name), sha256(path) if path.exists() else None
-        if recorded != found:
-            yield f"{path.name} was changed: SHA-256 {_short(found)} instead of {_short(recorded)}"
+    yield from results.changed_files(folder, result)
     provenance = read_record(folder.provenance, Provenance, made_by=made_by)
     yield from _result_follows(result, run, folder, experiment, provenance)
     for name, value in (
@@ -354,7 +349,3 @@ def _intact(run: str, note: str) -> VerificationCheck:
 
 def _not_testable(run: str, note: str) -> VerificationCheck:
     return VerificationCheck(gate="integrity", run=run, status="not testable here", note=note)
-
-
-def _short(digest: str | None) -> str:
-    return digest[:12] if digest else "none"

@@ -19,6 +19,7 @@ from octavo.errors import OctavoError
 from octavo.experiment.run import RunConfig
 from octavo.files import write_text
 from octavo.layout import RunFolder
+from octavo.records import MetricsRecord, read_last_lines
 from octavo.training.launch import RESTART
 
 POLL_SECONDS = 0.01
@@ -81,13 +82,4 @@ def train(folder: RunFolder, config: Path, *, stop_at: int | None = None, kill_a
 
 def last_step(metrics: Path) -> int:
     """The last step of a metrics file that may be growing; 0 if there is none yet."""
-    try:
-        with metrics.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 65_536))
-            tail = file.read()
-    except OSError:
-        return 0
-    whole = tail[: tail.rfind(b"\n") + 1]
-    at = whole.rfind(b'{"step":')
-    return int(whole[at + 8 :].split(b",", 1)[0]) if at >= 0 else 0
+    return next((line.step for line in read_last_lines(metrics, MetricsRecord)), 0)
