@@ -15,7 +15,7 @@ help: ## show this help
 
 setup: $(VENV)/.complete ## make .venv from the pinned lock
 
-$(VENV)/.complete: requirements.lock pyproject.toml $(wildcard src/octavo/*.[ch] src/octavo/*/*.[ch])
+$(VENV)/.complete: requirements.lock pyproject.toml setup.py $(wildcard src/octavo/cpu/*.[ch])
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"error: Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make setup PYTHON=python3.11") if not (3, 11) <= v <= (3, 13) else None'
 	@echo "Setting up $(VENV) from requirements.lock ..."
 	@$(PYTHON) -m venv $(VENV)

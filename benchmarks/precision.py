@@ -31,13 +31,14 @@ from torch.nn import Parameter
 
 warnings.simplefilter("ignore")
 
-from octavo.cpu import rounding  # noqa: E402
-from octavo.cpu.rounding import KERNEL, largest_magnitude, round_blocks, round_scaled, tensor_scale  # noqa: E402
+from octavo.cpu import library  # noqa: E402
+from octavo.cpu.formats import E4M3, E5M2, Format  # noqa: E402
+from octavo.cpu.rounding import largest_magnitude, round_blocks, round_scaled, tensor_scale  # noqa: E402
 from octavo.models.catalogue import read_architecture  # noqa: E402
 from octavo.precision.config import Precision  # noqa: E402
 from octavo.precision.history import AmaxHistory  # noqa: E402
 from octavo.precision.products import Numerics, grouped_linear, linear  # noqa: E402
-from octavo.precision.recipes import E4M3, E5M2, Format, quantised_recipes  # noqa: E402
+from octavo.precision.recipes import quantised_recipes  # noqa: E402
 from octavo.training.process import keep_memory  # noqa: E402
 
 TOKENS = 1024
@@ -109,7 +110,7 @@ def rounding_rows(repeat: int) -> list[Row]:
 
 def compile_rows(repeat: int) -> list[Row]:
     """torch.compile of rounding's torch operators, against its compiled loops: the same bits, and how fast."""
-    if KERNEL is None:
+    if library.COMPILED is None:
         print("compiled loops: not built")
         return []
     rows = []
@@ -125,7 +126,7 @@ def compile_rows(repeat: int) -> list[Row]:
             compiled, ours, theirs = torch.compile(run), torch.empty_like(values), torch.empty_like(values)
 
             def with_torch(compiled: Callable[[Tensor], None] = compiled, theirs: Tensor = theirs) -> None:
-                with patch.object(rounding, "KERNEL", None):
+                with patch.object(library, "COMPILED", None):
                     compiled(theirs)
 
             def in_c(run: Callable[[Tensor], None] = run, ours: Tensor = ours) -> None:
@@ -309,7 +310,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_memory()  # as in training
     print(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, one thread, "
-          f"{'compiled rounding' if KERNEL else 'rounding in torch'}")  # fmt: skip
+          f"{'compiled rounding' if library.COMPILED else 'rounding in torch'}")  # fmt: skip
     rows: list[Row] = []
     for part in (rounding_rows, compile_rows, step_rows, torchao_rows, microxcaling_rows):
         rows += part(arguments.repeat)

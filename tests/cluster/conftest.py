@@ -147,7 +147,7 @@ def make_checkout(root: Path, *programs: Path) -> Checkout:
     """Copy what a pipeline needs, and write a text."""
     for name in ("workflow", "configs", "src"):
         shutil.copytree(REPOSITORY / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("Snakefile", "container.def", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("Snakefile", "container.def", "pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, root)
     for lock in REPOSITORY.glob("requirements*.lock"):
         shutil.copy(lock, root)

@@ -6,7 +6,6 @@ few FP32 roundings more; 2^-8 is allowed.
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,6 +19,8 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from octavo.cpu import kernels as cpu_kernels  # noqa: E402
+from octavo.cpu import library  # noqa: E402
+from octavo.cpu.sources import FLAGS, FOLDER  # noqa: E402
 
 UNIT = 2.0**-8
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 70))
@@ -29,8 +30,8 @@ SIZES = st.tuples(st.integers(1, 5), st.integers(1, 70))
 @pytest.fixture(params=["compiled", "torch"], autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "torch":
-        monkeypatch.setattr(cpu_kernels, "KERNELS", None)
-    elif not cpu_kernels.COMPILED:
+        monkeypatch.setattr(library, "COMPILED", None)
+    elif library.COMPILED is None:
         pytest.skip("installation found no C compiler")
     return request.param
 
@@ -171,13 +172,9 @@ def test_vectors_of_any_width_give_the_same_bits(way: str, tmp_path: Path, monke
             cpu_kernels.attention_weights_gradient(normal(2, 50, 50).float(), weights, 0.2, 7),
         ]
 
-    installed, library = results(), tmp_path / "plain.so"
-    flags = ["-O3", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-shared", "-fPIC"]
-    source = Path(cpu_kernels.__file__).with_suffix(".c")
-    subprocess.run(["gcc", *flags, "-DFAST=", "-o", str(library), str(source), "-lm"], check=True)
-    plain = ctypes.CDLL(str(library))
-    for name in cpu_kernels.ARGUMENTS:
-        getattr(plain, name).argtypes = cpu_kernels.ARGUMENTS[name]
-    monkeypatch.setattr(cpu_kernels, "KERNELS", plain)
+    installed, path = results(), tmp_path / "plain.so"
+    files = sorted(map(str, FOLDER.glob("*.c")))
+    subprocess.run(["gcc", *FLAGS, "-shared", "-fPIC", "-DFAST=", "-o", str(path), *files, "-lm"], check=True)
+    monkeypatch.setattr(library, "COMPILED", library.open_library(path))
     for one, other in zip(installed, results(), strict=True):
         assert torch.equal(one, other)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-import subprocess
 from pathlib import Path
 
 import ml_dtypes
@@ -17,9 +15,9 @@ pytest.importorskip("torch")
 
 import torch
 
-from octavo.cpu import rounding
+from octavo.cpu import library
+from octavo.cpu.formats import E4M3, E5M2, Format
 from octavo.cpu.rounding import largest_magnitude, round_blocks, round_scaled, tensor_scale
-from octavo.precision.recipes import E4M3, E5M2, Format
 
 FORMATS = [E4M3, E5M2]
 TORCH = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
@@ -31,8 +29,8 @@ BLOCKS = {"1x128": (1, 128), "128x1": (128, 1), "128x128": (128, 128), "1x32": (
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both implementations, in turn."""
     if request.param == "torch":
-        monkeypatch.setattr(rounding, "KERNEL", None)
-    elif rounding.KERNEL is None:
+        monkeypatch.setattr(library, "COMPILED", None)
+    elif library.COMPILED is None:
         pytest.skip("there was no C compiler at installation")
     return request.param
 
@@ -205,10 +203,10 @@ def test_compiled_loops_and_torch_give_the_same_bits(
     values = torch.where(values.isfinite() & (values.abs() < 2.0**100), values, 0.0)
     for format in FORMATS:
         compiled = blocked(values, format, block)
-        if rounding.KERNEL is None:
+        if library.COMPILED is None:
             pytest.skip("there was no C compiler at installation")
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(rounding, "KERNEL", None)
+            patch.setattr(library, "COMPILED", None)
             assert same_bits(blocked(values, format, block), compiled)
 
 
@@ -256,28 +254,3 @@ def test_mx_scales_of_the_specification_differ_where_the_largest_would_saturate(
     agree = (ours == theirs).all(-1)
     assert agree[mantissa <= 1.75].all()
     assert not agree[mantissa > 1.75].all()
-
-
-def test_a_library_that_lacks_a_function_is_not_used(tmp_path: Path) -> None:
-    """An earlier checkout's may still be there: torch's operators take its place."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("there is no C compiler")
-    beside = Path(rounding.__file__).parent
-    source = (beside / "rounding.c").read_text()
-    for name, text in {"whole": source, "older": source.replace("octavo_quantise_rows", "octavo_round_rows")}.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "rounding.c").write_text(text)
-        command = [
-            compiler,
-            "-shared",
-            "-fPIC",
-            f"-I{beside}",
-            "-o",
-            str(folder / "_rounding.so"),
-            str(folder / "rounding.c"),
-        ]
-        subprocess.run(command, check=True)
-    assert rounding.load_kernel(tmp_path / "whole") is not None
-    assert rounding.load_kernel(tmp_path / "older") is None

@@ -11,11 +11,11 @@ pytest.importorskip("megatron.core")
 import torch
 from torch.nn import Parameter
 
+from octavo.cpu.formats import E4M3, E5M2
 from octavo.precision.config import Precision
 from octavo.precision.diagnostics import Diagnostics, current, diagnose
 from octavo.precision.history import AmaxHistory
 from octavo.precision.products import Numerics, linear
-from octavo.precision.recipes import E4M3, E5M2
 
 
 def test_values_lost_and_saturated_are_counted() -> None:

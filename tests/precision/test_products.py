@@ -17,20 +17,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Parameter
 
-from octavo.cpu import rounding
+from octavo.cpu import library
+from octavo.cpu import products as cpu_products
+from octavo.cpu.formats import Format
+from octavo.cpu.products import multiply_causal
 from octavo.precision import products
 from octavo.precision.config import Precision
 from octavo.precision.history import AmaxHistory
-from octavo.precision.products import (
-    Numerics,
-    Operand,
-    Quantiser,
-    grouped_linear,
-    linear,
-    multiply_causal,
-    short_accumulation,
-)
-from octavo.precision.recipes import RECIPES, Format
+from octavo.precision.products import Numerics, Operand, Quantiser, grouped_linear, linear, short_accumulation
+from octavo.precision.recipes import RECIPES
 from octavo.records import Product, TensorKind
 
 RECIPES_EMULATED = ["fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8"]
@@ -122,9 +117,8 @@ def _one_thread() -> Iterator[None]:
 def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to round and to multiply."""
     if request.param == "torch":
-        monkeypatch.setattr(rounding, "KERNEL", None)
-        monkeypatch.setattr(products, "KERNEL", None)
-    elif rounding.KERNEL is None or products.KERNEL is None:
+        monkeypatch.setattr(library, "COMPILED", None)
+    elif library.COMPILED is None:
         pytest.skip("there was no C compiler at installation")
 
 
@@ -346,7 +340,7 @@ def test_compiled_products_sum_in_one_order_with_every_instruction_set(
     counts: list[int], features: tuple[int, int], seed: int
 ) -> None:
     """To the last bit: rounded to BF16, and added in FP32."""
-    if products.KERNEL is None:
+    if library.COMPILED is None:
         pytest.skip("there was no C compiler at installation")
     (into, out), generator = features, torch.Generator().manual_seed(seed)
 
@@ -361,14 +355,14 @@ def test_compiled_products_sum_in_one_order_with_every_instruction_set(
     for name, (left, right) in operands.items():
         one, other = Operand(left, counts, factors), Operand(right, counts, ones)
         start = torch.randn(shapes[name], generator=generator)
-        oriented = [products._oriented(name, *pair) for pair in zip(one.parts, other.parts, strict=True)]
+        turned = [cpu_products.oriented(name, *pair) for pair in zip(one.parts, other.parts, strict=True)]
         begins = start.split(counts) if start.dim() == 2 else start
-        sums = [in_order(*pair, products.to_fp32(factor)) for pair, factor in zip(oriented, factors, strict=True)]
+        sums = [in_order(*pair, products.to_fp32(factor)) for pair, factor in zip(turned, factors, strict=True)]
         join = torch.cat if start.dim() == 2 else torch.stack
         added = join([begin + total for begin, total in zip(begins, sums, strict=True)])
-        for instructions in range(products.KERNEL.octavo_instruction_sets()):
+        for instructions in range(library.COMPILED.octavo_instruction_sets()):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(products, "FASTEST", instructions)
+                patch.setattr(cpu_products, "FASTEST", instructions)
                 total = start.clone()
                 Quantiser(products.BF16, counts).multiply(name, one, other, total, add=True)
                 assert torch.equal(total, added)
@@ -384,10 +378,10 @@ def test_attention_leaves_out_what_comes_later(implementation: None, tokens: int
     generator = torch.Generator().manual_seed(tokens)
     queries, keys = torch.randn(2, 3, tokens, 5, generator=generator).bfloat16()
     weights = torch.randn(3, tokens, tokens, generator=generator).bfloat16().tril()
-    sets = products.KERNEL.octavo_instruction_sets() if products.KERNEL else 1
+    sets = library.COMPILED.octavo_instruction_sets() if library.COMPILED else 1
     for instructions in range(sets):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(products, "FASTEST", instructions)
+            patch.setattr(cpu_products, "FASTEST", instructions)
             scores = multiply_causal("forward", queries, keys, torch.float32)
             values = multiply_causal("input_gradient", weights, keys, torch.bfloat16)
             gradients = multiply_causal("weight_gradient", weights, queries, torch.bfloat16)
@@ -408,7 +402,7 @@ def test_what_is_not_a_number_comes_through() -> None:
 def test_several_threads_multiply_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiled products would leave all but one idle."""
     torch.set_num_threads(2)
-    monkeypatch.setattr(products, "_multiply_in_one_call", None)
+    monkeypatch.setattr(products, "multiply_in_one_call", None)
     x, weight, g = tensors(2)
     found = run(x, weight, g, Numerics.of(Precision(recipe="bf16")))
     wanted = expected("bf16", x.detach(), weight.detach(), g, COUNTS, [])

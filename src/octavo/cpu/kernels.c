@@ -1,15 +1,20 @@
 /* The loops of kernels.py: each reads its BF16 operands once, computes in FP32 and rounds once.
 
-   Compiled at installation where there is a C compiler, without -ffast-math and with -ffp-contract=off: every operation
-   rounds as it is written, and sums run over LANES partial sums in a fixed order, so vectors of any width give the same
-   bits. (-fno-trapping-math and -fno-math-errno, without which comparisons and square roots are not vectorised, change
-   none.) Loaded through ctypes; needs no Python headers. Rows are contiguous; strides, where given, are in elements. */
+   Every operation rounds as it is written (sources.py has the flags), and sums run over LANES partial sums in a fixed
+   order, so vectors of any width give the same bits. Rows are contiguous; strides, where given, are in elements. */
 
 #include <math.h>
 
 #include "bf16.h"
 
 #define LANES 16
+
+#ifndef OCTAVO_SOURCES /* by setup.py: the hash of the C files */
+#define OCTAVO_SOURCES ""
+#endif
+
+/* What the library was compiled from. */
+const char *octavo_sources(void) { return OCTAVO_SOURCES; }
 
 /* e^x by Cody and Waite's reduction and a polynomial (Cephes' expf): within 2 units in the last place; 0 and infinity are
    not reached (x is held within the exponents of normal numbers), NaN stays NaN. */

@@ -1,61 +1,26 @@
 """What lies between the matrix products, computed on CPUs: forward functions and their gradients.
 
 BF16 in, BF16 out, FP32 inside, rounded once, as fused GPU kernels do. `kernels.c` makes one pass over memory where
-torch's operators make up to a dozen; installation compiles it where there is a C compiler. Elsewhere, and for other
-types and devices, torch's operators compute the same functions: equal to within rounding, not to the last bit, so
-`COMPILED` belongs into a run's provenance.
+torch's operators make up to a dozen. Without the compiled library, and for other types and devices, torch's operators
+compute the same functions: equal to within rounding, not to the last bit.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from ctypes import c_float, c_int32, c_int64, c_void_p
+from ctypes import c_int64
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-_POINTER, _SIZE = c_void_p, c_int64
-ARGUMENTS: dict[str, Sequence[Any]] = {
-    "octavo_rms_norm": [*[_POINTER] * 4, _SIZE, _SIZE, c_float],
-    "octavo_rms_norm_gradient": [*[_POINTER] * 6, _SIZE, _SIZE],
-    "octavo_swiglu": [*[_POINTER] * 3, _SIZE, _SIZE],
-    "octavo_swiglu_gradient": [*[_POINTER] * 5, _SIZE, _SIZE],
-    "octavo_cross_entropy": [*[_POINTER] * 5, _SIZE, _SIZE],
-    "octavo_cross_entropy_gradient": [*[_POINTER] * 6, _SIZE, _SIZE],
-    "octavo_rotate": [*[_POINTER] * 5, *[_SIZE] * 4, c_int32],
-    "octavo_attention_weights": [*[_POINTER] * 2, *[_SIZE] * 3, c_float],
-    "octavo_attention_weights_gradient": [*[_POINTER] * 3, *[_SIZE] * 3, c_float],
-}
-"""What the functions of kernels.c take."""
-
-
-def _load() -> Any:
-    """The library that installation built of kernels.c, if it could."""
-    for path in Path(__file__).parent.glob("_kernels*.so"):
-        try:
-            library = ctypes.CDLL(str(path))
-            for name, types in ARGUMENTS.items():
-                getattr(library, name).argtypes = types
-                getattr(library, name).restype = None
-        except (OSError, AttributeError):  # of another machine, or of an earlier version
-            continue
-        return library
-    return None
-
-
-KERNELS = _load()
-COMPILED = KERNELS is not None
-"""Whether the compiled loops are there."""
+from octavo.cpu import library
 
 
 def _compiled(*tensors: Tensor) -> bool:
     """Whether the compiled loops can take these operands (contiguous rows are the caller's business)."""
-    return KERNELS is not None and all(
+    return library.COMPILED is not None and all(
         tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" for tensor in tensors
     )
 
@@ -68,7 +33,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     if _compiled(x, weight):
         x, out, scale = x.contiguous(), x.new_empty(x.shape), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
         places = (x.data_ptr(), weight.data_ptr(), out.data_ptr(), scale.data_ptr())
-        KERNELS.octavo_rms_norm(*places, scale.numel(), x.shape[-1], eps)
+        library.COMPILED.octavo_rms_norm(*places, scale.numel(), x.shape[-1], eps)
         return out, scale
     wide = x.float()
     scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
@@ -81,7 +46,7 @@ def rms_norm_gradient(gradient: Tensor, x: Tensor, weight: Tensor, scale: Tensor
         gradient, x = gradient.contiguous(), x.contiguous()
         to_x, to_weight = x.new_empty(x.shape), torch.zeros(weight.shape, dtype=torch.float32)
         places = [tensor.data_ptr() for tensor in (gradient, x, weight, scale, to_x, to_weight)]
-        KERNELS.octavo_rms_norm_gradient(*places, scale.numel(), x.shape[-1])
+        library.COMPILED.octavo_rms_norm_gradient(*places, scale.numel(), x.shape[-1])
         return to_x, to_weight.to(weight.dtype)
     wide, normed = gradient.float(), x.float().mul_(scale)
     to_weight = (wide * normed).flatten(0, -2).sum(0)
@@ -101,7 +66,7 @@ def swiglu(both: Tensor, weight: Tensor | None = None) -> Tensor:
     if _compiled(both):
         both, out = both.contiguous(), both.new_empty(*both.shape[:-1], width)
         row_weight = None if weight is None else weight.float().contiguous()
-        KERNELS.octavo_swiglu(both.data_ptr(), _place(row_weight), out.data_ptr(), _rows(both), width)
+        library.COMPILED.octavo_swiglu(both.data_ptr(), _place(row_weight), out.data_ptr(), _rows(both), width)
         return out
     gate, up = both.float().chunk(2, -1)
     product = functional.silu(gate).mul_(up)
@@ -116,7 +81,7 @@ def swiglu_gradient(gradient: Tensor, both: Tensor, weight: Tensor | None = None
         row_weight = None if weight is None else weight.float().contiguous()
         to_weight = None if row_weight is None else torch.empty_like(row_weight)
         places = (gradient.data_ptr(), both.data_ptr(), _place(row_weight), to_both.data_ptr(), _place(to_weight))
-        KERNELS.octavo_swiglu_gradient(*places, _rows(both), width)
+        library.COMPILED.octavo_swiglu_gradient(*places, _rows(both), width)
         return to_both, to_weight if weight is None or to_weight is None else to_weight.to(weight.dtype)
     gate, up = both.float().chunk(2, -1)
     sigmoid, slope, to_weight = gate.sigmoid(), gradient.float(), None
@@ -142,7 +107,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tenso
     if _compiled(logits):
         numbers = torch.empty(3, *labels.shape)
         places = [tensor.data_ptr() for tensor in (logits, labels, *numbers)]
-        KERNELS.octavo_cross_entropy(*places, labels.numel(), logits.shape[-1])
+        library.COMPILED.octavo_cross_entropy(*places, labels.numel(), logits.shape[-1])
         loss, largest, total = numbers
         return loss, largest, total
     largest = logits.amax(-1).float()
@@ -156,7 +121,7 @@ def cross_entropy_gradient(gradient: Tensor, logits: Tensor, labels: Tensor, lar
     if _compiled(logits):
         out, gradient = torch.empty_like(logits), gradient.float().contiguous()
         places = [tensor.data_ptr() for tensor in (gradient, logits, labels, largest, total, out)]
-        KERNELS.octavo_cross_entropy_gradient(*places, labels.numel(), logits.shape[-1])
+        library.COMPILED.octavo_cross_entropy_gradient(*places, labels.numel(), logits.shape[-1])
         return out
     rows = gradient.float().unsqueeze(-1)
     result = (logits.float() - largest.unsqueeze(-1)).exp_().mul_(rows / total.unsqueeze(-1))
@@ -173,7 +138,7 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> Te
     if _compiled(x) and x.stride(-1) == 1:
         out, strides = x.new_empty(x.shape), (c_int64 * 3)(*x.stride()[:3])
         places = (cosine.data_ptr(), sine.data_ptr(), out.data_ptr())
-        KERNELS.octavo_rotate(x.data_ptr(), ctypes.addressof(strides), *places, *x.shape, int(back))
+        library.COMPILED.octavo_rotate(x.data_ptr(), ctypes.addressof(strides), *places, *x.shape, int(back))
         return out
     cosine, sine = cosine[:, None, None], sine[:, None, None]
     wide = x.float()
@@ -191,10 +156,10 @@ def attention_weights(scores: Tensor, scale: float, window: int | None) -> Tenso
     that a query (row) attends to: itself and the earlier ones, `window` of them at most. Others' scores are not read.
     """
     matrices, length, _ = scores.shape
-    if KERNELS is not None and scores.device.type == "cpu":
+    if library.COMPILED is not None and scores.device.type == "cpu":
         weights = torch.empty_like(scores, dtype=torch.bfloat16)
         places = (scores.data_ptr(), weights.data_ptr())
-        KERNELS.octavo_attention_weights(*places, matrices, length, window or length, scale)
+        library.COMPILED.octavo_attention_weights(*places, matrices, length, window or length, scale)
         return weights
     # filled, not added: what the products left open may be no number
     later = mask(length, window, scores.device) != 0
@@ -207,7 +172,7 @@ def attention_weights_gradient(gradient: Tensor, weights: Tensor, scale: float, 
     if _compiled(weights):
         to_scores = torch.empty_like(weights)
         places = (gradient.data_ptr(), weights.data_ptr(), to_scores.data_ptr())
-        KERNELS.octavo_attention_weights_gradient(*places, matrices, length, window or length, scale)
+        library.COMPILED.octavo_attention_weights_gradient(*places, matrices, length, window or length, scale)
         return to_scores
     wide, gradient = weights.float(), gradient.tril()  # without what the products left open
     sums = (gradient * wide).sum(-1, keepdim=True)

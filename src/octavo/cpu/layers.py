@@ -27,7 +27,7 @@ from megatron.core.transformer.utils import (
 from torch import Tensor, nn
 
 from octavo.cpu import kernels as cpu_kernels
-from octavo.precision.products import multiply_causal
+from octavo.cpu.products import multiply_causal
 
 
 class CpuLayers:

@@ -6,8 +6,7 @@
    whatever the sizes and the number of experts.
 
    Panels of both operands are copied so that a tile's inner loop reads memory in order (Goto and van de Geijn, "Anatomy of
-   High-Performance Matrix Multiplication", 2008). Compiled at installation where there is a C compiler, with
-   -ffp-contract=off; loaded through ctypes; needs no Python headers. */
+   High-Performance Matrix Multiplication", 2008). */
 
 #include <stdlib.h>
 

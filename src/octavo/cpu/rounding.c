@@ -1,8 +1,7 @@
 /* The loops of rounding.py in C: one pass over memory where torch's operators make eight. The same bits come out.
 
-   Compiled at installation where there is a C compiler, without -ffast-math and with -ffp-contract=off: every operation
-   rounds as it is written (-fno-trapping-math and -fno-math-errno change none). Loaded through ctypes; needs no Python
-   headers. Tensors are BF16 and contiguous: BF16 has all the numbers that the formats have times a power of two. */
+   Every operation rounds as it is written (sources.py has the flags). Tensors are BF16 and contiguous: BF16 has all the
+   numbers that the formats have times a power of two. */
 
 #include "bf16.h"
 

@@ -10,21 +10,20 @@ rounding does the work, and subtracting the same number brings the value back. I
 that trains.
 
 Each function is there twice: in torch's operators, and in C (`rounding.c`) for BF16 tensors on CPUs, which is what
-training rounds. Both give the same bits; the compiled one is several times as fast, and where installation found no C
-compiler the other one takes its place.
+training rounds. Both give the same bits; the compiled one is several times as fast.
 """
 
 from __future__ import annotations
 
-import ctypes
 import math
-from ctypes import c_float, c_int64, c_void_p
-from pathlib import Path
+from ctypes import c_float
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from octavo.precision.recipes import Format
+from octavo.cpu import library
+from octavo.cpu.formats import Format
 
 _EXPONENT = 0x7F800000  # FP32's exponent bits: x & _EXPONENT is the power of two at or below |x|
 
@@ -121,46 +120,17 @@ def _cuts(size: int, block: int) -> list[tuple[slice, int]]:
 # --- the compiled functions -------------------------------------------------------------------------------------------
 
 
-_FORMAT = [c_float, c_float, c_float]
-_ARGUMENTS = {
-    "octavo_amax": [c_void_p, c_int64],
-    "octavo_quantise": [c_void_p, c_void_p, c_int64, c_float, *_FORMAT],
-    "octavo_quantise_rows": [c_void_p, c_void_p, *[c_int64] * 3, *_FORMAT],
-    "octavo_quantise_blocks": [c_void_p, c_void_p, *[c_int64] * 4, *_FORMAT, c_void_p, c_void_p],
-}
-
-
-def load_kernel(folder: Path) -> ctypes.CDLL | None:
-    """The library that installation built of rounding.c, if it could."""
-    for path in sorted(folder.glob("_rounding*.so")):
-        try:
-            library = ctypes.CDLL(str(path))
-            for name, types in _ARGUMENTS.items():
-                getattr(library, name).argtypes = types
-                getattr(library, name).restype = None
-        except (OSError, AttributeError):  # of another machine; of another version, which lacks a function
-            continue
-        library.octavo_amax.restype = c_float
-        return library
-    return None
-
-
-KERNEL = load_kernel(Path(__file__).parent)
-"""The compiled functions; None: torch's operators do it all."""
-
-
-def _kernel_for(*tensors: Tensor) -> ctypes.CDLL | None:
+def _kernel_for(*tensors: Tensor) -> Any:
+    """The compiled library, where it is there and takes these tensors."""
     fits = (one.dtype == torch.bfloat16 and one.device.type == "cpu" and one.is_contiguous() for one in tensors)
-    return KERNEL if all(fits) else None
+    return library.COMPILED if all(fits) else None
 
 
 def _constants(format: Format) -> tuple[float, float, float]:
     return format.largest, format.smallest_normal, _shift(format)
 
 
-def _round_blocks_compiled(
-    kernel: ctypes.CDLL, tensor: Tensor, format: Format, block: tuple[int, int], out: Tensor
-) -> None:
+def _round_blocks_compiled(kernel: Any, tensor: Tensor, format: Format, block: tuple[int, int], out: Tensor) -> None:
     places, (rows, columns) = (tensor.data_ptr(), out.data_ptr()), tensor.shape
     if block[0] == 1:
         kernel.octavo_quantise_rows(*places, rows, columns, block[1], *_constants(format))

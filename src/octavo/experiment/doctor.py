@@ -6,7 +6,6 @@ Every probe asks the real thing: it imports the library, runs the tool, reads wh
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -68,12 +67,12 @@ def _package(name: str, purpose: str, fix: str, *, needed: bool = True) -> Findi
 
 
 def _compiled_loops() -> Finding:
-    """The libraries of C that installation compiles (pyproject.toml)."""
-    names = ("octavo.cpu._kernels", "octavo.cpu._products", "octavo.cpu._rounding")
-    missing = [name for name in names if not importlib.util.find_spec(name)]
-    if not missing:
+    """The library of C that installation compiles."""
+    from octavo.cpu import library
+
+    if library.COMPILED is not None:
         return Finding("compiled loops", "ok", "models train on the CPU and FP8 is emulated at full speed")
-    found = f"{' and '.join(missing)} not built: training is slower, and its last bits differ"
+    found = f"{library.REFUSED}: training is slower, and its last bits differ"
     return Finding("compiled loops", "note", found, "install gcc and run: make clean setup")
 
 

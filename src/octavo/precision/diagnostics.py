@@ -19,7 +19,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from octavo.precision.recipes import Format
+from octavo.cpu.formats import Format
 from octavo.records import Product, TensorKind
 
 _KINDS: tuple[TensorKind, ...] = get_args(TensorKind)

@@ -15,8 +15,8 @@ import torch
 from megatron.core import parallel_state
 from torch import Tensor, nn
 
+from octavo.cpu.formats import Format
 from octavo.cpu.rounding import to_fp32
-from octavo.precision.recipes import Format
 from octavo.records import TensorKind
 
 _KINDS: tuple[TensorKind, ...] = get_args(TensorKind)

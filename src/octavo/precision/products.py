@@ -11,7 +11,7 @@ the rounded values: a BF16 or FP8 number is an FP32 number, a product of two has
 scales are powers of two, which commute with rounding. Scales per tensor are no powers of two, so their inverse
 multiplies the sum, as on the GPU.
 
-On CPUs `products.c` does it, for all experts in one call, where installation found a C compiler: BF16 holds every
+On CPUs the compiled library does it (`octavo.cpu.products`), for all experts in one call: BF16 holds every
 operand exactly, and each sum runs in one order on every processor, so the bits are the same too. Elsewhere (and with
 more threads than one) torch's operators do, expert by expert; the order of their sums is the kernel's and differs
 between processors, as it does between GPUs.
@@ -23,23 +23,21 @@ expert without tokens is nothing special.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
-from ctypes import c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from octavo import cpu
+from octavo.cpu.formats import Format
+from octavo.cpu.products import in_one_call, multiply_in_one_call, oriented
 from octavo.cpu.rounding import largest_magnitude, round_blocks, round_scaled, tensor_scale, to_fp32
 from octavo.precision import diagnostics
 from octavo.precision.config import Precision
 from octavo.precision.history import AmaxHistory
-from octavo.precision.recipes import RECIPES, Format, Recipe
+from octavo.precision.recipes import RECIPES, Recipe
 from octavo.records import Product, TensorKind
 
 PROMOTION_INTERVAL = 128
@@ -90,31 +88,6 @@ class Numerics:
 
 
 BF16 = Numerics(RECIPES["bf16"])
-
-
-def _load() -> ctypes.CDLL | None:
-    """The library that installation built of products.c, if it could."""
-    for path in sorted(Path(cpu.__file__).parent.glob("_products*.so")):
-        try:
-            library = ctypes.CDLL(str(path))
-            library.octavo_multiply.argtypes = [*[c_int32] * 4, *[c_void_p] * 5, *[c_int64] * 3]
-            library.octavo_multiply.restype = library.octavo_instruction_sets.restype = c_int32
-        except (OSError, AttributeError):  # of another machine; of another version, which lacks a function
-            continue
-        return library
-    return None
-
-
-KERNEL = _load()
-"""The compiled products; None: torch's operators do it all."""
-FASTEST = 0
-"""Which of the processor's instruction sets the compiled products use, from the fastest."""
-
-
-def _in_one_call(tensor: Tensor) -> bool:
-    """Whether the compiled products take operands made of a tensor."""
-    fits = tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu"
-    return KERNEL is not None and fits and torch.get_num_threads() == 1
 
 
 def _multiplies_bf16(device: torch.device) -> bool:
@@ -249,7 +222,7 @@ class Quantiser:
     def operand_type(self, tensor: Tensor) -> torch.dtype:
         """The type of a tensor's operands and, where there is no bias, of the products that are not added."""
         alone = len(self.counts) == 1 and self.numerics.accumulation == "fp32" and _multiplies_bf16(tensor.device)
-        fits = _in_one_call(tensor) or (alone and tensor.dtype == torch.bfloat16)
+        fits = in_one_call(tensor) or (alone and tensor.dtype == torch.bfloat16)
         return torch.bfloat16 if fits else torch.float32
 
     def multiply(self, product: Product, left: Operand, right: Operand, out: Tensor, *, add: bool = False) -> None:
@@ -260,14 +233,14 @@ class Quantiser:
         """
         factors = [to_fp32(one * other) for one, other in zip(left.factors, right.factors, strict=True)]
         short = self.numerics.accumulation != "fp32" and product in self.numerics.products
-        if not short and _in_one_call(left.values) and _in_one_call(right.values):
-            _multiply_in_one_call(product, left, right, factors, out, add=add)
+        if not short and in_one_call(left.values) and in_one_call(right.values):
+            multiply_in_one_call(product, left.values, right.values, left.counts, factors, out, add=add)
             return
         parts = zip(self.counts, left.parts, right.parts, factors, self._parts(out), strict=True)
         for count, one, other, factor, result in parts:
             if not count:
                 continue
-            a, b = _oriented(product, one, other)
+            a, b = oriented(product, one, other)
             if short:
                 promotion = PROMOTION_INTERVAL if self.numerics.accumulation == "promoted" else None
                 total = short_accumulation(a.float(), b.float(), promotion).mul_(factor)
@@ -275,45 +248,6 @@ class Quantiser:
                 result.add_(total) if add else result.copy_(total)
             else:
                 result.addmm_(a.to(result.dtype), b.to(result.dtype), beta=float(add), alpha=factor)
-
-
-_PRODUCTS: Sequence[Product] = ("forward", "input_gradient", "weight_gradient")
-"""In the order of products.c."""
-
-
-def _multiply_in_one_call(
-    product: Product,
-    left: Operand,
-    right: Operand,
-    factors: Sequence[float],
-    out: Tensor,
-    *,
-    add: bool,
-    causal: bool = False,
-) -> None:
-    """`out` (BF16, or FP32, which may be added to; contiguous) by the compiled products."""
-    assert KERNEL is not None
-    assert out.is_contiguous()
-    assert out.dtype == torch.float32 or (out.dtype == torch.bfloat16 and not add)
-    features_in, features_out = right.values.shape[-1], left.values.shape[-1]
-    if product == "forward":
-        features_out = right.values.shape[-2]
-    experts = len(left.counts)
-    failed = KERNEL.octavo_multiply(
-        *(_PRODUCTS.index(product), FASTEST, 2 if add else int(out.dtype == torch.float32), int(causal)),
-        *(left.values.data_ptr(), right.values.data_ptr(), out.data_ptr()),
-        *((c_int64 * experts)(*left.counts), (c_float * experts)(*factors)),
-        *(experts, features_in, features_out),
-    )
-    if failed:
-        raise MemoryError("no memory to copy the operands of a matrix product")
-
-
-def _oriented(product: Product, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """The two matrices of a product as they are multiplied: x w^T, g w, g^T x."""
-    if product == "forward":
-        return left, right.mT
-    return (left, right) if product == "input_gradient" else (left.mT, right)
 
 
 def short_accumulation(a: Tensor, b: Tensor, promotion: int | None) -> Tensor:
@@ -331,26 +265,6 @@ def short_accumulation(a: Tensor, b: Tensor, promotion: int | None) -> Tensor:
             total += accumulator
             accumulator.zero_()
     return total + accumulator if promotion else total
-
-
-def multiply_causal(product: Product, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """A product of each pair of matrices of causal attention's (BF16, contiguous): FP32 sums, rounded once, to `dtype`.
-
-    forward          scores [pairs, queries, keys] of queries and keys [pairs, tokens, size]; also dO V^T
-    input_gradient   of weights, or gradients of scores, [pairs, queries, keys] and values or keys
-    weight_gradient  of their transposes and gradients of outputs, or queries
-
-    Weights and gradients of scores are taken to be 0 where the key comes after the query; such scores are left open.
-    """
-    if not (_in_one_call(left) and _in_one_call(right)):
-        return torch.bmm(*_oriented(product, left.float(), right.float())).to(dtype)
-    pairs, tokens, _ = left.shape
-    counts, ones = [tokens] * pairs, [1.0] * pairs
-    shape = (pairs, tokens, tokens if product == "forward" else right.shape[2])
-    out = torch.empty(shape, dtype=dtype)
-    a, b = Operand(left, counts, ones), Operand(right, counts, ones)
-    _multiply_in_one_call(product, a, b, ones, out, add=False, causal=True)
-    return out
 
 
 class _LinearProducts(torch.autograd.Function):

@@ -86,17 +86,17 @@ def hardware() -> dict[str, str | int | float | None]:
     """The processor, its memory, and the GPU where there is one."""
     import torch
 
-    from octavo.cpu import kernels as cpu_kernels
-    from octavo.precision import products
+    from octavo.cpu import library
 
+    compiled = "torch" if library.COMPILED is None else "compiled"
     described: dict[str, str | int | float | None] = {
         **_processor(),
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "kernels": torch.backends.cpu.get_cpu_capability(),
-        "loops": "compiled" if cpu_kernels.COMPILED else "torch",
-        "products": "compiled" if products.KERNEL else "torch",
+        "loops": compiled,
+        "products": compiled,
         "gpu": None,
     }
     if torch.cuda.is_available():
