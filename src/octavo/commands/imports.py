@@ -1,4 +1,4 @@
-"""`octavo import`: logs that other programs wrote -> tables."""
+"""`octavo import`, `octavo converges`: logs that other programs wrote -> tables, and how fast their runs converged."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command(name="import")(import_)
+    app.command()(converges)
 
 
 def import_(
@@ -40,6 +41,31 @@ def import_(
         typer.echo(f"left blank: {blank}", err=True)
     typer.echo(table(imported))
     typer.echo(folder.runs_table)
+
+
+def converges(
+    results: Annotated[Path, typer.Argument(metavar="results/NAME", help="The results folder.")],
+    reference: Annotated[
+        str | None,
+        typer.Option(help="A file of configs/published/convergence; otherwise the one for what the runs validate on."),
+    ] = None,
+) -> None:
+    """Hold the samples that runs need for a loss against a reference, as MLPerf does; exit 1 where they are too few."""
+    from octavo.evidence.convergence import convergence, read_reference
+    from octavo.layout import ExperimentFolder, configs
+
+    folder = ExperimentFolder(results)
+    held = read_reference(reference, folder, configs())
+    found = convergence(folder, held)
+    for one in found:
+        reached = ", ".join(f"{samples:,.0f}" for samples in one.samples)
+        means = "" if one.mean is None or one.limit is None else (
+            f"; olympic mean {one.mean:,.0f}, reference {one.limit.mean:,.0f}, at least {one.least:,.0f}"
+        )  # fmt: skip
+        typer.echo(f"{one.cell} (batch size {one.batch_size:,}): {one.outcome}{f' ({one.note})' if one.note else ''}")
+        typer.echo(f"  samples to a validation loss of {held.target_loss:g}: {reached}{means}")
+    if any(one.outcome == "faster than the reference by more than chance" for one in found):
+        raise typer.Exit(1)
 
 
 def _folder(path: Path) -> ExperimentFolder:
