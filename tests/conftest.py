@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from octavo.cpu import library
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -29,6 +32,13 @@ def repository() -> Path:
 def _repository_root(monkeypatch: pytest.MonkeyPatch) -> None:
     """Configurations are found from wherever a test runs."""
     monkeypatch.setenv("OCTAVO_ROOT", str(REPOSITORY))
+
+
+def pytest_configure() -> None:
+    """Refuse to test torch's operators in place of C files that changed since they were compiled."""
+    if library.COMPILED is None and shutil.which("gcc"):
+        command = f"{sys.executable} -m pip install --no-deps --no-build-isolation --editable ."
+        raise pytest.UsageError(f"{library.REFUSED}: run {command}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
