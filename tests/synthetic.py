@@ -62,6 +62,8 @@ class Truth:
         default_factory=lambda: {"fp8_blockwise": 1.4, "fp8_tensorwise": 1.3}
     )
     """Factor on the step time by precision."""
+    decay_worth: float = 0.0
+    """By how much the loss is higher, relative, at the peak of the learning rate than where it has decayed."""
     startup_seconds: float = 10.0
     specialisation: float = 0.3
     """0: routing knows nothing of domains; 1: each domain has experts of its own."""
@@ -264,6 +266,7 @@ def write_run(
     tokens = np.arange(1, steps + 1) * per_step
     names = {cell.precision.recipe, cell.ablation or "", cell.cell}
     expected = truth.loss(cell.architecture, names, tokens) * factor
+    expected *= 1 + truth.decay_worth * share_of_peak(cell.training, np.arange(1, steps + 1))
     seconds = truth.step_seconds.get(cell.architecture, 1.0) * truth.precision_seconds.get(cell.precision.recipe, 1.0)
 
     tries = [(1, 0, failure.step, failure.reason)] if failure else []
@@ -359,6 +362,11 @@ def routing(cell: CellConfig, specialisation: float, generator: np.random.Genera
     return pd.DataFrame(rows, columns=["sequence", "domain", "layer", "expert", "tokens"])
 
 
+def share_of_peak(training: Any, step: Any) -> Any:
+    """The learning rate over its peak, without warm-up: it falls to zero, or stays."""
+    return 1 - step / training.total_steps if training.schedule.decay == "linear" else 1 + 0 * step
+
+
 def _lines(
     cell: CellConfig, experiment: Experiment, model: Any, step: int, at: float, attempt: int, loss: float,
     noise: float, seconds: float,
@@ -374,7 +382,7 @@ def _lines(
             loss=loss * (1 + noise),
             aux_loss=0.01 if model.experts else None,
             grad_norm=1.0 + abs(noise),
-            learning_rate=1e-3 * (1 - step / training.total_steps),
+            learning_rate=1e-3 * share_of_peak(training, step),
             step_seconds=seconds,
             tokens_per_second=per_step / seconds,
             model_tflops=sizes(cell)["flops_per_token"] * per_step / seconds / 1e12,

@@ -565,6 +565,10 @@ class ClaimResult(Record):
     sentence: str
     """What the runs say, in one plain sentence made from the numbers."""
     effect: Estimate | None
+    effect_of: str | None = None
+    """The comparison that `effect` is of, where the claim rests on several."""
+    reason: str | None = None
+    """Why it is inconclusive, in a few words, where more seeds are not the answer."""
     needs: str = ""
     """What an experiment must have for it to be testable."""
     expectation: str | None
@@ -598,8 +602,9 @@ Axis = Literal[
 """What a comparison holds equal. The parameter axes are at equal tokens too, between cells that agree in them."""
 
 
-Losses = Literal["validation", "training", "validation and training"]
-"""What a loss difference is of: validation losses, but for imported runs that have none."""
+Losses = Literal["validation", "training", "validation and training", "bits per byte"]
+"""What a loss difference is of: validation losses, but for imported runs that have none, and validation bits per byte
+where tokens are not the same."""
 
 
 class Comparison(Record):
@@ -628,6 +633,17 @@ class Comparison(Record):
     """How far the quantity that should be equal is apart, relative (parameter axes)."""
     emulated: bool = False
     """The axis rests on times of a run whose FP8 is emulated."""
+    ends: bool = True
+    """Whether both losses are those of the runs' ends."""
+    loss_bias: Literal[-1, 0, 1] = 0
+    """1: `cell` is read while its learning rate is to decay further than the other's, so that it looks worse than a run
+    planned for that length would; -1: the other is."""
+    ratio_bias: Literal[-1, 0, 1] = 0
+    """The same of the resource ratio: 1, it is too high; -1, it is too low."""
+    early: str | None = None
+    """Who was read early, in words, where there is a bias."""
+    unlike: str | None = None
+    """What is not known to be the same of tokenizer, training data and validation data, in words."""
     note: str | None = None
 
 

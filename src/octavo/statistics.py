@@ -91,19 +91,27 @@ def bootstrap_interval(differences: np.ndarray, confidence: float = 0.95, seed: 
     return Interval(float(np.mean(differences)), float(low), float(high), confidence, n)
 
 
-def test(differences: np.ndarray, relation: Relation, margin: float) -> Test | None:
+def test(differences: np.ndarray, relation: Relation, margin: float, bias: int = 0) -> Test | None:  # noqa: PT028  # no test of pytest's
     """Hold the mean difference against a claim; None for a single difference.
+
+    `bias` is the sign of a systematic error of the differences: where they are too high (1) nothing shows that the mean
+    lies above a bound, where they are too low (-1) nothing shows that it lies below one.
 
     A direction is tested on both sides (each p value doubled), so that a verdict at level alpha agrees with the
     1 - alpha interval. Equivalence is tested by two one-sided tests, and refuted when the mean is beyond a margin.
     """
     if len(differences) < 2:
         return None
+
+    def p_below(bound: float) -> float:
+        return 1.0 if bias < 0 else _p_below(differences, bound)
+
+    def p_above(bound: float) -> float:
+        return 1.0 if bias > 0 else _p_above(differences, bound)
+
     if relation == "within":
-        inside = max(_p_above(differences, -margin), _p_below(differences, margin))
-        outside = min(_p_above(differences, margin), _p_below(differences, -margin))
-        return Test(inside, outside)
-    below, above = min(1.0, 2 * _p_below(differences, margin)), min(1.0, 2 * _p_above(differences, margin))
+        return Test(max(p_above(-margin), p_below(margin)), min(p_above(margin), p_below(-margin)))
+    below, above = min(1.0, 2 * p_below(margin)), min(1.0, 2 * p_above(margin))
     return Test(below, above) if relation == "below" else Test(above, below)
 
 

@@ -53,7 +53,7 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Jud
     def judge(*, only: list[str] | None = None, ablation: str | None = None, **arguments: Any) -> Judged:
         monkeypatch.setenv("OCTAVO_ROOT", str(tmp_path))
         copy_configs(tmp_path, ("claims", "published", "models", "clusters/devices", "clusters/calibration"))
-        small: dict[str, Any] = {"steps": 60, "validation_interval": 3, **arguments}
+        small: dict[str, Any] = {"steps": 100, "validation_interval": 5, **arguments}
         small["changes"] = {**small.get("changes", {}), **({"claims": only} if only else {})}
         write_tables(tmp_path, ablation=ablation, **small)
         whole = ExperimentFolder(tmp_path / "results" / "synthetic")

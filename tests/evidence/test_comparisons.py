@@ -68,7 +68,7 @@ def test_device_hours_weigh_tokens_by_the_time_they_take(judged: Judge) -> None:
     assert comparison.resource_ratio.value == pytest.approx(1.35 / 1.25, rel=2e-3)
     dense, moe = (1.5 + 4 / np.sqrt(1 + 204_800 * factor / 20_000) for factor in (1.0, 1.25 / 1.35))
     assert comparison.loss_difference.value == pytest.approx(100 * (moe / dense - 1), rel=2e-3)
-    assert comparison.note == "MoE BF16 is read at 74 % of its run, where its learning rate may still be high"
+    assert comparison.note == "MoE BF16 is read at 74 % of its run, with its learning rate at 26 % of its peak"
 
 
 def test_a_cell_that_is_worse_needs_more(judged: Judge) -> None:

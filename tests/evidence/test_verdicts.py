@@ -43,11 +43,12 @@ EXPERT_COUNTS: dict[str, dict[str, Any]] = {
 MANY: dict[str, Any] = {"precisions": BF16, "ablations": EXPERT_COUNTS}
 
 
-def small_batches(**changes: Any) -> dict[str, Any]:
+def small_batches(schedule: str = "linear", **changes: Any) -> dict[str, Any]:
     """The synthetic training section with micro-batches that two devices can share."""
     return {
         "training": {
-            "steps": 60, "global_batch_size": 8, "micro_batch_size": 4, "sequence_length": 128,
+            "schedule": {"decay": schedule}, "steps": 100, "global_batch_size": 8, "micro_batch_size": 4,
+            "sequence_length": 128,
             "optimizer": {"learning_rate": 1e-3}, "evaluation": {"interval": 3, "sequences": 16, "final_sequences": 64},
             "checkpoints": {"interval": 15},
         },
@@ -58,7 +59,13 @@ def small_batches(**changes: Any) -> dict[str, Any]:
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     # claim 1: a mixture learns `moe` times as fast per token, and its step takes 1.35 times as long
     "1 supported": ("01-moe-saves-device-hours", "supported", {"truth": Truth(token_advantage={"moe": 2.0})}),
-    "1 refuted": ("01-moe-saves-device-hours", "refuted", {"truth": Truth(token_advantage={"moe": 1.05})}),
+    "1 refuted": (
+        "01-moe-saves-device-hours", "refuted",
+        {"truth": Truth(token_advantage={"moe": 1.05}), "changes": small_batches(schedule="constant")},
+    ),
+    "1 inconclusive, read while its rate is high": (
+        "01-moe-saves-device-hours", "inconclusive", {"truth": Truth(token_advantage={"moe": 1.05})},
+    ),
     "1 inconclusive": (
         "01-moe-saves-device-hours", "inconclusive", {"truth": Truth(token_advantage={"moe": 1.35}, run_sd=0.01)},
     ),

@@ -82,11 +82,13 @@ def test_page_one_holds_the_numbers_of_the_tables(report: Path) -> None:
 
 
 def test_page_one_says_who_is_ahead_at_equal_tokens_and_at_equal_hours(report: Path) -> None:
-    """MoE learns 1.25 times as fast per token and its steps take 1.35 times as long: ahead at equal tokens, behind at
-    equal hours."""
+    """MoE learns 1.25 times as fast per token and its steps take 1.35 times as long: ahead at equal tokens. At
+    equal hours it is read at 74 % of its run, with its rate at 26 % of its peak: nothing is said against it."""
     page = flat(PdfReader(report / "report.pdf").pages[0].extract_text())
     assert "At equal tokens the validation loss of MoE BF16 ends below that of Dense BF16" in page
-    assert "At equal device-hours the validation loss of MoE BF16 ends above that of Dense BF16" in page
+    assert (
+        "MoE BF16 and Dense BF16 is inconclusive: needs a run planned for this length (MoE BF16 is read at 74 %" in page
+    )
 
 
 def test_page_one_has_every_verdict(report: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,21 +14,25 @@ from octavo.report.style import count, duration, hours_name, money, number, perc
 finite = st.floats(-50, 50)
 
 
+def compared(loss: Estimate | None, ratio: Estimate | None = None, **more: Any) -> Comparison:
+    return Comparison(
+        axis="tokens", cell="a", against="b", kind="architecture", loss_difference=loss, resource_ratio=ratio, **more
+    )
+
+
 @given(finite, st.floats(0, 20), st.integers(2, 9))
 def test_below_and_above_are_said_only_where_the_interval_says_so(value: float, half: float, n: int) -> None:
     estimate = Estimate(value=value, low=value - half, high=value + half, n=n, unit="%")
-    said = loss_sentence("A", "B", "equal tokens", estimate, None)
+    said = loss_sentence("A", "B", "equal tokens", compared(estimate))
     assert (" below " in said) == (value + half < 0)
     assert (" above " in said) == (value - half > 0)
-    assert ("cannot be told apart" in said) == (value - half <= 0 <= value + half)
+    assert ("no difference" in said) == (value - half <= 0 <= value + half)
 
 
 @given(st.floats(0.1, 10), st.floats(0, 3))
 def test_fewer_and_more_are_said_only_where_the_interval_says_so(value: float, half: float) -> None:
     ratio = Estimate(value=value, low=value - half, high=value + half, n=3, unit="ratio")
-    one = Comparison(axis="tokens", cell="a", against="b", kind="architecture", loss_difference=None,
-                     resource_ratio=ratio)  # fmt: skip
-    said = ratio_sentence("A", "B", "tokens", one)
+    said = ratio_sentence("A", "B", "tokens", compared(None, ratio))
     assert ("needs fewer tokens" in said and "not decided" not in said) == (value + half < 1)
     assert ("needs more tokens" in said) == (value - half > 1)
 
@@ -44,7 +50,24 @@ def test_one_seed_decides_nothing() -> None:
     estimate = Estimate(value=-3.0, n=1, unit="%")
     assert not decided(estimate)
     assert "1 seed: no interval" in interval(estimate)
-    assert "cannot be told apart" in loss_sentence("A", "B", "equal tokens", estimate, None)
+    assert "no difference" in loss_sentence("A", "B", "equal tokens", compared(estimate))
+
+
+def test_what_agrees_with_the_bias_of_an_early_reading_is_inconclusive_in_the_sentence() -> None:
+    """A is read with its rate still high, so that it looks worse: above is not said, below is."""
+    early = "A is read at 69 % of its run, with its learning rate at 31 % of its peak"
+    above, below = (Estimate(value=v, low=v - 0.5, high=v + 0.5, n=3, unit="%") for v in (2.0, -2.0))
+    said = [
+        loss_sentence("A", "B", "equal device-hours", compared(one, ends=False, loss_bias=1, early=early))
+        for one in (above, below)
+    ]
+    assert "inconclusive: needs a run planned for this length" in said[0]
+    assert early in said[0]
+    assert "lies below" in said[1]
+    assert not any("ends" in one for one in said)
+    ratio = Estimate(value=1.02, low=1.01, high=1.03, n=3, unit="ratio")
+    told = ratio_sentence("A", "B", "device-hours", compared(None, ratio, ratio_bias=1, early=early))
+    assert "needs a run planned for this length" in told
 
 
 def test_numbers_read_as_people_write_them() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from octavo.evidence.curves import FEWEST, Curve, averaged, smooth
 from octavo.evidence.names import cell_label
+from octavo.evidence.schedule import undecayed
 from octavo.layout import ExperimentFolder
 from octavo.records import read_table
 
@@ -28,8 +29,48 @@ if TYPE_CHECKING:
 Kind = Literal["architecture", "precision", "ablation"]
 Resource = Literal["tokens", "model_flops", "device_hours", "cost"]
 
+SPENT = ("tokens", "model_flops", "device_hours")
+"""What steps.parquet says was spent."""
+
+TEXT = {"tokenizer": "tokenizers", "data": "training data", "validation": "validation data"}
+"""What losses are losses of: a field of Text, and its name for people."""
+
 TOLERANCE = 0.05
 """Cells agree in a size if they are no further apart than this; how far they are is always given."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Identifiers of what a cell's losses are losses of; None where it is not known, or not the same for its runs."""
+
+    tokenizer: str | None
+    data: str | None
+    validation: str | None
+
+
+@dataclass(frozen=True)
+class Points:
+    """Losses that a run was measured to have, in the order of its steps, and how far it was then."""
+
+    loss: np.ndarray
+    undecayed: np.ndarray
+    """The highest learning rate from there on, over its peak (`octavo.evidence.schedule`)."""
+    spent: dict[str, np.ndarray]
+    """Tokens, model FLOPs, device-hours so far."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is kept of a run's steps."""
+
+    points: Points
+    """What its curve goes through."""
+    finals: Points
+    """What final losses are taken from: all validations, or without any the training losses of the last tenth."""
+    rate_known: bool
+    """Whether its learning rate was logged."""
+    seconds_per_token: float
+    """Device-seconds of the median step after the first tenth; NaN where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +88,8 @@ class Cell:
     emulated: bool
     total_parameters: int | None
     active_parameters: int | None
+    text: Text
+    """What its losses are losses of."""
     runs: pd.DataFrame
     """The completed runs, by seed."""
     diverged: frozenset[int]
@@ -82,10 +125,47 @@ class Pair:
         return sorted(set(self.cell.runs.index) & set(self.against.runs.index))
 
     @property
+    def ended(self) -> list[int]:
+        """Seeds for which neither stayed unfinished; that a run diverged says nothing of its speed."""
+        return sorted(set.intersection(*(set(one.runs.index) | one.diverged for one in (self.cell, self.against))))
+
+    @property
     def diverged(self) -> list[int]:
         """Seeds for which one of the two diverged and the other did not stay unfinished."""
-        both = (set(one.runs.index) | one.diverged for one in (self.cell, self.against))
-        return sorted(set.intersection(*both) & (self.cell.diverged | self.against.diverged))
+        return sorted(set(self.ended) & (self.cell.diverged | self.against.diverged))
+
+    @property
+    def unlike(self) -> list[str]:
+        """What is known to differ of tokenizer, training data and validation data, in words."""
+        both = {name: (getattr(self.cell.text, name), getattr(self.against.text, name)) for name in TEXT}
+        return [
+            f"{TEXT[name]} ({one[:40]}, {other[:40]})"
+            for name, (one, other) in both.items()
+            if one and other != one and other
+        ]
+
+    @property
+    def unknown(self) -> list[str]:
+        """What is not known to be the same of them, in words."""
+        return [
+            words
+            for name, words in TEXT.items()
+            if None in (getattr(self.cell.text, name), getattr(self.against.text, name))
+        ]
+
+    @property
+    def in_bits_per_byte(self) -> bool:
+        """Whether losses are compared per byte: tokens or training text differ, and the validation text is the same."""
+        text, other = self.cell.text, self.against.text
+        same = text.validation is not None and text.validation == other.validation
+        return (
+            bool(self.unlike)
+            and same
+            and all(
+                np.isfinite(one.runs.loc[self.seeds, "validation_bits_per_byte"]).all()
+                for one in (self.cell, self.against)
+            )
+        )
 
     @property
     def emulated(self) -> bool:
@@ -95,7 +175,11 @@ class Pair:
     @property
     def run_names(self) -> list[str]:
         """`cell/seed-n` of the runs that count."""
-        return [f"{one.name}/seed-{seed}" for one in (self.cell, self.against) for seed in self.seeds]
+        return self.names_of(self.seeds)
+
+    def names_of(self, seeds: list[int]) -> list[str]:
+        """`cell/seed-n` of the runs of some seeds."""
+        return [f"{one.name}/seed-{seed}" for one in (self.cell, self.against) for seed in seeds]
 
     def mismatch(self, size: Literal["active_parameters", "total_parameters"]) -> float | None:
         """How far apart the two are in a size, relative to the smaller; None where it is not known."""
@@ -168,38 +252,88 @@ class Grid:
         return {}
 
     def _smooth(self, cell: str, seed: int, resource: Resource) -> Curve | None:
-        points = self._points.get((cell, seed))
-        if points is None:
-            return None
-        spent = points["device_hours" if resource == "cost" else resource]
-        if resource == "cost":
-            run = self.cells[cell].runs.loc[seed]
-            hours = run["training_seconds"] * run["device_count"] / 3600
-            spent = spent * (run["cost_final"] / hours if hours else np.nan)
-        return smooth(spent, points["loss"])
+        course = self.courses.get((cell, seed))
+        return None if course is None else smooth(self._spent(cell, seed, resource), course.points.loss)
+
+    def _spent(self, cell: str, seed: int, resource: Resource) -> np.ndarray:
+        """What was spent at each point of a run's curve."""
+        spent = self.courses[cell, seed].points.spent
+        if resource != "cost":
+            return spent[resource]
+        run = self.cells[cell].runs.loc[seed]
+        hours = run["training_seconds"] * run["device_count"] / 3600
+        return spent["device_hours"] * (run["cost_final"] / hours if hours else np.nan)
+
+    def undecayed_at(self, cell: str, seed: int, resource: Resource, spent: float) -> float:
+        """How high a run's learning rate still goes, over its peak, when it has spent so much."""
+        at = self._spent(cell, seed, resource)
+        known = np.isfinite(at)
+        return float(np.interp(spent, at[known], self.courses[cell, seed].points.undecayed[known]))
 
     @cached_property
-    def _points(self) -> dict[tuple[str, int], dict[str, np.ndarray]]:
-        """By run, the measured losses and what was spent when they were measured."""
-        found: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-        columns = ["tokens", "model_flops", "device_hours", "loss", "validation_loss"]
+    def courses(self) -> dict[tuple[str, int], Course]:
+        """By run that ended, what is kept of its steps."""
+        found: dict[tuple[str, int], Course] = {}
+        columns = ["step", *SPENT, "loss", "validation_loss", "learning_rate", "step_seconds"]
         for (cell, seed), table in steps_by_run(self.tables, columns):
-            if cell not in self.cells or seed not in self.cells[cell].runs.index:
+            if cell not in self.cells or seed not in {*self.cells[cell].runs.index, *self.cells[cell].diverged}:
                 continue
             steps = {name: floats(table, name) for name in columns}
-            spent = {name: steps[name] for name in ("tokens", "model_flops", "device_hours")}
-            if not np.isfinite(self.cells[cell].runs.loc[seed, "training_seconds"]):
-                spent["device_hours"] = np.full_like(spent["device_hours"], np.nan)
-            keep = np.isfinite(steps["validation_loss"])
-            if keep.sum() >= FEWEST:
-                found[cell, seed] = {name: v[keep] for name, v in spent.items()}
-                found[cell, seed]["loss"] = steps["validation_loss"][keep]
-            else:
+            if not np.isfinite(self.training_seconds.get((cell, seed), np.nan)):
+                steps["device_hours"] = np.full_like(steps["device_hours"], np.nan)
+            devices = self.devices.get((cell, seed), np.nan)
+            found[cell, seed] = course = _course(steps, devices)
+            if course.points is not course.finals:
                 self.from_training.add(cell)
-                means = {name: averaged(values, steps["loss"]) for name, values in spent.items()}
-                found[cell, seed] = {name: mean[0] for name, mean in means.items()}
-                found[cell, seed]["loss"] = means["tokens"][1]
         return found
+
+    def seconds_per_token(self, cell: str, seeds: list[int]) -> np.ndarray:
+        """Device-seconds a token of the median step, by seed; NaN where it is not known."""
+        courses = [self.courses.get((cell, seed)) for seed in seeds]
+        return np.array([np.nan if one is None else one.seconds_per_token for one in courses])
+
+    @cached_property
+    def devices(self) -> dict[tuple[str, int], float]:
+        """By run, how many devices it had."""
+        return self._by_run("device_count")
+
+    @cached_property
+    def training_seconds(self) -> dict[tuple[str, int], float]:
+        """By run, how long its steps took; NaN where its log times a part of them."""
+        return self._by_run("training_seconds")
+
+    def _by_run(self, column: str) -> dict[tuple[str, int], float]:
+        runs = zip(self.runs["cell"], self.runs["seed"], strict=True)
+        return dict(zip(runs, self.runs[column].astype(float), strict=True))
+
+
+def _course(steps: dict[str, np.ndarray], devices: float) -> Course:
+    rate = undecayed(steps["step"], steps["learning_rate"])
+    validated = np.isfinite(steps["validation_loss"])
+
+    def chosen(which: np.ndarray, losses: str) -> Points:
+        return Points(steps[losses][which], rate[which], {name: steps[name][which] for name in SPENT})
+
+    if validated.sum() >= FEWEST:
+        finals = points = chosen(validated, "validation_loss")
+    else:
+        late = (steps["step"] > 0.9 * steps["step"][-1]) & np.isfinite(steps["loss"])
+        finals = chosen(validated, "validation_loss") if validated.any() else chosen(late, "loss")
+        rates, losses = averaged(rate, steps["loss"])
+        points = Points(losses, rates, {name: averaged(steps[name], steps["loss"])[0] for name in SPENT})
+    known = bool(np.isfinite(steps["learning_rate"]).any())
+    return Course(points, finals, known, _seconds_per_token(steps, devices))
+
+
+def _seconds_per_token(steps: dict[str, np.ndarray], devices: float) -> float:
+    """Device-seconds a token of the median step. The first tenth of the lines, one at the least, is left out: there
+    programs compile, caches fill and clocks settle."""
+    timed = np.flatnonzero(np.isfinite(steps["step_seconds"]) & np.isfinite(steps["tokens"]))
+    if len(timed) < 2:
+        return np.nan
+    tokens = np.median(np.diff(steps["tokens"][timed]) / np.diff(steps["step"][timed]))
+    steady = timed[max(1, len(timed) // 10) :]
+    return float(np.median(steps["step_seconds"][steady]) * devices / tokens) if tokens > 0 else np.nan
 
 
 def _whole_times(runs: pd.DataFrame) -> pd.DataFrame:
@@ -216,8 +350,13 @@ def _cells(runs: pd.DataFrame) -> Iterator[Cell]:
         def whole(column: str, first: pd.Series = first) -> int | None:
             return int(first[column]) if first[column] == first[column] and first[column] is not None else None
 
+        def same(column: str, of_cell: pd.DataFrame = of_cell) -> str | None:
+            values = of_cell.loc[of_cell["status"] == "completed", column]
+            return str(values.iloc[0]) if values.notna().all() and values.nunique() == 1 else None
+
         yield Cell(
             name=str(name),
+            text=Text(same("tokenizer"), same("data"), same("validation")),
             architecture=first["architecture"],
             precision=first["precision"],
             ablation=first["ablation"] if isinstance(first["ablation"], str) else None,
@@ -236,8 +375,9 @@ def _cells(runs: pd.DataFrame) -> Iterator[Cell]:
 def _numbers(runs: pd.DataFrame) -> pd.DataFrame:
     """The numeric columns, null as NaN, by seed."""
     columns = [
-        "tokens", "flops_per_token", "training_loss", "validation_loss", "training_seconds", "device_count",
-        "device_hours_final", "device_hours_all_in", "cost_final", "cost_all_in",
+        "steps", "tokens", "flops_per_token", "training_loss", "validation_loss", "validation_step",
+        "validation_bits_per_byte", "training_seconds", "device_count", "device_hours_final", "device_hours_all_in",
+        "cost_final", "cost_all_in",
     ]  # fmt: skip
     return runs.set_index("seed")[columns].astype(float)
 

@@ -23,3 +23,8 @@ def cell_label(architecture: str, precision: str, ablation: str | None = None, *
 def words(name: str) -> str:
     """`no_shared_expert` -> `no shared expert`."""
     return name.replace("_", " ")
+
+
+def listed(names: list[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))

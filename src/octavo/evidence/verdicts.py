@@ -21,7 +21,7 @@ from octavo.errors import OctavoError
 from octavo.evidence.comparisons import all_comparisons, estimate
 from octavo.evidence.grid import Grid
 from octavo.evidence.metrics import METRICS
-from octavo.evidence.metrics.base import Expectation, Measurement, Sample
+from octavo.evidence.metrics.base import LEAST_STEPS, Expectation, Measurement, Sample, number_like
 from octavo.evidence.metrics.costs import amount, cost_of_a_seed
 from octavo.experiment.run import Experiment
 from octavo.files import write_json
@@ -168,7 +168,9 @@ def _evaluate(grid: Grid, loaded: LoadedClaim) -> EvaluatedClaim:
 
 def _test(sample: Sample) -> Test | None:
     """What the seeds that can be compared say, and what the runs that diverged say."""
-    found = test(sample.values, sample.relation, sample.margin)
+    found = test(sample.values, sample.relation, sample.margin, sample.bias)
+    if sample.short:
+        return found and Test(1.0, 1.0)
     if found is not None:
         found = Test(max(found.supports, sample.p_at_least), found.refutes)
     if sample.diverged is None:
@@ -184,7 +186,9 @@ def _result(grid: Grid, evaluated: EvaluatedClaim, p_adjusted: float | None, tes
     loaded, measurement = evaluated.loaded, evaluated.measurement
     claim = loaded.claim
     effects = [
-        estimate(sample.values, sample.unit, confidence_for(sample.relation)) if len(sample.values) else None
+        estimate(sample.values, sample.unit, confidence_for(sample.relation), sample.least)
+        if len(sample.values)
+        else None
         for sample in measurement.samples
     ]
     parts = [
@@ -192,7 +196,7 @@ def _result(grid: Grid, evaluated: EvaluatedClaim, p_adjusted: float | None, tes
             label=sample.label,
             effect=effect,
             verdict=verdict_of(one, one and one.p_value),
-            note=sample.diverged.words if sample.diverged else None,
+            note="; ".join(filter(None, (sample.diverged and sample.diverged.words, sample.early))) or None,
         )
         for sample, effect, one in zip(measurement.samples, effects, evaluated.tests, strict=True)
     ]
@@ -202,7 +206,9 @@ def _result(grid: Grid, evaluated: EvaluatedClaim, p_adjusted: float | None, tes
         for label, why in measurement.untested.items()
     ]
     verdict = _claim_verdict(evaluated, p_adjusted)
-    needed = _seeds_needed(measurement, tested) if verdict == "inconclusive" else None
+    reason = _reason(evaluated, effects) if verdict == "inconclusive" else None
+    needed = _seeds_needed(measurement, tested) if verdict == "inconclusive" and reason is None else None
+    alone = _alone(evaluated, p_adjusted, tested) if verdict == "inconclusive" and reason is None else None
     n = min((len(sample.values) for sample in measurement.samples), default=0)
     cells = {cell.name: cell for sample in measurement.samples for cell in sample.cells}
     each = cost_of_a_seed(cells)
@@ -215,8 +221,10 @@ def _result(grid: Grid, evaluated: EvaluatedClaim, p_adjusted: float | None, tes
         source=claim.source,
         needs=claim.needs.strip(),
         verdict=verdict,
-        sentence=_sentence(evaluated, effects, verdict, needed, further, grid.currency),
-        effect=None if verdict == "not testable here" else _headline(evaluated, effects),
+        sentence=_sentence(evaluated, effects, verdict, reason, alone, needed, further, grid.currency),
+        effect=None if verdict == "not testable here" else _headline(evaluated, effects)[0],
+        effect_of=_headline(evaluated, effects)[1],
+        reason=(reason.short if reason else alone),
         expectation=_expectation(claim),
         p_adjusted=p_adjusted,
         seeds_needed=needed,
@@ -238,24 +246,86 @@ def _claim_verdict(evaluated: EvaluatedClaim, p_adjusted: float | None) -> Verdi
     return "inconclusive" if verdict == "supported" and evaluated.measurement.incomplete else verdict
 
 
-def _headline(evaluated: EvaluatedClaim, effects: list[Estimate | None]) -> Estimate | None:
-    """The effect that decides: of the sample that refutes most, or that supports least; the first of an arithmetic."""
+def _headline(evaluated: EvaluatedClaim, effects: list[Estimate | None]) -> tuple[Estimate | None, str | None]:
+    """The effect that decides, and the comparison that it is of: of the sample that refutes most, or that supports
+    least; the first of an arithmetic."""
     if evaluated.measurement.arithmetic:
-        return evaluated.measurement.arithmetic[0][0].effect
+        first = evaluated.measurement.arithmetic[0][0]
+        return first.effect, first.label
+    labels = [sample.label for sample in evaluated.measurement.samples]
     if not effects:
-        return None
+        return None, None
+    whole, at = evaluated.test, 0
+    if whole is not None:
+        refuted = whole.refutes < whole.supports
+        tests = [one for one in evaluated.tests if one is not None]
+        at = int(np.argmin([one.refutes if refuted else -one.supports for one in tests]))
+    return effects[at], labels[at]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a claim is inconclusive where more seeds are not the answer."""
+
+    short: str
+    """For a table."""
+    sentence: str
+
+
+def _reason(evaluated: EvaluatedClaim, effects: list[Estimate | None]) -> Reason | None:
+    measurement, samples = evaluated.measurement, evaluated.measurement.samples
+    if any(effect is not None and effect.n < 2 for effect in effects):
+        return Reason("one seed", "One seed tells nothing of the spread.")
+    if short := [sample for sample in samples if sample.short]:
+        steps = int(min(cell.runs["steps"].min() for sample in short for cell in sample.cells if len(cell.runs)))
+        return Reason(
+            f"runs of {steps} steps", f"Runs of {steps} steps are too short for a verdict, which needs {LEAST_STEPS}."
+        )
+    if any(sample.blocked for sample in samples):
+        return Reason("runs diverged", "Where runs diverge the claim cannot be supported.")
+    if biased := [sample for sample in samples if _leans_with_its_bias(sample)]:
+        early = "; ".join(dict.fromkeys(sample.early or "" for sample in biased))
+        return Reason(
+            "needs a run planned for this length",
+            f"It needs a run planned for this length: {early}, which makes it look worse than such a run would.",
+        )
+    if measurement.incomplete:
+        return Reason(
+            "a comparison is missing", "While a comparison that it is about is missing the claim cannot be supported."
+        )
+    return None
+
+
+def _leans_with_its_bias(sample: Sample) -> bool:
+    """Whether its numbers, taken as they are, lean to the verdict that their bias makes."""
+    if not sample.bias:
+        return False
+    found, plain = (test(sample.values, sample.relation, sample.margin, bias) for bias in (sample.bias, 0))
+    return found is not None and plain is not None and plain.p_value < found.p_value
+
+
+def _alone(evaluated: EvaluatedClaim, p_adjusted: float | None, tested: int) -> str | None:
+    """Where an interval stands clear of the margin and the claim is inconclusive all the same: by which p value."""
     whole = evaluated.test
-    if whole is None:
-        return effects[0]
-    refuted = whole.refutes < whole.supports
-    tests = [one for one in evaluated.tests if one is not None]
-    order = [one.refutes if refuted else -one.supports for one in tests]
-    return effects[int(np.argmin(order))]
+    alone = [verdict_of(one, one and one.p_value) for one in evaluated.tests]
+    supported = whole is not None and whole.supports <= ALPHA
+    if p_adjusted is None or not (supported or "refuted" in alone):
+        return None
+    verdict = "supported" if supported else "refuted"
+    p = min(getattr(one, "supports" if supported else "refutes") for one in evaluated.tests if one is not None)
+    among = [f"{n} {what}" for n, what in ((len(alone), "comparisons"), (tested, "claims")) if n > 1]
+    return f"{verdict} alone (p = {p_words(p)}), not among {' and '.join(among)} (p = {p_words(p_adjusted)})"
+
+
+def p_words(p: float) -> str:
+    """A p value with three significant digits, or as many as it takes to see on which side of ALPHA it is."""
+    digits = 3
+    while (p > ALPHA) != (float(f"{p:.{digits}g}") > ALPHA) and digits < 12:
+        digits += 1
+    return f"{p:.{digits}g}"
 
 
 def _seeds_needed(measurement: Measurement, tested: int) -> int | None:
-    if measurement.incomplete or any(len(sample.values) < 2 or sample.blocked for sample in measurement.samples):
-        return None
     needed = [
         required_seeds(sample.values, sample.relation, sample.margin, claims=max(1, tested))
         for sample in measurement.samples
@@ -279,6 +349,8 @@ def _sentence(
     evaluated: EvaluatedClaim,
     effects: list[Estimate | None],
     verdict: Verdict,
+    reason: Reason | None,
+    alone: str | None,
     needed: int | None,
     cost: float | None,
     currency: str | None,
@@ -295,12 +367,10 @@ def _sentence(
     if measurement.untested:
         closing.append(f"Not tested: {'; '.join(_untested(measurement))}.")
     if verdict == "inconclusive":
-        if any(effect is not None and effect.n < 2 for effect in effects):
-            closing.append("One seed tells nothing of the spread.")
-        elif any(sample.blocked for sample in measurement.samples):
-            closing.append("Where runs diverge the claim cannot be supported.")
-        elif measurement.incomplete:
-            closing.append("While a comparison that it is about is missing the claim cannot be supported.")
+        if alone:
+            closing.append(f"{alone[0].upper()}{alone[1:]}.")
+        if reason:
+            closing.append(reason.sentence)
         elif needed is None:
             closing.append("The mean is so close to the margin that no number of seeds that could be run would tell.")
         else:
@@ -334,10 +404,11 @@ def _interval(effect: Estimate) -> str:
     seeds = f"{effect.n} seed" + "s" * (effect.n != 1)
     if effect.low is None or effect.high is None:
         return seeds
-    digits = 1 if effect.unit.startswith("% of") else 2
-    if effect.unit == "ratio":  # two seeds can give ends that are orders of magnitude apart
-        low, high = (f"{end:.2f}" if 0.01 <= end < 1000 else f"{end:.1e}" for end in (effect.low, effect.high))
+    if effect.unit == "ratio" and (effect.low < 0.01 or effect.high >= 1000):
+        low, high = f"{effect.low:.1e}", f"{effect.high:.1e}"  # two seeds can give ends that are orders apart
+    elif effect.unit.startswith("% of"):
+        low, high = f"{effect.low:.1f}", f"{effect.high:.1f}"
     else:
-        low, high = f"{effect.low:.{digits}f}", f"{effect.high:.{digits}f}"
+        low, high = number_like(effect.low, effect), number_like(effect.high, effect)
     unit = " %" if effect.unit.startswith("%") else ""
     return f"{100 * effect.confidence:.0f} % interval {low} to {high}{unit}, {seeds}".replace("-", "\N{MINUS SIGN}")

@@ -22,22 +22,25 @@ def interval(estimate: Estimate, show=percent) -> str:
     )
 
 
-def listed(names: list[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+PLANNED = "inconclusive: needs a run planned for this length"
 
 
-def loss_sentence(
-    subject: str, other: str, condition: str, estimate: Estimate | None, note: str | None, losses: str = "validation"
-) -> str:
-    """`At equal tokens MoE BF16 ends 0.8 % below dense BF16 (...)`, or that the two cannot be told apart."""
+def loss_sentence(subject: str, other: str, condition: str, one: Comparison) -> str:
+    """`At equal tokens the validation loss of MoE BF16 ends below that of dense BF16: ...`; or that no difference is
+    shown, or that the runs were not made to show it."""
+    estimate = one.loss_difference
     if estimate is None:
-        return f"At {condition} {subject} and {other} cannot be compared{f': {note}' if note else ''}."
+        return f"At {condition} {subject} and {other} cannot be compared{f': {one.note}' if one.note else ''}."
     where = interval(estimate)
+    of = "bits per byte" if one.losses == "bits per byte" else f"{one.losses} loss"
+    if decided(estimate) and estimate.value * one.loss_bias > 0:
+        return f"At {condition} the comparison of {subject} and {other} is {PLANNED} ({one.early}): {where} as read."
+    early = "" if one.ends else f" (read before the end{f': {one.early}' if one.early else ''})"
     if decided(estimate):
         direction = "below" if estimate.value < 0 else "above"
-        return f"At {condition} the {losses} loss of {subject} ends {direction} that of {other}: {where}."
-    return f"At {condition} the {losses} losses of {subject} and {other} cannot be told apart: {where}."
+        verb = "ends" if one.ends else "lies"
+        return f"At {condition} the {of} of {subject} {verb} {direction} that of {other}{early}: {where}."
+    return f"At {condition} no difference between the {of} of {subject} and of {other} is shown{early}: {where}."
 
 
 def ratio_sentence(subject: str, other: str, resource: str, one: Comparison) -> str:
@@ -46,6 +49,9 @@ def ratio_sentence(subject: str, other: str, resource: str, one: Comparison) -> 
         return f"Whether {subject} needs fewer {resource} than {other} for the same loss is not known{_note(one)}."
     ratio = one.resource_ratio
     where = interval(ratio, lambda value: f"{number(value)} times")
+    if decided(ratio, 1.0) and (ratio.value - 1) * one.ratio_bias > 0:
+        early = f" ({one.early})" if one.early else ""
+        return f"Whether {subject} needs fewer {resource} than {other} is {PLANNED}{early}: {where} as read."
     if decided(ratio, 1.0):
         fewer = "fewer" if ratio.value < 1 else "more"
         return f"For the same loss {subject} needs {fewer} {resource} than {other}: {where}."

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from octavo.evidence.comparisons import final_difference
+from octavo.evidence.comparisons import Reading, final_reading, refusal
 from octavo.evidence.grid import Cell, Grid, Pair
 from octavo.evidence.metrics.base import Expectation, Measurement, NoParameters, Phrase, Sample, divergence
+from octavo.evidence.schedule import Bias
 
 
 def accumulation(grid: Grid, parameters: NoParameters, expectation: Expectation) -> Measurement:
@@ -29,11 +30,14 @@ def accumulation(grid: Grid, parameters: NoParameters, expectation: Expectation)
         if cell.precision == "bf16" or cell.baseline not in asked_for or not _sums_alone(cell, grid):
             continue
         pair = Pair("precision", cell, reference[cell.architecture])
-        errors = [(seed, final_difference(pair, seed)) for seed in pair.seeds]
+        why = refusal(grid, pair)
+        readings = {seed: None if why else final_reading(grid, pair, seed) for seed in pair.seeds}
+        errors = [(seed, one and one.difference) for seed, one in readings.items()]
         values = np.array([error for _, error in errors if error is not None])
+        sign, early = _bias(pair, [one for one in readings.values() if one is not None])
         lost = divergence(cell, pair.against)
         if not len(values) and lost is None:
-            untested[cell.label] = "no seed is complete for it and for BF16 on equally many tokens"
+            untested[cell.label] = why or "no seed is complete for it and for BF16 on equally many tokens"
             continue
         for seed, error in errors:
             for column, value in zip(rows, (cell.name, cell.accumulation, seed, error), strict=True):
@@ -44,13 +48,22 @@ def accumulation(grid: Grid, parameters: NoParameters, expectation: Expectation)
                 label=f"{cell.label}, {kept[cell.accumulation]}", values=values, unit="%",
                 relation="above" if cell.accumulation == "fp14" else expectation.relation, margin=expectation.margin,
                 phrase=_with_sums(pair, kept[cell.accumulation]), cells=(cell, pair.against), runs=pair.run_names,
-                diverged=lost,
+                diverged=lost, bias=sign, early=early,
             )
         )  # fmt: skip
     kinds = {sample.relation for sample in samples}
     if len(kinds) < 2:
         return Measurement(missing="complete runs of FP8 with sums in FP32 and in 14 bits, and of BF16")
     return Measurement(samples, untested, incomplete=bool(untested), data=rows)
+
+
+def _bias(pair: Pair, readings: list[Reading]) -> tuple[int, str | None]:
+    """Sign of the bias of final losses, and whose rate was still high, in words."""
+    bias = Bias(*np.mean([one.undecayed for one in readings], axis=0)) if readings else Bias(0.0, 0.0)
+    if not bias.sign:
+        return 0, None
+    cell, rate = (pair.cell, bias.cell) if bias.sign > 0 else (pair.against, bias.against)
+    return bias.sign, f"{cell.label} is read with its learning rate at {100 * rate:.0f} % of its peak"
 
 
 def _sums_alone(cell: Cell, grid: Grid) -> bool:

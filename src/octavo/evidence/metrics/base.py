@@ -22,6 +22,10 @@ Phrase = Callable[[Estimate], str]
 """Words for what was measured; the interval is added to them."""
 
 
+LEAST_STEPS = 100
+"""Runs of fewer steps decide nothing about training: their losses are those of its first moments."""
+
+
 @dataclass(frozen=True)
 class Divergence:
     """Runs of a comparison that diverged: they have no loss, and no loss is worse than any."""
@@ -49,6 +53,19 @@ class Sample:
     p_at_least: float = 0.0
     """A further test (a permutation's, say) must support the claim too: its p value."""
     diverged: Divergence | None = None
+    bias: int = 0
+    """Sign of a systematic error of `values` (`octavo.evidence.schedule`)."""
+    early: str | None = None
+    """Who was read too early, where there is a bias, in words."""
+    least: float | None = None
+    """Below which no value can be, on the scale of `values`."""
+    of_losses: bool = True
+    """Whether it needs runs of some length, as everything that training brings forth does."""
+
+    @property
+    def short(self) -> bool:
+        """Whether runs are shorter than a verdict needs."""
+        return self.of_losses and any((cell.runs["steps"] < LEAST_STEPS).any() for cell in self.cells)
 
     @property
     def blocked(self) -> bool:
@@ -97,6 +114,19 @@ class Metric:
 
 class NoParameters(Section):
     """A metric without keys in a claim file."""
+
+
+def times(effect: Estimate) -> str:
+    """A ratio with digits enough to see a difference from 1 and the width of its interval."""
+    return number_like(effect.value, effect)
+
+
+def number_like(value: float, effect: Estimate) -> str:
+    """A value of an effect or of its interval, two decimals or as many as its interval needs."""
+    width = abs(effect.high - effect.low) if effect.low is not None and effect.high is not None else 0.0
+    scale = width or (abs(effect.value - 1) if effect.unit == "ratio" else abs(effect.value))
+    decimals = 2 if scale == 0 else int(np.clip(np.ceil(-np.log10(scale)), 2, 6))
+    return f"{value:.{decimals}f}"
 
 
 def divergence(cell: Cell, against: Cell) -> Divergence | None:

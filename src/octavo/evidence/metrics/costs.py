@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from octavo.evidence.grid import Cell, Grid
-from octavo.evidence.metrics.base import Expectation, Measurement, NoParameters, Sample
+from octavo.evidence.metrics.base import Expectation, Measurement, NoParameters, Sample, times
 from octavo.records import Estimate
 
 
@@ -39,7 +39,7 @@ def all_in_cost(grid: Grid, parameters: NoParameters, expectation: Expectation) 
 
     def phrase(effect: Estimate) -> str:
         return (
-            f"all that was run cost {effect.value:.2f} times the final runs of the grid, "
+            f"all that was run cost {times(effect)} times the final runs of the grid, "
             f"{amount(total)} against {amount(alone)} {unit}"
         )
 
@@ -54,7 +54,7 @@ def all_in_cost(grid: Grid, parameters: NoParameters, expectation: Expectation) 
     sample = Sample(
         label="this experiment", values=ratios, unit="ratio", relation=expectation.relation,
         margin=float(np.log(expectation.margin)), phrase=phrase, cells=tuple(grid.cells.values()),
-        runs=[f"{cell}/seed-{seed}" for cell, seed in sorted(known)],
+        runs=[f"{cell}/seed-{seed}" for cell, seed in sorted(known)], least=0.0, of_losses=False,
     )  # fmt: skip
     return Measurement(
         [sample], data={"part": list(parts), "amount": list(parts.values()), "unit": [unit] * len(parts)}

@@ -107,6 +107,11 @@ def _losses_of_arms(arms: list[Cell], seeds: list[int]) -> tuple[np.ndarray, str
     tokens = np.array([one["tokens"].to_numpy() for one in runs])
     if not (np.abs(tokens / tokens[0] - 1) <= EQUAL).all():
         return np.empty((0, 0)), "its runs are not all on equally many tokens, or do not say on how many"
+    if any(Pair("ablation", arm, arms[0]).unlike for arm in arms[1:]):
+        return np.empty((0, 0)), "its runs are on different text or tokens"
+    at = np.array([(one["validation_step"] / one["steps"]).to_numpy() for one in runs])
+    if np.isfinite(at).all() and not (np.abs(at - at[0]) <= EQUAL).all():
+        return np.empty((0, 0)), "its runs were not last validated after equally many tokens"
     for column in ("validation_loss", "training_loss"):
         losses = np.array([one[column].to_numpy() for one in runs])
         if np.isfinite(losses).all():

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from octavo.configuration import Section
-from octavo.evidence.comparisons import AXES, paired, words
+from octavo.evidence.comparisons import (
+    AXES,
+    NO_COMMON_POINT,
+    Paired,
+    biased_words,
+    paired,
+    read_early,
+    refusal,
+    words,
+)
 from octavo.evidence.grid import Cell, Grid, Kind, Pair
-from octavo.evidence.metrics.base import Expectation, Measurement, Phrase, Sample, divergence
+from octavo.evidence.metrics.base import Expectation, Measurement, Phrase, Sample, divergence, number_like, times
 from octavo.records import Axis, Estimate
 
 
@@ -73,12 +82,12 @@ def _samples_of_pairs(
     parameters: Pairs,
     expectation: Expectation,
     unit: str,
-    values: Callable[[Pair], np.ndarray | None],
-    phrase: Callable[[Pair], Phrase],
+    measure: Callable[[Pair], Measured | str],
     *,
     timed: bool = False,
+    of_losses: bool = True,
 ) -> Measurement:
-    """A sample for each pair asked for; `values` are None where the runs do not say what it takes."""
+    """A sample for each pair asked for; `measure` says why where the runs do not say what it takes."""
     samples: list[Sample] = []
     untested: dict[str, str] = {}
     incomplete = False
@@ -89,24 +98,24 @@ def _samples_of_pairs(
             apart = "are not known" if mismatch is None else f"are {100 * mismatch:.0f} % apart"
             untested[label] = f"its {words(equal)} {apart}"
             continue
-        lost = divergence(pair.cell, pair.against)
-        measured = values(pair) if pair.seeds else np.empty(0)
-        why = None
+        lost = divergence(pair.cell, pair.against) if of_losses else None
+        seeds = pair.seeds if of_losses else pair.ended
+        measured = measure(pair) if seeds else Measured(np.empty(0), _no_words)
+        why = measured if isinstance(measured, str) else None
         if timed and pair.emulated:
             why = "its FP8 is emulated on this device, so its times say nothing about FP8"
-        elif not pair.seeds and lost is None:
+        elif not seeds and lost is None:
             why, incomplete = "no seed is complete for both cells", True
-        elif measured is None or np.isnan(measured).any():
-            why = "the runs do not say what the comparison needs, or their curves do not meet"
-        if why is not None or measured is None:
+        if why is not None or isinstance(measured, str):
             untested[label] = f"{why}; {lost.words}" if lost else str(why)
             incomplete |= lost is not None
             continue
         samples.append(
             Sample(
-                label=label, values=measured, unit=unit, relation=expectation.relation,
+                label=label, values=measured.values, unit=unit, relation=expectation.relation,
                 margin=float(np.log(expectation.margin)) if unit == "ratio" else expectation.margin,
-                phrase=phrase(pair), cells=(pair.cell, pair.against), runs=pair.run_names, diverged=lost,
+                phrase=measured.phrase, cells=(pair.cell, pair.against), runs=pair.names_of(seeds), diverged=lost,
+                bias=measured.bias, early=measured.early, of_losses=of_losses,
             )
         )  # fmt: skip
     return Measurement(
@@ -118,65 +127,87 @@ def _samples_of_pairs(
     )
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a pair shows: a number a seed, and its words."""
+
+    values: np.ndarray
+    phrase: Phrase
+    bias: int = 0
+    early: str | None = None
+
+
+def _no_words(effect: Estimate) -> str:
+    raise AssertionError(f"no seed was measured, and yet there is {effect}")
+
+
+NOT_SAID = "the runs do not say what the comparison needs, or their curves do not meet"
+
+
 def loss_difference(grid: Grid, parameters: Pairs, expectation: Expectation) -> Measurement:
     """How far a cell's loss is from another's at the end of the range that both cover on an axis, %."""
 
-    def values(pair: Pair) -> np.ndarray | None:
+    def measure(pair: Pair) -> Measured | str:
         found = paired(grid, pair, AXES[parameters.axis])
-        return None if found is None else found.loss
+        if found is None:
+            return refusal(grid, pair) or NOT_SAID
+        if np.isnan(found.loss).any():
+            return NO_COMMON_POINT
+        early = "; ".join(read_early(grid, pair, found))
+        return Measured(found.loss, _ends(pair, found, early), found.loss_bias.sign, early)
 
     timed = parameters.axis in ("device_hours", "cost")
-    return _samples_of_pairs(grid, parameters, expectation, "%", values, _ends, timed=timed)
+    return _samples_of_pairs(grid, parameters, expectation, "%", measure, timed=timed)
 
 
-def _ends(pair: Pair) -> Phrase:
+def _ends(pair: Pair, found: Paired, early: str) -> Phrase:
     def phrase(effect: Estimate) -> str:
-        way = "above" if effect.value > 0 else "below"
-        return f"{pair.cell.label} ends {abs(effect.value):.2f} % {way} the loss of {pair.against.label}"
+        in_bits = found.losses == "bits per byte"
+        away = f"{number_like(abs(effect.value), effect)} % {'above' if effect.value > 0 else 'below'}"
+        verb = "ends" if found.ends else "is"
+        said = f"{pair.cell.label} {verb} {away} the {'bits per byte' if in_bits else 'loss'} of {pair.against.label}"
+        where = early or f"after {100 * min(found.share):.0f} % of the runs"
+        return said if found.ends else f"{said} where the two can be compared ({where})"
 
     return phrase
 
 
 def resource_ratio(grid: Grid, parameters: Pairs, expectation: Expectation) -> Measurement:
     """What a cell spends for the same loss, over what another spends."""
+    spent = words(parameters.axis)
 
-    def values(pair: Pair) -> np.ndarray | None:
+    def measure(pair: Pair) -> Measured | str:
         found = paired(grid, pair, AXES[parameters.axis])
-        return None if found is None else found.ratio
+        if found is None or np.isnan(found.ratio).any():
+            return refusal(grid, pair) or NOT_SAID
 
-    def phrase(pair: Pair) -> Phrase:
-        spent = words(parameters.axis)
-        return lambda effect: (
-            f"{pair.cell.label} needs {effect.value:.2f} times the {spent} of {pair.against.label} for the same loss"
-        )
+        def phrase(effect: Estimate) -> str:
+            return (
+                f"{pair.cell.label} needs {times(effect)} times the {spent} of {pair.against.label} for the same loss"
+            )
+
+        bias = found.ratio_bias
+        return Measured(found.ratio, phrase, bias.sign, biased_words(grid, pair, bias) if bias.sign else None)
 
     timed = parameters.axis in ("device_hours", "cost")
-    return _samples_of_pairs(grid, parameters, expectation, "ratio", values, phrase, timed=timed)
+    return _samples_of_pairs(grid, parameters, expectation, "ratio", measure, timed=timed)
 
 
 def time_per_token(grid: Grid, parameters: Pairs, expectation: Expectation) -> Measurement:
-    """Device-seconds of training steps per token, over another cell's."""
+    """Device-seconds of the median training step per token, over another cell's. That a run diverged says nothing of
+    its speed, so the steps that it made count."""
 
-    def values(pair: Pair) -> np.ndarray | None:
-        times = [
-            one.runs.loc[pair.seeds, "training_seconds"]
-            * one.runs.loc[pair.seeds, "device_count"]
-            / one.runs.loc[pair.seeds, "tokens"]
-            for one in (pair.cell, pair.against)
-        ]
-        known = all((time > 0).all() for time in times)
-        return np.log(times[0].to_numpy() / times[1].to_numpy()) if known else None
+    def measure(pair: Pair) -> Measured | str:
+        one, other = (grid.seconds_per_token(cell.name, pair.ended) for cell in (pair.cell, pair.against))
+        if not ((one > 0) & (other > 0)).all():
+            return NOT_SAID
 
-    def phrase(pair: Pair) -> Phrase:
-        return lambda effect: (
-            f"a training step of {pair.cell.label} takes {effect.value:.2f} times as long per token as one of "
-            f"{pair.against.label}"
-        )
+        def phrase(effect: Estimate) -> str:
+            return (
+                f"a training step of {pair.cell.label} takes {times(effect)} times as long per token as one of "
+                f"{pair.against.label}"
+            )
 
-    measurement = _samples_of_pairs(grid, parameters, expectation, "ratio", values, phrase, timed=True)
-    # that a run diverges says nothing of its speed, whichever way the claim goes
-    return replace(measurement, samples=[_of_no_loss(sample) for sample in measurement.samples])
+        return Measured(np.log(one / other), phrase)
 
-
-def _of_no_loss(sample: Sample) -> Sample:
-    return replace(sample, diverged=sample.diverged and replace(sample.diverged, p_worse=1.0))
+    return _samples_of_pairs(grid, parameters, expectation, "ratio", measure, timed=True, of_losses=False)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from octavo.evidence.cells import SIZES, summary
+from octavo.evidence.names import listed
+from octavo.evidence.verdicts import p_words
 from octavo.records import ClaimResult, Comparison
 from octavo.report.charts import Chart, Curves
 from octavo.report.document import Block, Picture, Section, Table, Text
 from octavo.report.inputs import Inputs
 from octavo.report.sections.phrases import capitalised, comparison_key, effect_words, filled, loss_words, mean_words
-from octavo.report.sentences import listed
 from octavo.report.style import count, money, number
 
 EMULATED = (
@@ -21,6 +22,7 @@ def answer(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     """Page one: who is ahead, the loss curves, the grid's table and the verdicts."""
     compared = headline(inputs)
     said = [loss_words(inputs, one) for one in compared]
+    said += diverged_runs(inputs) + unknown_text(compared)
     if inputs.seeds == 1 and not inputs.ablation:
         said.append("One seed decides nothing: every verdict that rests on runs is inconclusive.")
     nothing = "There are no two cells here that differ in one thing: nothing is compared."
@@ -43,6 +45,27 @@ def answer(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     blocks.append(grid_table(inputs))
     blocks.append(verdict_table(inputs.claims.claims))
     return Section("The answer", blocks)
+
+
+def diverged_runs(inputs: Inputs) -> list[str]:
+    """A sentence that names the runs that diverged, if any."""
+    told = []
+    for cell, own in inputs.runs.groupby("cell", sort=False):
+        lost = int((own["status"] == "diverged").sum())
+        if lost:
+            told.append(f"{lost} of {len(own)} runs of {inputs.label(str(cell))}")
+    return [f"Diverged, without a loss at the end: {listed(told)}."] if told else []
+
+
+def unknown_text(compared: list[Comparison]) -> list[str]:
+    """A sentence about what is not known to be the same for the losses that are compared, if anything."""
+    unknown = [one.unlike for one in compared if one.unlike]
+    most = max(unknown, key=len, default=None)
+    return (
+        [f"The runs do not say whether they are of the same {most}: if not, their losses cannot be compared."]
+        if most
+        else []
+    )
 
 
 def headline(inputs: Inputs) -> list[Comparison]:
@@ -92,10 +115,29 @@ def grid_table(inputs: Inputs) -> Table:
 
 def verdict_table(results: list[ClaimResult]) -> Table:
     """One line per claim."""
-    rows = [[str(claim.number), claim.title, claim.verdict, effect_words(claim.effect)] for claim in results]
-    keys = [["", "", *(f"claims.{claim.number}.{part}" for part in ("verdict", "effect"))] for claim in results]
+    rows = [
+        [
+            str(claim.number),
+            claim.title,
+            claim.verdict + (f": {claim.reason}" if claim.reason else ""),
+            _effect(claim),
+            p_words(claim.p_adjusted) if claim.p_adjusted is not None else "",
+        ]
+        for claim in results
+    ]
+    keys = [
+        ["", "", *(f"claims.{claim.number}.{part}" for part in ("verdict", "effect", "p_adjusted"))]
+        for claim in results
+    ]
     return Table(
-        ["", "claim", "verdict", "effect"], rows, "rlll",
-        "The verdicts; the sentences behind them, sources, and what would decide the open ones: see Claims.",
-        [0.3, 4.4, 1.7, 3.2], small=True, keys=keys,
+            ["", "claim", "verdict", "effect", "p"], rows, "rlllr",
+            "The verdicts; the sentences behind them, sources, and what would decide the open ones: see Claims. "
+            "Intervals are those of the comparison alone; p is adjusted for the other comparisons and claims.",
+            [0.3, 3.6, 2.3, 3.2, 0.8], small=True, keys=keys,
     )  # fmt: skip
+
+
+def _effect(claim: ClaimResult) -> str:
+    """The effect that decides, after the comparison that it is of."""
+    words = effect_words(claim.effect)
+    return f"{claim.effect_of}: {words}" if claim.effect_of and claim.effect else words

@@ -15,7 +15,7 @@ from octavo.report.style import MISSING, number, percent
 def loss_words(inputs: Inputs, one: Comparison) -> str:
     """How the loss of a pair compares at equal tokens, or whatever else is equal, as a sentence."""
     names = inputs.label(one.cell).replace(" (emulated)", ""), inputs.label(one.against).replace(" (emulated)", "")
-    return loss_sentence(*names, axis_name(inputs, one), one.loss_difference, one.note, one.losses)
+    return loss_sentence(*names, axis_name(inputs, one), one)
 
 
 def ratio_words(inputs: Inputs, one: Comparison) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from octavo.evidence.names import PRECISIONS, words
+from octavo.evidence.names import PRECISIONS, listed, words
 from octavo.experiment.config import Optimizer, Training
 from octavo.experiment.run import Experiment
 from octavo.precision.recipes import RECIPES
 from octavo.report.document import Block, Section, Table, Text
 from octavo.report.inputs import Inputs, shared
 from octavo.report.sections.phrases import filled
-from octavo.report.sentences import listed
 from octavo.report.style import MISSING, count, duration, number
 
 SCATTER = 10
