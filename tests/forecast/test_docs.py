@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from octavo.forecast.calibration import gpu_calibration
-from octavo.forecast.fitting import FIXED, PRIORS, SPREAD, fit, plain_layout, plain_training, read_device, rows
-from octavo.forecast.gpu import Setting, step_parts
+from octavo.forecast.fitting import FIXED, PRIORS, SPREAD, fit, rows
+from octavo.forecast.gpu import step_parts
 from octavo.forecast.layouts import Layout, forecast_layout
 from octavo.forecast.memory import GIB, memory
+from octavo.forecast.setting import Setting, plain_layout, plain_training, read_device
 from octavo.forecast.steps import UNSEEN
 from octavo.models.catalogue import read_architecture
 from octavo.precision.config import Precision

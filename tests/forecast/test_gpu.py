@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from octavo.forecast.calibration import Constants, gpu_calibration
-from octavo.forecast.fitting import plain_layout, plain_training, read_device
-from octavo.forecast.gpu import Setting, step_parts
+from octavo.forecast.gpu import step_parts
+from octavo.forecast.setting import Setting, plain_layout, plain_training, read_device
 from octavo.models.architecture import Architecture
 from octavo.models.catalogue import model_names, read_architecture, with_vocabulary
 from octavo.models.flops import flops_per_token

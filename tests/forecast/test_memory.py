@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from octavo.experiment.config import Parallelism, Training
-from octavo.forecast.fitting import plain_training, read_device
 from octavo.forecast.memory import Memory, activation_bytes, fits, memory
+from octavo.forecast.setting import plain_training, read_device
 from octavo.models.architecture import Architecture
 from octavo.precision.config import Precision, RecipeName
 

@@ -23,10 +23,6 @@ from typing import Any, get_args
 import numpy as np
 from scipy.optimize import least_squares
 
-from octavo.configuration import read_section
-from octavo.errors import OctavoError
-from octavo.experiment.cluster import Device
-from octavo.experiment.config import Checkpoints, Evaluation, Optimizer, Parallelism, Training
 from octavo.files import write_text
 from octavo.forecast.calibration import (
     INTERVAL,
@@ -38,7 +34,8 @@ from octavo.forecast.calibration import (
     Sensitivity,
     Width,
 )
-from octavo.forecast.gpu import Setting, step_parts, width
+from octavo.forecast.gpu import step_parts, width
+from octavo.forecast.setting import Setting, plain_layout, plain_training, read_device
 from octavo.layout import configs
 from octavo.models.catalogue import read_architecture
 from octavo.precision.config import Precision
@@ -139,61 +136,6 @@ def _row(record: dict[str, str]) -> Row:
         link_domain=device.link_domain,
     )
     return Row(MODELS[label], setting, float(record["tokens_per_s_per_gpu"]))
-
-
-@cache
-def read_device(name: str) -> Device:
-    """A device of configs/clusters/devices by file name."""
-    folder = configs().clusters / "devices"
-    path = folder / f"{name}.yaml"
-    if not path.exists():
-        there = sorted(other.stem for other in folder.glob("*.yaml"))
-        raise OctavoError(f"there is no device {name!r}", where=folder, expected=f"one of {', '.join(there)}")
-    return read_section(path, Device)
-
-
-def plain_training(global_batch: int, micro_batch: int, sequence_length: int) -> Training:
-    """A training section of which only the batch matters, with the distributed optimizer."""
-    return Training(
-        steps=1,
-        global_batch_size=global_batch,
-        micro_batch_size=micro_batch,
-        sequence_length=sequence_length,
-        optimizer=Optimizer(learning_rate=1e-4, distributed=True),
-        evaluation=Evaluation(interval=1, sequences=1, final_sequences=1),
-        checkpoints=Checkpoints(interval=1),
-    )
-
-
-def plain_layout(devices: int, tensor: int, pipeline: int, context: int, virtual: int, expert: int) -> Parallelism:
-    """A layout of so many devices as the published rows have it: sequence parallelism goes with tensor parallelism,
-    and tokens to other nodes are sent once (the flex dispatcher)."""
-    inner = tensor * pipeline * context
-    if devices % inner:
-        raise OctavoError(
-            f"the layout does not divide the devices: {devices} devices, tensor {tensor} x pipeline {pipeline} x "
-            f"context {context} = {inner}",
-            where="--n-gpus",
-            expected=f"a multiple of {inner}",
-        )
-    data = devices // inner
-    if data * context * tensor % expert:
-        raise OctavoError(
-            f"expert parallelism {expert} does not divide data {data} x context {context} x tensor {tensor} = "
-            f"{data * context * tensor}",
-            where="--ep",
-            expected=f"a divisor of {data * context * tensor}",
-        )
-    return Parallelism(
-        tensor=tensor,
-        pipeline=pipeline,
-        virtual_pipeline=virtual,
-        context=context,
-        expert=expert,
-        data=data,
-        sequence=tensor > 1,
-        dispatcher="flex",
-    )
 
 
 def residual(row: Row, constants: Constants) -> float:

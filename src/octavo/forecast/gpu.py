@@ -13,11 +13,9 @@ Seconds, bytes and FLOPs throughout; "three passes" are forward, gradient of the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from octavo.experiment.cluster import Device
-from octavo.experiment.config import Parallelism, Training
-from octavo.forecast.calibration import Constants, Kind, Width
+from octavo.forecast.calibration import Constants, Width
 from octavo.forecast.communication import (
     all_to_all_bytes,
     context_parallel_bytes,
@@ -26,6 +24,7 @@ from octavo.forecast.communication import (
     shared_parameters,
     tensor_parallel_bytes,
 )
+from octavo.forecast.setting import Setting
 from octavo.models.architecture import Architecture, Experts, GroupedQueryAttention
 from octavo.models.flops import attention_flops
 from octavo.models.parameters import attention_products
@@ -37,39 +36,6 @@ PASSES = 3
 GIGA, TERA = 1e9, 1e12
 REACHED_BANDWIDTH = 0.8
 """Share of the data sheet's memory bandwidth that streaming kernels reach."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a step is forecast for."""
-
-    model: Architecture
-    training: Training
-    layout: Parallelism
-    precision: Precision
-    device: Device
-    link_domain: int
-    """Devices that reach one another over the fast link."""
-
-    @property
-    def kind(self) -> Kind:
-        """Which of the left-out errors is its own."""
-        return "experts" if self.model.experts else "dense"
-
-    @property
-    def tokens(self) -> float:
-        """Of one micro-batch on one device."""
-        return self.training.micro_batch_size * self.training.sequence_length / self.layout.context
-
-    @property
-    def micro_batches(self) -> int:
-        """Per step and replica."""
-        return self.training.global_batch_size // (self.training.micro_batch_size * self.layout.data)
-
-    @property
-    def sequence_split(self) -> int:
-        """Ranks over which norms and residuals are split."""
-        return self.layout.tensor if self.layout.sequence else 1
 
 
 class Rates:

@@ -8,9 +8,8 @@ from typing import Any
 from octavo.errors import OctavoError
 from octavo.experiment.checks import check_layout
 from octavo.experiment.precision_checks import check_recipe
-from octavo.forecast.fitting import plain_layout, plain_training, read_device
-from octavo.forecast.gpu import Setting
 from octavo.forecast.memory import fits, memory
+from octavo.forecast.setting import Setting, plain_layout, plain_training, read_device
 from octavo.forecast.steps import gpu_step
 from octavo.models.catalogue import read_architecture, with_vocabulary
 from octavo.precision.config import Precision, RecipeName

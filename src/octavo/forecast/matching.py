@@ -22,9 +22,12 @@ import yaml
 
 from octavo.errors import OctavoError
 from octavo.files import write_text
+from octavo.forecast.memory import memory
+from octavo.forecast.setting import plain_layout, plain_training, read_device
 from octavo.layout import configs
 from octavo.models.architecture import Architecture, Experts
 from octavo.models.matched import matched_quantity
+from octavo.precision.config import Precision
 
 Axis = Literal["active_parameters", "flops_per_token", "total_parameters", "memory_per_device"]
 AXES: tuple[Axis, ...] = get_args(Axis)
@@ -86,10 +89,6 @@ def quantity(architecture: Architecture, axis: Axis, sequence_length: int) -> fl
     """What is held equal. Memory is that of training on one device, a sequence at a time, in BF16."""
     if axis != "memory_per_device":
         return matched_quantity(architecture, axis, sequence_length)
-    from octavo.forecast.fitting import plain_layout, plain_training, read_device
-    from octavo.forecast.memory import memory
-    from octavo.precision.config import Precision
-
     training, layout = plain_training(1, 1, sequence_length), plain_layout(1, 1, 1, 1, 1, 1)
     return memory(architecture, training, layout, Precision(), read_device("h100")).total
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from octavo.experiment.cluster import Cluster, Device
 from octavo.experiment.run import CellConfig
 from octavo.forecast.calibration import AIM, INTERVAL, GpuCalibration, Kind, cpu_calibration, gpu_calibration
-from octavo.forecast.gpu import Setting, step_parts, width
+from octavo.forecast.gpu import step_parts, width
+from octavo.forecast.setting import Setting
 from octavo.models.flops import flops_per_token
 from octavo.precision.config import Precision
 from octavo.precision.recipes import RECIPES
