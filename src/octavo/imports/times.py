@@ -46,7 +46,7 @@ def _first(at: np.ndarray, logged_from: float) -> float:
     if len(at) == 1:
         return max(first - logged_from + 1, 1) if logged_from < first or first == 0 else 1.0
     values, counts = np.unique(np.diff(at), return_counts=True)
-    interval = values[counts.argmax()]
+    interval = values[counts == counts.max()][-1]  # of two as common the longer: a restart cuts one short
     if first <= interval:
         return max(first, 1.0)
     if logged_from < first:  # losses are logged more often than times

@@ -42,12 +42,6 @@ def read(path: Path, stated: Stated) -> Iterator[Point]:
         try:
             one_record(1 + text.count(_TOKEN), ":::MLLOG")
             event = _event(text)
-            if stated.benchmark is not None and stated.benchmark not in LOSSES:
-                raise OctavoError(
-                    f"the log is of MLPerf's benchmark {stated.benchmark[:60]!r}", where=place,
-                    expected=f"a language model's training: {', '.join(LOSSES)}",
-                    fix="its eval_accuracy is not known to be a loss in nats per token; write a table (csv) instead",
-                )  # fmt: skip
             point = log.take(event, place)
         except (ValueError, OverflowError, RecursionError) as error:
             raise damaged(place, error) from None
@@ -95,7 +89,7 @@ class _Log:
             case "seed":
                 self.stated.seed = _whole(event.value, event.key, least=0)
             case "submission_benchmark":
-                self.stated.benchmark = str(event.value)
+                self.stated.benchmark = _language_model(event.value, place)
             case "submission_division":
                 self.stated.closed = event.value == "closed"
             case "run_start":
@@ -141,6 +135,16 @@ class _Log:
         if rest:
             raise ValueError(f"samples_count {samples} is no multiple of global_batch_size {self.stated.batch_size}")
         return step, float(samples)
+
+
+def _language_model(benchmark: Any, place: str) -> str:
+    if benchmark not in LOSSES:
+        raise OctavoError(
+            f"the log is of MLPerf's benchmark {str(benchmark)[:60]!r}", where=place,
+            expected=f"the training of a language model: {', '.join(LOSSES)}",
+            fix="its eval_accuracy is not known to be a loss in nats per token; write a table (csv) instead",
+        )  # fmt: skip
+    return benchmark
 
 
 def _number(value: Any, name: str) -> float:
