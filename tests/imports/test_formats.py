@@ -284,7 +284,7 @@ kipped iterations:   0 | number of nan iterations:   0 |
     [
         (
             "megatron_log",
-            " iteration 100/ 300 | elapsed time per iteration (ms): 528.9 | learning rate 1.5E-04 | lm loss 7.1E+00 |\n",
+            " iteration 100/ 300 | elapsed time per iteration (ms): 528 | learning rate 1.5E-04 | lm loss 7.1E+00 |\n",
             "Megatron-LM as it was in 2020",
         ),
         ("megatron_log", WRAPPED, "a terminal wrapped"),
