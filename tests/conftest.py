@@ -30,8 +30,9 @@ def repository() -> Path:
 
 @pytest.fixture(autouse=True)
 def _repository_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Configurations are found from wherever a test runs."""
+    """Configurations are found from wherever a test runs. A verb that goes to a checkout leaves the next test here."""
     monkeypatch.setenv("OCTAVO_ROOT", str(REPOSITORY))
+    monkeypatch.chdir(Path.cwd())
 
 
 def pytest_configure() -> None:

@@ -21,12 +21,19 @@ def repository() -> Path:
     if named := os.environ.get("OCTAVO_ROOT"):
         return Path(named).resolve()
     here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "configs" / "experiments").is_dir():
-            return folder
-    raise OctavoError(
-        "this is not a checkout of Octavo", where=here, expected="a folder with configs/experiments", fix="cd into it"
-    )
+    if (found := checkout_of(here)) is None:
+        raise OctavoError(
+            "this is not a checkout of Octavo",
+            where=here,
+            expected="a folder with configs/experiments",
+            fix="cd into it",
+        )
+    return found
+
+
+def checkout_of(path: Path) -> Path | None:
+    """The checkout that an absolute path lies in: the nearest folder, itself or above it, with configs/experiments."""
+    return next((folder for folder in (path, *path.parents) if (folder / "configs" / "experiments").is_dir()), None)
 
 
 @dataclass(frozen=True)

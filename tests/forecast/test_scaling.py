@@ -109,7 +109,7 @@ def test_runs_on_cpus_are_no_measure(nowhere: ExperimentFolder) -> None:
         (["results/h100-node", "--cell", "moe-bf16", "--to", "gpt-oss-120b"], "tokens to carry it to"),
         (["results/h100-node", "--cell", "moe-bf16", "--to", "gpt-6"], "no published run 'gpt-6'"),
         (["results/h100-node", "--cell", "moe-bf16", "--tokens", "1e9", "--gpus", "12"], "cannot hold the layout"),
-        (["foo/h100-node", "--cell", "moe-bf16", "--tokens", "1e9"], "not a results folder: foo/h100-node"),
+        (["foo/h100-node", "--cell", "moe-bf16", "--tokens", "1e9"], "'foo/h100-node' is not an experiment"),
     ],
 )
 def test_what_is_refused(arguments: list[str], words: str) -> None:

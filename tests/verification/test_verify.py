@@ -56,7 +56,7 @@ def test_only_a_run_that_was_stopped_is_said_to_be(folder: ExperimentFolder) -> 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["results/synthetic", "--bundle", "x.zip"], "results/EXPERIMENT has no meaning beside --bundle"),
+        (["results/synthetic", "--bundle", "x.zip"], "EXPERIMENT has no meaning beside --bundle"),
         (["--bundle", "x.zip", "--sample", "3"], "--sample has no meaning beside --bundle"),
         (["results/synthetic", "--check", "--gates", "restart"], "--gates has no meaning beside --check"),
         (["results/synthetic", "--against", "x", "--seed", "2"], "--seed has no meaning beside --against"),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Results = Annotated[Path, typer.Argument(metavar="results/EXPERIMENT", help="The experiment's results folder.")]
+from octavo.commands.named import ExperimentArgument, enter
 
 
 def register(app: typer.Typer) -> None:
@@ -17,23 +16,24 @@ def register(app: typer.Typer) -> None:
     app.command()(reconcile)
 
 
-def status(results: Results, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def status(
+    experiment: ExperimentArgument, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
     """Show which runs are done, running or failed, how far each is, and how long still."""
     from json import dumps
 
     from octavo.accounting.status import as_json, run_statuses
     from octavo.experiment.load import load_experiment
-    from octavo.layout import ExperimentFolder
 
-    experiment = load_experiment(ExperimentFolder(results).name)
+    loaded = load_experiment(enter(experiment).name)
     if json:
-        typer.echo(dumps(as_json(experiment), indent=2))
+        typer.echo(dumps(as_json(loaded), indent=2))
         return
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    runs = run_statuses(experiment)
+    runs = run_statuses(loaded)
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name, right in (("run", False), ("state", False), ("step", True), ("loss", True), ("left", True),
                         ("attempts", True), ("last error", False)):  # fmt: skip
@@ -48,7 +48,7 @@ def status(results: Results, json: Annotated[bool, typer.Option("--json", help="
     typer.echo(f"{done} of {len(runs)} runs done")
 
 
-def reconcile(results: Results) -> None:
+def reconcile(experiment: ExperimentArgument) -> None:
     """Hold every attempt in attempts.parquet against Slurm's accounting; fail where they differ by more than 1 s."""
     from octavo.accounting import slurm
     from octavo.accounting.ledger import trainers_rows
@@ -56,18 +56,17 @@ def reconcile(results: Results) -> None:
     from octavo.errors import OctavoError
     from octavo.experiment.cluster import gives_gpus
     from octavo.experiment.load import load_experiment
-    from octavo.layout import ExperimentFolder
     from octavo.records import read_table
 
-    folder = ExperimentFolder(results)
-    experiment = load_experiment(folder.name)
+    folder = enter(experiment)
+    loaded = load_experiment(folder.name)
     if not slurm.available():
         raise OctavoError("Slurm's accounting cannot be read here", where="sacct", fix="run this on the cluster")
-    attempts = read_table(folder.attempts_table, "attempts", made_by=f"octavo aggregate {results}")
-    kept, word = slurm.kept_rows(experiment), trainers_rows(experiment)
-    gpus = gives_gpus(experiment.cluster, experiment.device)
+    attempts = read_table(folder.attempts_table, "attempts", made_by=f"octavo aggregate {folder.path}")
+    kept, word = slurm.kept_rows(loaded), trainers_rows(loaded)
+    gpus = gives_gpus(loaded.cluster, loaded.device)
     trained = {row["job"]: row["devices"] for row in word if gpus and row["job"]}
-    found = compare(attempts, slurm.query(experiment, word, kept), kept, trained)
+    found = compare(attempts, slurm.query(loaded, word, kept), kept, trained)
     for one in found.differences:
         typer.echo(f"{one.run}  job {one.job}  {one.what}")
     typer.echo(

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from octavo.commands.named import ExperimentArgument, enter
+
 
 class VariantName(StrEnum):
     """Variants of container.def."""
@@ -22,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def show(
-    experiment: Annotated[str, typer.Argument(help="Name of a file in configs/experiments, without .yaml.")],
+    experiment: ExperimentArgument,
     run: Annotated[str, typer.Argument(help="CELL/seed-N, as in the run's path: moe-bf16/seed-1.")],
 ) -> None:
     """Print what would be submitted for a run and what its job would start. Nothing is submitted."""
@@ -37,7 +39,7 @@ def show(
     cell, _, seed = run.partition("/seed-")
     if not seed.isdigit():
         raise OctavoError(f"{run!r} names no run", expected="CELL/seed-N, moe-bf16/seed-1 say")
-    loaded = load_experiment(experiment)
+    loaded = load_experiment(enter(experiment).name)
     config, folder = loaded.run(cell, int(seed)), loaded.folder.run(cell, int(seed))
     profile = read_yaml(repository() / "workflow" / "profiles" / "slurm" / "config.yaml")
     submitted = sbatch_command(loaded, config, int(seed), requeue=bool(profile.get("slurm-requeue")))

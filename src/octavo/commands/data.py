@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
+
+from octavo.commands.named import ExperimentArgument, enter
 
 
 def register(app: typer.Typer) -> None:
@@ -13,7 +13,7 @@ def register(app: typer.Typer) -> None:
 
 
 def data(
-    experiment: Annotated[str, typer.Argument(help="Name of a file in configs/experiments, without .yaml.")],
+    experiment: ExperimentArgument,
 ) -> None:
     """Prepare an experiment's text as Megatron's indexed data sets; check it where it is there already."""
     from rich.console import Console
@@ -22,7 +22,7 @@ def data(
     from octavo.data.prepare import prepare
     from octavo.experiment.load import load_experiment
 
-    asked = load_experiment(experiment)
+    asked = load_experiment(enter(experiment).name)
     text, tokenizer = asked.file.data, asked.file.tokenizer
     console = Console(stderr=True, soft_wrap=True)
     prepare(text, tokenizer, data_set_folder(text, tokenizer), console, asked.place)

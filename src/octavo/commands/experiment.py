@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from octavo.commands.named import ExperimentArgument, enter
+
 
 class SchemaName(StrEnum):
     """Files that have a schema."""
@@ -40,7 +42,7 @@ def schema(of: Annotated[SchemaName, typer.Argument(help="Which kind of file.")]
 
 
 def check(
-    experiment: Annotated[str, typer.Argument(help="Name of a file in configs/experiments, without .yaml.")],
+    experiment: ExperimentArgument,
 ) -> None:
     """Read an experiment with everything it names, check it, see that its local text is there, and list its cells."""
     from octavo.data.documents import source_files
@@ -48,7 +50,7 @@ def check(
     from octavo.experiment.config import PackageSource
     from octavo.experiment.load import load_experiment
 
-    loaded = load_experiment(experiment)
+    loaded = load_experiment(enter(experiment).name)
     for number, source in enumerate(loaded.file.data.sources):
         if not isinstance(source, PackageSource):  # packages are fetched when the text is prepared
             with asked_by(loaded.place, "data", "sources", number):

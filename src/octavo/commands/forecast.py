@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from octavo.commands.named import ExperimentArgument, enter
 from octavo.errors import OctavoError
 
 if TYPE_CHECKING:
     from octavo.forecast.matching import Axis
     from octavo.forecast.published import Derived
-    from octavo.layout import ExperimentFolder
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -29,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(
-    results: Annotated[Path, typer.Argument(metavar="results/EXPERIMENT", help="The experiment's results folder.")],
+    experiment: ExperimentArgument,
     as_json: AsJson = False,
 ) -> None:
     """Forecast parameters, memory, speed, device-hours and cost of every cell; stop if it exceeds the budget.
@@ -40,11 +39,11 @@ def plan(
     from octavo.forecast.document import write_plan
     from octavo.forecast.plan import check_budget, plan_frame, plan_record
 
-    folder = _results_folder(results)
-    experiment = load_experiment(folder.name)
-    frame = plan_frame(experiment)
-    check_budget(experiment, frame)
-    record = plan_record(experiment, frame)
+    folder = enter(experiment)
+    loaded = load_experiment(folder.name)
+    frame = plan_frame(loaded)
+    check_budget(loaded, frame)
+    record = plan_record(loaded, frame)
     write_plan(folder, frame, record)
     typer.echo(json.dumps(record, indent=2) if as_json else f"{_plan_text(record)}\n{folder.plan_pdf}")
 
@@ -70,15 +69,6 @@ def _plan_text(record: dict[str, Any]) -> str:
         f"{totals['device_hours_high']:,.4g}), {totals['cost']:,.4g} {record['currency']}"
     )
     return "\n".join([*lines, f"Speed: {record['basis']}"])
-
-
-def _results_folder(path: Path) -> ExperimentFolder:
-    """An OctavoError where the path is not results/<experiment>: its last part would name another experiment."""
-    from octavo.layout import ExperimentFolder
-
-    if path.absolute().parent.name != "results":
-        raise OctavoError(f"not a results folder: {path}", expected="results/<experiment>")
-    return ExperimentFolder(path)
 
 
 def forecast(
@@ -219,7 +209,7 @@ def _match_text(record: dict[str, Any], shape: str) -> str:
 
 
 def scale(
-    results: Annotated[Path, typer.Argument(metavar="results/EXPERIMENT", help="The experiment's results folder.")],
+    experiment: ExperimentArgument,
     cell: Annotated[str, typer.Option(help="A cell of the experiment.")],
     to: Annotated[str | None, typer.Option(help="A published run (configs/published/runs): its tokens, GPUs.")] = None,
     tokens: Annotated[float | None, typer.Option(min=1, help="Tokens to carry it to.")] = None,
@@ -230,7 +220,7 @@ def scale(
     from octavo.experiment.load import load_experiment
     from octavo.forecast.scaling import carry
 
-    folder = _results_folder(results)
+    folder = enter(experiment)
     record = carry(load_experiment(folder.name), folder, cell, published=to, tokens=tokens, gpus=gpus)
     typer.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else _scale_text(record))
 

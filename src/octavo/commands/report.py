@@ -7,12 +7,10 @@ import shutil
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-Results = Annotated[Path, typer.Argument(metavar="results/EXPERIMENT", help="The experiment's results folder.")]
-Ablation = Annotated[str | None, typer.Option(help="Only this ablation's cells and their baselines.")]
+from octavo.commands.named import Ablation, ExperimentArgument, enter
 
 
 def register(app: typer.Typer) -> None:
@@ -21,15 +19,14 @@ def register(app: typer.Typer) -> None:
     app.command()(report)
 
 
-def figures(results: Results, ablation: Ablation = None) -> None:
+def figures(experiment: ExperimentArgument, ablation: Ablation = None) -> None:
     """Draw the figures as PDF, SVG and PNG, with the data of each as CSV beside it."""
     from octavo.files import write_hashes
-    from octavo.layout import ExperimentFolder
     from octavo.report.figures import charts
     from octavo.report.inputs import load_inputs
     from octavo.report.paint import save
 
-    inputs = load_inputs(ExperimentFolder(results), ablation)
+    inputs = load_inputs(enter(experiment), ablation)
     target = inputs.folder.figures
     target.parent.mkdir(parents=True, exist_ok=True)
     # drawn beside their place: a killed process leaves the old figures or the new ones, never some of each
@@ -46,17 +43,16 @@ def figures(results: Results, ablation: Ablation = None) -> None:
     typer.echo(target)
 
 
-def report(results: Results, ablation: Ablation = None) -> None:
+def report(experiment: ExperimentArgument, ablation: Ablation = None) -> None:
     """Typeset report.pdf and write report.html."""
     from octavo.files import write_hashes
-    from octavo.layout import ExperimentFolder
     from octavo.report.content import document
     from octavo.report.figures import charts
     from octavo.report.html import write_html
     from octavo.report.inputs import load_inputs
     from octavo.report.pdf import write_pdf
 
-    inputs = load_inputs(ExperimentFolder(results), ablation)
+    inputs = load_inputs(enter(experiment), ablation)
     drawn = charts(inputs)
     content = document(inputs, drawn)
     write_html(content, drawn, inputs.styles, inputs.folder.report_html)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from octavo.commands.named import enter_run
 from octavo.errors import OctavoError
 from octavo.layout import ExperimentFolder, RunFolder
 
@@ -41,7 +42,8 @@ def train(
     from octavo.training.journal import finished
     from octavo.training.requirements import check_layout
 
-    folder = RunFolder(run_folder)
+    config = config and config.absolute()
+    folder = RunFolder(enter_run(run_folder))
     run = _resolve(folder, config)
     if finished(folder, run.run_fingerprint, current_manifest(run.data, run.tokenizer)):
         typer.echo(f"complete: {folder.result}")
@@ -51,7 +53,7 @@ def train(
         raise typer.Exit(launch_in_job(experiment, run, folder, ["--config", str(config)] if config else []))
     place = launch.find_place(run.parallelism.world_size)
     if place is None:
-        arguments = ["train", str(run_folder), *(["--config", str(config)] if config else [])]
+        arguments = ["train", str(folder.path), *(["--config", str(config)] if config else [])]
         grace = run.training.checkpoints.grace_seconds
         raise typer.Exit(launch.start_ranks(run.parallelism.world_size, arguments, grace))
     _set_environment(run)

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from octavo.commands.named import ExperimentArgument, enter
 from octavo.errors import OctavoError
 
 if TYPE_CHECKING:
     from octavo.records import VerificationCheck
-
-Results = Annotated[Path, typer.Argument(metavar="results/EXPERIMENT", help="The experiment's results folder.")]
 
 GATES = ("repeatability", "restart", "baseline")
 
@@ -27,8 +26,9 @@ def register(app: typer.Typer) -> None:
 
 def verify(
     context: typer.Context,
-    results: Annotated[
-        Path | None, typer.Argument(metavar="results/EXPERIMENT", help="The experiment's results folder.")
+    experiment: Annotated[
+        Path | None,
+        typer.Argument(metavar="EXPERIMENT", help="laptop, results/laptop or configs/experiments/laptop.yaml."),
     ] = None,
     sample: Annotated[int, typer.Option(min=0, help="Runs to make again per gate; 0: look at the files alone.")] = 1,
     gates: Annotated[str, typer.Option(help="Which: any of repeatability,restart,baseline.")] = ",".join(GATES),
@@ -48,18 +48,15 @@ def verify(
     Writes verification.json. A run made again up to a step is the same run, told to stop there: its schedule is not
     shortened.
     """
-    from octavo.layout import ExperimentFolder
-
     _check_options(context)
     if bundle is not None:
         from octavo.verification.bundle import verify_bundle
 
         _end(verify_bundle(bundle), str(bundle))
-    if results is None:
-        raise OctavoError(
-            "no results are named", where="octavo verify", expected="results/EXPERIMENT, or --bundle FILE"
-        )
-    folder = ExperimentFolder(results)
+    if experiment is None:
+        raise OctavoError("no experiment is named", where="octavo verify", expected="EXPERIMENT, or --bundle FILE")
+    against = against and against.absolute()
+    folder = enter(experiment)
     if against is not None:
         from octavo.verification.reference import compare
 
@@ -67,7 +64,7 @@ def verify(
     if check:
         from octavo.records import VerificationFile, read_record
 
-        found = read_record(folder.verification, VerificationFile, made_by=f"octavo verify {results}")
+        found = read_record(folder.verification, VerificationFile, made_by=f"octavo verify {folder.path}")
         _end(found.checks, str(folder.verification))
     from octavo.verification.verify import verify as verify_results
 
@@ -90,9 +87,9 @@ def _check_options(context: typer.Context) -> None:
         if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
     ]
     for instead in (name for name in ALONE if name in given):
-        allowed = {instead} if instead == "bundle" else {instead, "results"}
+        allowed = {instead} if instead == "bundle" else {instead, "experiment"}
         if others := [name for name in given if name not in allowed]:
-            shown = "results/EXPERIMENT" if others[0] == "results" else f"--{others[0]}"
+            shown = "EXPERIMENT" if others[0] == "experiment" else f"--{others[0]}"
             raise OctavoError(
                 f"{shown} has no meaning beside {ALONE[instead]}", where="octavo verify", fix="leave one of them out"
             )
@@ -106,19 +103,20 @@ def trace(
             "runs.<run>.<column>, attempts.<run>/<attempt>.<column>, steps.<run>/<step>.<column>, plan.<cell>.<column>"
         ),
     ],
-    results: Annotated[Path, typer.Option(help="The experiment's results folder.")] = Path("results/laptop"),
+    results: Annotated[Path, typer.Option(help="The experiment: its name, results folder or YAML file.")] = Path(
+        "laptop"
+    ),
     ablation: Annotated[str | None, typer.Option(help="In the tables and verdicts of this ablation's report.")] = None,
 ) -> None:
     """Follow a number of the report to its runs, attempts, steps, configuration, data, image, lock and commit."""
-    from octavo.layout import ExperimentFolder
     from octavo.verification.trace import trace as follow
 
-    for line in follow(ExperimentFolder(results), number, ablation):
+    for line in follow(enter(results), number, ablation):
         typer.echo(line)
 
 
 def bundle(
-    results: Results,
+    experiment: ExperimentArgument,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Default: results/EXPERIMENT/bundle.zip")
     ] = None,
@@ -127,13 +125,12 @@ def bundle(
     ] = False,
 ) -> None:
     """Pack the runs without checkpoints, and what was made of them, as an RO-Crate that makes the same again."""
-    from octavo.layout import ExperimentFolder
-
-    folder = ExperimentFolder(results)
+    output = output and output.absolute()
+    folder = enter(experiment)
     if reference:
         from octavo.verification.reference import write_reference
 
-        typer.echo(write_reference(folder, output or results.parent / "reference" / folder.name))
+        typer.echo(write_reference(folder, output or folder.path.parent / "reference" / folder.name))
         return
     from octavo.files import atomic_path
     from octavo.verification.bundle import verify_bundle, write_bundle
