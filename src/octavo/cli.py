@@ -46,6 +46,8 @@ def main() -> None:
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         sys.exit(130)
+    except MemoryError:
+        fail(OctavoError("there is not enough memory", fix="close other programs, or use a machine with more of it"))
     except Exception as error:
         if os.environ.get("OCTAVO_TRACEBACK"):
             raise

@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import octavo
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, shown
 from octavo.experiment.config import FileTokenizer
 from octavo.experiment.load import load_experiment
 from octavo.experiment.run import Experiment, data_identifier
@@ -32,6 +32,7 @@ from octavo.layout import ExperimentFolder, RunFolder, data_folder, repository
 from octavo.privacy import leak
 from octavo.records import AttemptRecord, Provenance, VerificationCheck, read_lines, read_record
 from octavo.training.provenance import ALLOWED_ENVIRONMENT
+from octavo.verification.archive import METADATA, TOKENIZER, allowed, described_hashes, unpack
 from octavo.verification.integrity import check_files, scopes
 
 PROFILES = (
@@ -91,13 +92,14 @@ def verify_bundle(archive: Path) -> list[VerificationCheck]:
     """Make tables, verdicts, figures and report again from what is in the archive, and compare them byte for byte."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name) / "bundle"
-        unpack(archive, root)
-        checks = [_check("bundle", problem, "damaged") for problem in _described_files(root)]
-        experiments = [path for path in sorted((root / "results").glob("*")) if (path / "runs.parquet").exists()]
-        if len(experiments) != 1:
-            raise OctavoError("the archive holds no experiment's results", where=archive, expected="an Octavo bundle")
-        for scope, ablation in _reported(ExperimentFolder(experiments[0])):
-            checks += _make_again(root, experiments[0].name, scope.path, ablation)
+        experiment = unpack(archive, root)
+        checks = [
+            _check("bundle", f"{name} is not what {METADATA} describes", "damaged")
+            for name, digest in described_hashes(root).items()
+            if sha256(root / name) != digest
+        ]
+        for scope, ablation in scopes(ExperimentFolder(root / "results" / experiment)):
+            checks += _make_again(root, experiment, scope.path, ablation)
         return checks
 
 
@@ -110,9 +112,7 @@ def _make_again(root: Path, experiment: str, folder: Path, ablation: str | None)
             shutil.rmtree(folder / made) if (folder / made).is_dir() else (folder / made).unlink(missing_ok=True)
         for verb in VERBS:
             _run(verb, root, experiment, ablation)
-        figures = sorted(
-            {f"figures/{path.name}" for path in [*(kept / "figures").iterdir(), *(folder / "figures").iterdir()]}
-        )
+        figures = sorted({f"figures/{path.name}" for path in [*kept.glob("figures/*"), *folder.glob("figures/*")]})
         what = f"{experiment}/{ablation}" if ablation else experiment
         different = [
             made
@@ -129,20 +129,6 @@ def _make_again(root: Path, experiment: str, folder: Path, ablation: str | None)
             yield _check(what, note, "identical")
 
 
-def unpack(archive: Path, target: Path) -> None:
-    """Unpack an archive into an empty folder; nothing in it may name a place outside, or be a link."""
-    try:
-        with zipfile.ZipFile(archive) as packed:
-            for member in packed.infolist():
-                place = PurePosixPath(member.filename)
-                kind = member.external_attr >> 16 & 0o170000
-                if place.is_absolute() or ".." in place.parts or "\\" in member.filename or kind not in (0, 0o100000):
-                    raise OctavoError(f"the archive holds {member.filename!r}, which no bundle does", where=archive)
-            packed.extractall(target)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise OctavoError(f"the archive cannot be read: {error}", where=archive, expected="an Octavo bundle") from error
-
-
 # --- what goes in ---------------------------------------------------------------------------------------------------
 
 
@@ -155,11 +141,17 @@ def _files(experiment: Experiment, folder: ExperimentFolder, root: Path) -> Iter
     wanted += [root / "Snakefile", *(path for path in (root / "workflow").rglob("*"))]
     for part in ("models", "data", "clusters", "claims", "published"):
         wanted += (root / "configs" / part).rglob("*")
-    if isinstance(tokenizer, FileTokenizer):
-        wanted.append(root / tokenizer.path)
     for path in wanted:
-        if path.is_file() and "__pycache__" not in path.parts:
-            yield path.relative_to(root).as_posix(), path
+        if path.is_file() and allowed(name := path.relative_to(root).as_posix()):
+            yield name, path
+    if isinstance(tokenizer, FileTokenizer):
+        if not TOKENIZER.fullmatch(tokenizer.path):
+            raise OctavoError(
+                f"the tokenizer is in {shown(tokenizer.path)}",
+                where=experiment.path,
+                expected="a .json file by its path from the checkout: others find it nowhere else",
+            )
+        yield tokenizer.path, root / tokenizer.path
     made = [
         path
         for scope, _ in _reported(folder)
@@ -217,26 +209,6 @@ def _texts(path: Path) -> Iterator[str]:
         for column in table.columns:
             if pa.types.is_string(column.type):
                 yield "\n".join(str(one) for one in pc.unique(column).to_pylist())
-
-
-def _described_files(root: Path) -> Iterator[str]:
-    """What is not as the crate's metadata says."""
-    import json
-
-    metadata = root / "ro-crate-metadata.json"
-    if not metadata.exists():
-        raise OctavoError("the archive has no ro-crate-metadata.json", where=metadata.name, expected="an Octavo bundle")
-    described = {
-        unquote(one["@id"]): one["sha256"]  # a URI: the + of an ablation's cell is %2B
-        for one in json.loads(metadata.read_text(encoding="utf-8"))["@graph"]
-        if "sha256" in one and "@id" in one
-    }
-    there = {path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()} - {metadata.name}
-    for name in sorted(there | described.keys()):
-        if name not in there:
-            yield f"{name} is missing"
-        elif name not in described or sha256(root / name) != described[name]:
-            yield f"{name} is not what ro-crate-metadata.json describes"
 
 
 # --- the crate ------------------------------------------------------------------------------------------------------
@@ -338,15 +310,56 @@ def _zip(crate: Path, target: Path) -> None:
             packed.writestr(member, path.read_bytes())
 
 
+MOST_SECONDS = 3600
+MOST_MEMORY = 32 << 30
+"""Of addresses, a verb: several times what 10,000 runs of 1,000 steps take."""
+
+OWN_CODE = f"""
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, ({MOST_MEMORY}, {MOST_MEMORY}))
+sys.path.insert(0, sys.argv.pop(1))
+from octavo.cli import main
+main()
+"""
+"""A verb of the very Octavo that runs this, whatever the working directory and the environment have to offer."""
+
+
 def _run(verb: str, root: Path, name: str, ablation: str | None) -> None:
-    """One verb in the unpacked archive, which knows of no other checkout."""
-    command = [sys.executable, "-m", "octavo", verb, f"results/{name}", *(["--ablation", ablation] if ablation else [])]
-    environment = {**os.environ, "OCTAVO_ROOT": str(root)}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise OctavoError(
-            f"octavo {verb} failed in the unpacked archive: {done.stderr.strip()}", where=f"results/{name}"
-        )
+    """One verb on an unpacked archive, by this Octavo's code and templates alone.
+
+    Python is isolated (-I): it looks for modules neither in the working directory nor where environment variables or
+    the user's own folders point to.
+    """
+    source = str(Path(octavo.__file__).resolve().parents[1])
+    verb_and_arguments = [verb, f"results/{name}", *(["--ablation", ablation] if ablation else [])]
+    environment = {key: value for key, value in os.environ.items() if key != "OCTAVO_TRACEBACK"}
+    with subprocess.Popen(
+        [sys.executable, "-I", "-c", OWN_CODE, source, *verb_and_arguments],
+        cwd=root,
+        env={**environment, "OCTAVO_ROOT": str(root)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # to end it with all that it started
+    ) as done:
+        try:
+            said = done.communicate(timeout=MOST_SECONDS)[1].strip().removeprefix("error: ")
+        except subprocess.TimeoutExpired:
+            os.killpg(done.pid, signal.SIGKILL)
+            said = f"it took longer than {MOST_SECONDS:,} s"
+        except BaseException:
+            os.killpg(done.pid, signal.SIGKILL)
+            raise
+    if not done.returncode:
+        return
+    said = said or f"it was ended by {signal.Signals(-done.returncode).name}"
+    raise OctavoError(
+        f"octavo {verb} refuses what is in the archive: {said}",
+        where=f"results/{name}",
+        expected="results that a report can be made of",
+    )
 
 
 def _check(run: str, note: str, status: Any) -> VerificationCheck:
