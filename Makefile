@@ -3,11 +3,12 @@ PYTHON ?= python3
 CORES ?= $(shell nproc)
 VENV := .venv
 BIN := $(VENV)/bin
-# torch's CPU build: 200 MB instead of several GB of CUDA. Where its index cannot be reached, pip's own settings decide.
+# torch's CPU build: 200 MB instead of several GB of CUDA. Where its index cannot be reached, pip's own settings decide;
+# if they give PyPI's build, that needs the packages of requirements-cuda.lock. The lock has the hashes of both builds.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-TORCH := $(shell sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements.lock)
 # compiling all of the packages takes longer than installing them; Python compiles what it imports
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
+LOCKED := $(PIP) --no-deps --require-hashes
 
 .PHONY: help setup report test lint verify clean
 help: ## show this help
@@ -15,13 +16,16 @@ help: ## show this help
 
 setup: $(VENV)/.complete ## make .venv from the pinned lock
 
-$(VENV)/.complete: requirements.lock pyproject.toml setup.py $(wildcard src/octavo/cpu/*.[ch])
+$(VENV)/.complete: requirements.lock requirements-cuda.lock pyproject.toml setup.py $(wildcard src/octavo/cpu/*.[ch])
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"error: Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make setup PYTHON=python3.11") if not (3, 11) <= v <= (3, 13) else None'
 	@echo "Setting up $(VENV) from requirements.lock ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -c 'import torch' 2>/dev/null \
-	  || $(PIP) --retries 0 --timeout 10 --index-url $(TORCH_INDEX) '$(TORCH)' 2>/dev/null || $(PIP) '$(TORCH)'
-	@$(PIP) --no-deps --require-hashes -r requirements.lock
+	@awk '/^[a-z]/ { keep = /^torch==/ } keep' requirements.lock > $(VENV)/torch.lock
+	@$(LOCKED) --retries 0 --timeout 10 --index-url $(TORCH_INDEX) -r $(VENV)/torch.lock 2>/dev/null \
+	  || $(LOCKED) -r $(VENV)/torch.lock
+	@case $$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))') in \
+	  *+cpu) ;; *) $(LOCKED) -r requirements-cuda.lock ;; esac
+	@$(LOCKED) -r requirements.lock
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@# once for all that runs later, also where the environment forbids Python to keep what it compiled
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -W ignore -c 'from octavo.cpu.backend import install; install(); \

@@ -24,7 +24,8 @@ NOT_NEEDED_TO_TRAIN = {
 STAND_INS = {
     "apt-get": 'echo "$@" >> apt.txt',
     # every call on a line, with the requirements that it reads
-    "pip": 'echo "pip $@" >> calls.txt; for file; do case "$file" in *.lock) cat "$file" >> asked.lock ;; esac; done',
+    "pip": 'if [ "$1" = show ]; then echo "Version: $TORCH"; exit; fi; '
+    'echo "pip $@" >> calls.txt; for file; do case "$file" in *.lock) cat "$file" >> asked.lock ;; esac; done',
     "python3": "true",
     "python": "echo .",
     "dpkg-query": "true",
@@ -49,6 +50,11 @@ def variant(request: pytest.FixtureRequest) -> Variant:
 
 @pytest.fixture
 def installed(variant: Variant, tmp_path: Path) -> Installed:
+    return install(variant, tmp_path, torch="2.13.0+cpu")
+
+
+def install(variant: Variant, tmp_path: Path, torch: str) -> Installed:
+    """Run %post where pip finds this build of torch."""
     text = (REPOSITORY / DEFINITION).read_text(encoding="utf-8")
     post = text.partition("%post\n")[2].partition("\n%")[0]
     given = {"variant": variant, "index": "", "find_links": ""}
@@ -61,7 +67,9 @@ def installed(variant: Variant, tmp_path: Path) -> Installed:
     (tmp_path / "opt/octavo").mkdir(parents=True)
     lock = (REPOSITORY / LOCKS[variant]).read_text(encoding="utf-8")
     (tmp_path / "opt/octavo/requirements.lock").write_text(lock, encoding="utf-8")
-    environment = {**os.environ, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    cuda = (REPOSITORY / "requirements-cuda.lock").read_text(encoding="utf-8")
+    (tmp_path / "opt/octavo/requirements-cuda.lock").write_text(cuda, encoding="utf-8")
+    environment = {**os.environ, "TORCH": torch, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
     subprocess.run(["sh", "-c", post], env=environment, cwd=tmp_path, check=True)
     folder = tmp_path / "opt/octavo"
     calls = [line for line in (folder / "calls.txt").read_text().splitlines() if line.startswith("pip install")]
@@ -79,12 +87,28 @@ def test_all_of_the_lock_is_installed_once_but_what_checks_the_code(variant: Var
     assert sorted(installed.hashed) == sorted(entry for entry in locked if entry[0] not in left_out)
 
 
-def test_nothing_is_installed_but_by_hash(variant: Variant, installed: Installed) -> None:
-    """But for Octavo itself, a folder, and torch's CPU build, which is not on PyPI: by the lock's version."""
-    others = {line.split()[-1] for line in installed.calls if "--require-hashes" not in line}
-    torch = {f"torch=={version}" for name, version in installed.hashed if name == "torch"}
-    assert others == {"."} | (torch if variant == "cpu" else set())
+def test_nothing_is_installed_but_by_hash(installed: Installed) -> None:
+    """But for Octavo itself, a folder."""
+    assert {line.split()[-1] for line in installed.calls if "--require-hashes" not in line} == {"."}
     assert all("--no-deps" in line for line in installed.calls)
+
+
+def test_pypis_build_of_torch_gets_what_it_needs_by_hash_too(tmp_path: Path) -> None:
+    """Where the index of torch's CPU builds cannot be reached: the CUDA packages that the CPU's lock leaves out."""
+    cuda = entries((REPOSITORY / "requirements-cuda.lock").read_text(encoding="utf-8"))
+    found = install("cpu", tmp_path, torch="2.13.0")
+    assert set(cuda) < set(found.hashed)
+    assert {"triton", "nvidia-nccl-cu13", "nvidia-cudnn-cu13"} <= {name for name, _ in cuda}
+
+
+def test_the_lock_has_the_hashes_of_both_builds_of_torch() -> None:
+    """PyPI's, which uv resolved, and those of the index of CPU builds."""
+    lock = (REPOSITORY / "requirements.lock").read_text()
+    block = lock.partition("\ntorch==")[2].partition("\nt")[0]
+    written = (REPOSITORY / ".ci" / "torch-cpu.sha256").read_text().split()[::2]
+    assert len(written) == 3, "of CPython 3.11, 3.12 and 3.13"
+    assert all(f"--hash=sha256:{digest}" in block for digest in written)
+    assert block.count("--hash") > len(written)
 
 
 def test_what_compiles_transformer_engine_is_in_the_gpu_images_lock_alone() -> None:

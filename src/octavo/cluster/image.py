@@ -24,6 +24,8 @@ Variant = Literal["gpu", "cpu"]
 
 DEFINITION = Path("container.def")
 LOCKS: dict[Variant, Path] = {"gpu": Path("requirements-gpu.lock"), "cpu": Path("requirements.lock")}
+CUDA_LOCK = Path("requirements-cuda.lock")
+"""What torch needs in the CPU image where only PyPI's build of it can be had."""
 
 BUILD_OPTIONS = "OCTAVO_IMAGE_OPTIONS"
 """Environment variable: further options of `apptainer build`, for sites that cannot reach a registry or PyPI."""
@@ -51,9 +53,9 @@ def read_image(root: Path, variant: Variant) -> Image:
 
 
 def inputs_digest(root: Path, variant: Variant) -> str:
-    """A hash of all that an image is made again for: its definition and its lock."""
-    files = (root / DEFINITION, root / LOCKS[variant])
-    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
+    """A hash of all that an image is made again for: its definition and its locks."""
+    files = [DEFINITION, LOCKS[variant], *([CUDA_LOCK] if variant == "cpu" else [])]
+    return hashlib.sha256("".join(sha256(root / file) for file in files).encode()).hexdigest()
 
 
 def build_image(root: Path, variant: Variant) -> Image:
