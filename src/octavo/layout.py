@@ -187,6 +187,11 @@ class ExperimentFolder:
         return self.path / "sacct.json"
 
     @property
+    def ledger(self) -> Path:
+        """How often the ledger was left provisional (`octavo.records.LedgerState`)."""
+        return self.path / "ledger.json"
+
+    @property
     def claims(self) -> Path:
         """The verdicts."""
         return self.path / "claims.json"
@@ -238,6 +243,10 @@ class ExperimentFolder:
     def ablation(self, name: str) -> ExperimentFolder:
         """The folder of one ablation's report: tables, claims and figures of it and its baseline alone."""
         return ExperimentFolder(self.path / "ablations" / name)
+
+    def ablations(self) -> list[str]:
+        """The ablations that have tables or reports of their own."""
+        return sorted(path.name for path in self.path.glob("ablations/*") if path.is_dir())
 
     def run(self, cell: str, seed: int) -> RunFolder:
         """The folder of one run."""

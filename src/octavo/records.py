@@ -222,6 +222,16 @@ class SlurmBooks(Record):
 
     schema_version: int = SCHEMA_VERSION
     rows: list[SlurmRow]
+    unknown: list[str] = []
+    """Jobs that the trainer ran in and that Slurm had no row of, when it was last asked."""
+
+
+class LedgerState(Record):
+    """`ledger.json`: there where the ledger was ever left provisional."""
+
+    schema_version: int = SCHEMA_VERSION
+    times_provisional: int
+    """How often."""
 
 
 RecordType = TypeVar("RecordType", bound=Record)

@@ -13,11 +13,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 from octavo.accounting import ledger as books
 from octavo.accounting import slurm
 from octavo.accounting.reconcile import reconcile
+from octavo.cli import app
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Slurm
 from octavo.experiment.load import load_experiment
@@ -26,7 +30,16 @@ from octavo.layout import ConfigFolders
 from octavo.records import AttemptRecord, SlurmRow
 from tests.synthetic import write_experiment
 
-RECORDED = (Path(__file__).parent / "sacct.txt").read_text(encoding="utf-8")
+SEPARATOR = "|3f|"
+
+
+def separated(text: str) -> str:
+    """sacct's output with a separator of its own: the first eleven bars of each row; a submit line may hold more."""
+    rows = (line.replace("|", SEPARATOR, len(slurm.FIELDS) - 1) for line in text.split("\n"))
+    return "\n".join(rows)
+
+
+RECORDED = separated((Path(__file__).parent / "sacct.txt").read_text(encoding="utf-8"))
 RUNS = {
     f"rule_train_wildcards_books_{cell}_{seed}": (cell, seed)
     for cell in ("dense-bf16", "moe-bf16")
@@ -39,7 +52,7 @@ Runs = dict[str, tuple[str, int]]
 
 
 def parsed(text: str, runs: Runs = RUNS, jobs: Runs | None = None, work_dir: str = WORK_DIR) -> list[SlurmRow]:
-    return slurm.parse(text, runs, jobs or {}, work_dir, gpus=True)
+    return slurm.parse(text, runs, jobs or {}, work_dir, gpus=True, separator=SEPARATOR)
 
 
 def gpu_seconds(rows: list[SlurmRow]) -> int:
@@ -119,17 +132,42 @@ def test_hours_of_nobody_knows_how_many_devices_are_refused(experiment: Experime
         slurm.join(experiment, [], [row])
 
 
-@pytest.mark.parametrize("break_", ["\n", "\u2028", "\x0b", "\n\n7|x\n"])
-def test_another_jobs_submit_line_of_several_lines_changes_nothing(rows: list[SlurmRow], break_: str) -> None:
-    other = (
-        f"13|1795529270|COMPLETED|5|cpu=1|1795529270|1795529275|node1||/tmp/rec||sbatch --wrap=echo a{break_}echo b\n"
-    )
+FORGED = (
+    "\n14|1795529275|COMPLETED|99999|gres/gpu=64|1795529275|1795629274|node1||/tmp/rec|"
+    "rule_train_wildcards_books_moe-bf16_1|sbatch\n"
+)
+"""Whole rows, as sacct prints them by default, of a run of ours."""
+
+
+@pytest.mark.parametrize("inside", ["\n", "\u2028", "\x0b", "\n\n7|x\n", FORGED, "\n14\n"])
+@pytest.mark.parametrize("field", ["Comment", "SubmitLine"])
+def test_no_comment_and_no_submit_line_forges_a_row(rows: list[SlurmRow], inside: str, field: str) -> None:
+    """Whatever another job of the user's says, in several lines or none."""
+    fields = [
+        "13",
+        "1795529270",
+        "COMPLETED",
+        "5",
+        "cpu=1",
+        "1795529270",
+        "1795529275",
+        "node1",
+        "",
+        "/tmp/rec",
+        "",
+        "sbatch",
+    ]
+    fields[slurm.FIELDS.index(field)] += f"a{inside}b"
+    other = SEPARATOR.join(fields) + "\n"
     assert parsed(other + RECORDED + other) == rows
+    assert parsed(RECORDED + other) == rows
 
 
 def test_what_is_no_row_of_sacct_is_said(rows: list[SlurmRow]) -> None:
-    with pytest.raises(OctavoError, match="not a row of sacct: 'slurm_load"):
-        parsed("slurm_load: something else\n" + RECORDED)
+    for text in ("slurm_load: something else\n" + RECORDED, RECORDED[: len(RECORDED) // 2]):
+        with pytest.raises(OctavoError, match="not a row of sacct: '"):
+            parsed(text)
+    assert parsed("") == []
 
 
 def test_instants_are_utc(rows: list[SlurmRow]) -> None:
@@ -138,7 +176,7 @@ def test_instants_are_utc(rows: list[SlurmRow]) -> None:
 
 
 def test_a_job_that_never_held_devices_is_no_attempt(rows: list[SlurmRow]) -> None:
-    assert RECORDED.count("|PENDING|") == 1
+    assert RECORDED.count(f"{SEPARATOR}PENDING{SEPARATOR}") == 1
     assert not of_run(rows, "moe-bf16", 6)
 
 
@@ -268,9 +306,9 @@ def test_rows_that_slurm_has_forgotten_stay(
 ) -> None:
     monkeypatch.setattr(slurm, "available", lambda: True)
     monkeypatch.setattr(slurm, "query", lambda *_, **__: rows)
-    slurm.slurm_books(experiment, [])
+    slurm.read_accounting(experiment, [])
     monkeypatch.setattr(slurm, "query", lambda *_, **__: rows[3:])
-    assert slurm.slurm_books(experiment, []) == sorted(rows, key=lambda row: (row.start, int(row.job)))
+    assert slurm.read_accounting(experiment, []).rows == sorted(rows, key=lambda row: (row.start, int(row.job)))
 
 
 def test_our_books_reconcile(experiment: Experiment, rows: list[SlurmRow], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,3 +381,157 @@ def test_where_slurm_counts_no_gpus_the_seconds_alone_are_compared(
     found = reconcile(books.attempts_frame(experiment), untracked, [], {})
     assert (found.compared, found.seconds_only, found.differences) == (13, 13, [])
     assert found.slurm_device_hours == pytest.approx(found.device_hours)
+
+
+# --- a sacct that does not answer -----------------------------------------------------------------------------------
+
+
+def write_sacct(folder: Path, body: str) -> Path:
+    """A program `sacct` that notes each call in `calls`; the folder to put on the path."""
+    program = folder / "bin" / "sacct"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\n{body}\n')
+    program.chmod(0o755)
+    return program.parent
+
+
+def calls(folder: Path) -> list[str]:
+    return (folder / "calls").read_text().splitlines()
+
+
+REFUSED = 'echo "sacct: error: Problem talking to the database: Connection refused" >&2; exit 1'
+"""What the real one does where slurmdbd is not there."""
+
+ANSWERS = """
+for one in "$@"; do case "$one" in --delimiter=*) d="${one#--delimiter=}";; esac; done
+sed "s/@/$d/g" rows
+"""
+"""Prints the file `rows`, its fields separated as it was asked to."""
+
+
+@pytest.fixture
+def on_slurm(experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """One attempt of 60 s in job 5, by the trainer's word, on 1 core; sacct is asked without waiting."""
+    monkeypatch.setattr(slurm, "WAITS", (0.0, 0.0))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    start = datetime(2026, 11, 24, tzinfo=UTC)
+    record = AttemptRecord(
+        attempt=1, start=start, end=start + timedelta(seconds=60), host="n", nodes=["n"], device_kind="cpu",
+        device_count=1, exit_reason="completed", first_step=0, last_step=9, slurm_job_id="5", run_fingerprint="x",
+    )  # fmt: skip
+    folder = experiment.folder.run("dense-bf16", 1)
+    folder.path.mkdir(parents=True)
+    folder.attempts.write_text(record.model_dump_json() + "\n")
+    begun = int(start.timestamp()) - 10
+    row = [
+        5, begun - 5, "COMPLETED", 90, "cpu=4,node=1", begun, begun + 90, "node1", "", tmp_path,
+        "rule_train_wildcards_books_dense-bf16_1", "sbatch",
+    ]  # fmt: skip
+    (tmp_path / "rows").write_text("@".join(map(str, row)) + "\n")
+    return experiment
+
+
+def test_a_sacct_that_fails_is_asked_again_and_then_the_ledger_is_provisional(
+    on_slurm: Experiment, tmp_path: Path
+) -> None:
+    """The trainer's 60 s on 1 core stand in for 90 s on 4: said, not silent; the next time is Slurm's again."""
+    write_sacct(tmp_path, REFUSED)
+    frame = books.attempts_frame(on_slurm)
+    assert len(calls(tmp_path)) == 3
+    assert frame["device_hours"].tolist() == [60 / 3600]
+    assert frame["source"].tolist() == ["attempts.jsonl; provisional: sacct was not read"]
+    (reason,) = books.provisional(frame)
+    assert reason.startswith("Slurm's accounting was not read for 1 of 1 attempts")
+    assert not on_slurm.folder.sacct.exists()
+
+    write_sacct(tmp_path, ANSWERS)
+    frame = books.attempts_frame(on_slurm)
+    assert frame["device_hours"].tolist() == [4 * 90 / 3600]
+    assert frame["source"].tolist() == ["sacct"]
+    assert books.provisional(frame) == []
+
+    write_sacct(tmp_path, REFUSED)  # what was read is kept, but there may be more by now
+    frame = books.attempts_frame(on_slurm)
+    assert frame["device_hours"].tolist() == [4 * 90 / 3600]
+    assert frame["source"].tolist() == ["sacct; provisional: sacct was not read"]
+
+
+def test_one_answer_after_a_failure_is_enough(on_slurm: Experiment, tmp_path: Path) -> None:
+    write_sacct(tmp_path, f"if [ $(wc -l < {tmp_path}/calls) = 1 ]; then {REFUSED}; fi\n{ANSWERS}")
+    assert books.attempts_frame(on_slurm)["source"].tolist() == ["sacct"]
+    assert len(calls(tmp_path)) == 2
+
+
+def test_a_slurm_without_accounting_leaves_the_trainers_hours_final(on_slurm: Experiment, tmp_path: Path) -> None:
+    """Slurm says so in so many words (accounting_storage/none); elsewhere it is known to have been asked."""
+    write_sacct(tmp_path, 'echo "Slurm accounting storage is disabled" >&2; exit 1')
+    frame = books.attempts_frame(on_slurm)
+    assert frame["source"].tolist() == ["attempts.jsonl"]
+    assert books.provisional(frame) == []
+    (tmp_path / "bin" / "sacct").unlink()
+    assert books.attempts_frame(on_slurm)["source"].tolist() == ["attempts.jsonl"]
+
+
+def test_hours_of_slurm_jobs_that_were_never_asked_for_are_provisional(on_slurm: Experiment) -> None:
+    """Where there is no sacct, and it was never read where there was one."""
+    frame = books.attempts_frame(on_slurm)
+    assert frame["source"].tolist() == ["attempts.jsonl; provisional: sacct was not read"]
+
+
+def test_rows_that_still_run_are_provisional(experiment: Experiment, rows: list[SlurmRow]) -> None:
+    running = pd.DataFrame(slurm.join(experiment, [], rows))
+    assert (running["state"] == "running").sum() == 1
+    assert books.provisional(running) == ["1 of 14 attempts had not ended: their hours go on"]
+
+
+def test_reconcile_with_nothing_to_compare_says_so_and_fails(on_slurm: Experiment, tmp_path: Path) -> None:
+    """Tables were made, and sacct has no row of any of their jobs."""
+    write_cluster_with_slurm(tmp_path)
+    write_sacct(tmp_path, "true")
+    run = CliRunner().invoke
+    assert run(app, ["aggregate", "results/books"]).exit_code == 0
+    done = run(app, ["reconcile", "results/books"])
+    assert done.exit_code == 1
+    assert "nothing was compared: sacct has no ended job of the 1 attempts in the ledger" in done.stdout
+
+
+WIDE = {"description": "twice as wide", "cells": ["dense-bf16"], "change": {"model.feed_forward_size": 512}}
+
+
+def test_an_ablation_alone_reconciles(on_slurm: Experiment, tmp_path: Path) -> None:
+    """Its table holds its cell and its baseline; a job of another cell is no difference."""
+    write_cluster_with_slurm(tmp_path, ablations={"wide": WIDE})
+    write_sacct(tmp_path, ANSWERS)
+    row = (tmp_path / "rows").read_text()
+    (tmp_path / "rows").write_text(row + row.replace("5@", "6@", 1).replace("dense-bf16", "moe-bf16"))
+    run = CliRunner().invoke
+    done = run(app, ["aggregate", "results/books", "--ablation", "wide"])
+    assert done.exit_code == 0, done.exception
+    assert not on_slurm.folder.attempts_table.exists()
+    done = run(app, ["reconcile", "results/books"])
+    assert done.exit_code == 0, done.stdout
+    assert done.stdout.startswith("1 attempts compared: 0.1000 device-hours in our books, 0.1000 in sacct")  # 4 x 90 s
+
+
+def test_aggregate_and_status_say_that_the_ledger_is_provisional(on_slurm: Experiment, tmp_path: Path) -> None:
+    """And count it: the pipeline makes the tables again when the count has changed."""
+    write_cluster_with_slurm(tmp_path)
+    write_sacct(tmp_path, REFUSED)
+    run = CliRunner().invoke
+    for count in (1, 2):
+        done = run(app, ["aggregate", "results/books"])
+        assert done.exit_code == 0
+        assert "the ledger is provisional: Slurm's accounting was not read for 1 of 1 attempts" in done.stderr
+        assert books.times_provisional(on_slurm.folder) == count
+    assert "the ledger is provisional: Slurm's" in run(app, ["status", "results/books"]).stdout
+    write_sacct(tmp_path, ANSWERS)
+    assert run(app, ["aggregate", "results/books"]).stderr == ""
+    assert books.times_provisional(on_slurm.folder) == 2
+    assert "provisional" not in run(app, ["status", "results/books"]).stdout
+
+
+def write_cluster_with_slurm(root: Path, **changes: Any) -> None:
+    """The experiment's files, with a section slurm in the cluster file."""
+    experiment, cluster = (root / "configs" / f"{name}.yaml" for name in ("experiments/books", "clusters/synthetic"))
+    for path, new in ((experiment, changes), (cluster, {"slurm": {}})):
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | new))

@@ -8,6 +8,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
+from octavo.accounting.ledger import times_provisional
 from octavo.cluster import image as images
 from octavo.cluster import job as jobs
 from octavo.cluster import launch as launches

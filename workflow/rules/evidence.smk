@@ -13,6 +13,8 @@ rule aggregate:
     params:
         arguments=scope_arguments,
         fingerprints=scope_fingerprints,
+        # a ledger that was left provisional is made again: Slurm's accounting may answer now
+        times_provisional=lambda wildcards: times_provisional(ExperimentFolder(Path("results") / wildcards.scope)),
     shell:
         "octavo aggregate {params.arguments} > {log} 2>&1"
 

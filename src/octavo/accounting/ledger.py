@@ -18,15 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from octavo.accounting.money import cost, device_energy_kwh
-from octavo.accounting.slurm import join, slurm_books
+from octavo.accounting.slurm import ATTEMPTS_FILE, PROVISIONAL, with_slurms_hours
 from octavo.experiment.run import Experiment, run_fingerprint
-from octavo.layout import RunFolder
-from octavo.records import TABLE_FIELDS, AttemptRecord, last_line, read_lines
+from octavo.files import write_json
+from octavo.layout import ExperimentFolder, RunFolder
+from octavo.records import TABLE_FIELDS, AttemptRecord, LedgerState, last_line, read_lines, read_record
 
 if TYPE_CHECKING:
     import pandas as pd
-
-ATTEMPTS_FILE = "attempts.jsonl"
 
 
 def attempts_frame(experiment: Experiment) -> pd.DataFrame:
@@ -37,12 +36,43 @@ def attempts_frame(experiment: Experiment) -> pd.DataFrame:
     import pandas as pd
 
     rows = trainers_rows(experiment)
-    if experiment.cluster.slurm and (allocated := slurm_books(experiment, rows)):
-        rows = join(experiment, rows, allocated)
+    if experiment.cluster.slurm:
+        rows = with_slurms_hours(experiment, rows)
     frame = pd.DataFrame(rows, columns=[name for name, _, _ in TABLE_FIELDS["attempts"]])
     for column in ("submit", "start", "end"):
         frame[column] = pd.to_datetime(frame[column], utc=True)
     return frame
+
+
+def provisional(attempts: pd.DataFrame) -> list[str]:
+    """Why the ledger is not final, one sentence each; empty where it is. `attempts` has its rows."""
+    unread = int(attempts["source"].str.endswith(PROVISIONAL).sum())
+    moving = int((attempts["state"] == "running").sum())
+    reasons = []
+    if unread:
+        reasons.append(
+            f"Slurm's accounting was not read for {unread} of {len(attempts)} attempts: their hours are what was known "
+            "before, and attempts that only Slurm knows are missing"
+        )
+    if moving:
+        reasons.append(f"{moving} of {len(attempts)} attempts had not ended: their hours go on")
+    return reasons
+
+
+def note_provisional(folder: ExperimentFolder, attempts: pd.DataFrame) -> None:
+    """Count that the ledger of an experiment or an ablation was left provisional, if it was.
+
+    The pipeline makes the tables again when the count (`times_provisional`) has changed since it made them.
+    """
+    if provisional(attempts):
+        write_json(folder.ledger, LedgerState(times_provisional=times_provisional(folder) + 1).model_dump())
+
+
+def times_provisional(folder: ExperimentFolder) -> int:
+    """How often the ledger was left provisional."""
+    if not folder.ledger.exists():
+        return 0
+    return read_record(folder.ledger, LedgerState, made_by=f"octavo aggregate {folder.path}").times_provisional
 
 
 def trainers_rows(experiment: Experiment) -> list[dict[str, Any]]:

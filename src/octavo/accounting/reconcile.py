@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from octavo.accounting.slurm import EXIT_REASONS, SUBMITTED_DEVICES, TRAINERS_DEVICES
-from octavo.records import SlurmRow
+from octavo.accounting.slurm import EXIT_REASONS, PROVISIONAL, SUBMITTED_DEVICES, TRAINERS_DEVICES
+from octavo.experiment.run import Experiment
+from octavo.layout import ExperimentFolder
+from octavo.records import SlurmRow, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,6 +98,27 @@ def reconcile(
     )
 
 
+def made_tables(experiment: Experiment, folder: ExperimentFolder) -> tuple[pd.DataFrame, set[str]]:
+    """The ledger's rows as tables have them, and the cells that they are of.
+
+    They are those of the whole experiment; where only ablations were aggregated, those of all these together. Raises
+    OctavoError where there is no table at all.
+    """
+    import pandas as pd
+
+    made_by = f"octavo aggregate {folder.path}"
+    names = [name for name in folder.ablations() if folder.ablation(name).attempts_table.exists()]
+    names = [name for name in names if name in experiment.file.ablations]
+    if folder.attempts_table.exists() or not names:
+        whole = read_table(folder.attempts_table, "attempts", made_by=made_by)
+        return whole, {run.cell for run in folder.run_folders()} | set(experiment.cells)
+    parts = [read_table(folder.ablation(name).attempts_table, "attempts", made_by=made_by) for name in names]
+    cells = {cell.cell for name in names for cell in experiment.ablation_cells(name)}
+    # two ablations may share a baseline; an attempt is the same one wherever it stands
+    attempt = ["cell", "seed", "attempt", "job", "submit", "superseded"]
+    return pd.concat(parts).drop_duplicates(attempt), cells
+
+
 def _our_rows(attempts: list[dict[Any, Any]]) -> tuple[dict[Key, _Ours], list[Difference]]:
     """Our books by Slurm's key, and the attempts of jobs that they found no row for."""
     ours: dict[Key, _Ours] = {}
@@ -117,7 +140,11 @@ def _differ(ours: _Ours, row: SlurmRow, trained: dict[str, int]) -> list[str]:
     if abs(ours.seconds - row.elapsed_seconds) > TOLERANCE_SECONDS:
         return [f"{ours.seconds:.0f} s in ours, {row.elapsed_seconds} s in sacct"]
     if row.devices is None:
-        return [] if ours.source in ONLY_SECONDS else [f"{ours.devices} devices in ours, none counted in sacct"]
+        return (
+            []
+            if ours.source.removesuffix(PROVISIONAL) in ONLY_SECONDS
+            else [f"{ours.devices} devices in ours, none counted in sacct"]
+        )
     if ours.devices != row.devices:
         return [f"{ours.devices} devices in ours, {row.devices} in sacct"]
     # whole nodes may be given out for less; less than was trained on cannot be

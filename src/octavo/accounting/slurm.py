@@ -7,6 +7,9 @@ not list gres/gpu a row has no GPUs: they are then those that the trainer found,
 column `source` says so. What has been read is kept in `results/<experiment>/sacct.json`, so that a report can be made
 again where there is no Slurm, and after the site has purged its accounting.
 
+A `sacct` that does not answer is not a Slurm without accounting: it is asked again, and where that fails the rows that
+rest on it are marked PROVISIONAL, because what it would have said is not known.
+
 A row belongs to the run that its job's comment names (`octavo.cluster.job.comment`), among jobs submitted from this
 checkout. Some sites do not store comments, and Slurm stores none before a job ends: the submit line holds it too.
 Failing that, the trainer wrote the number of its job into `attempts.jsonl`.
@@ -16,9 +19,12 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any, get_args
@@ -32,11 +38,19 @@ from octavo.files import write_json
 from octavo.layout import repository
 from octavo.records import ExitReason, SlurmBooks, SlurmRow, read_record
 
+WAITS = (2.0, 10.0)
+"""Seconds before sacct is asked a second and a third time: slurmdbd is restarted in less."""
+
+ANSWER_SECONDS = 300
+"""In which sacct must answer."""
+
+PROVISIONAL = "; provisional: sacct was not read"
+"""What ends the `source` of a row that sacct, asked again, may change."""
+
 FIELDS = (
     "JobIDRaw", "Submit", "State", "ElapsedRaw", "AllocTRES", "Start", "End", "NodeList", "ConsumedEnergyRaw",
     "WorkDir", "Comment", "SubmitLine",
 )  # fmt: skip
-"""SubmitLine is last: it may hold the separator."""
 
 EXIT_REASONS: dict[str, ExitReason] = {
     "BOOT_FAIL": "node_failure",
@@ -53,13 +67,11 @@ EXIT_REASONS: dict[str, ExitReason] = {
 }
 """Slurm's states (`man sacct`, JOB STATE CODES) of a row that has ended, in Octavo's words."""
 
+ATTEMPTS_FILE = "attempts.jsonl"
 SACCT = "sacct"
 TRAINERS_DEVICES = "sacct (GPUs as the trainer found them)"
 SUBMITTED_DEVICES = "sacct (GPUs as they were asked for)"
-"""Sources of a row's hours: all Slurm's, or its seconds alone, where it does not count GPUs."""
-
-ROW = re.compile(r"\d+\|(\d+|Unknown|None)\|[A-Z_]+( by \d+)?\|")
-"""How a row of FIELDS begins; a comment or submit line of some other job of the user's may go on over several lines."""
+"""Sources of a row's hours: the trainer, Slurm, or Slurm for the seconds alone, where it does not count GPUs."""
 
 CLOCK_LAG = timedelta(minutes=5)
 """By which a node's clock may be off from the controller's."""
@@ -71,61 +83,126 @@ ORPHAN = 0
 """The attempt number of a row in which training never began."""
 
 
+class UnansweredError(OctavoError):
+    """Slurm's accounting was asked, more than once, and did not answer."""
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """What is known of Slurm's accounting."""
+
+    rows: list[SlurmRow]
+    """The earliest first."""
+    unknown: frozenset[str]
+    """Jobs that the trainer ran in and that sacct, when it was asked, had no row of."""
+    unanswered: bool
+    """It was asked just now and did not answer: there may be more rows."""
+
+    def covers(self, row: dict[str, Any]) -> bool:
+        """Whether a row of the ledger is all that Slurm has to say of it."""
+        return not self.unanswered and (row["source"] != ATTEMPTS_FILE or row["job"] in self.unknown)
+
+
 def available() -> bool:
-    """Whether this machine can read Slurm's accounting."""
-    if shutil.which("sacct") is None:
-        return False
-    return subprocess.run(["sacct", "--noheader", "--jobs=1"], check=False, capture_output=True).returncode == 0
+    """Whether Slurm's accounting can be asked on this machine."""
+    return shutil.which("sacct") is not None
 
 
-def slurm_books(experiment: Experiment, attempts: list[dict[str, Any]]) -> list[SlurmRow]:
-    """Every row of the experiment's jobs, the earliest first: those kept and, where there is Slurm, those of today.
+def read_accounting(experiment: Experiment, attempts: list[dict[str, Any]]) -> Accounting:
+    """Every row of the experiment's jobs: those kept and, where there is Slurm, those of today.
 
-    `attempts` are the books' rows by the trainer's word. What is read is kept in `sacct.json`. Empty where there is
-    neither.
+    `attempts` are the ledger's rows by the trainer's word. What is read is kept in `sacct.json`.
     """
-    kept = kept_rows(experiment)
+    kept = kept_books(experiment)
     if not available():
-        return kept
-    rows = _ordered({row.key: row for row in [*kept, *query(experiment, attempts, kept)]})
-    if rows != kept:
-        write_json(experiment.folder.sacct, SlurmBooks(rows=rows).model_dump(mode="json"))
-    return rows
+        return Accounting(kept.rows, frozenset(kept.unknown), unanswered=False)
+    try:
+        found = query(experiment, attempts, kept.rows)
+    except UnansweredError:
+        return Accounting(kept.rows, frozenset(kept.unknown), unanswered=True)
+    rows = _ordered({row.key: row for row in [*kept.rows, *found]})
+    unknown = sorted({one["job"] for one in attempts if one["job"]} - {row.job for row in rows})
+    books = SlurmBooks(rows=rows, unknown=unknown)
+    if books != kept:
+        write_json(experiment.folder.sacct, books.model_dump(mode="json"))
+    return Accounting(rows, frozenset(unknown), unanswered=False)
 
 
-def kept_rows(experiment: Experiment) -> list[SlurmRow]:
+def kept_books(experiment: Experiment) -> SlurmBooks:
     """What was read before; empty where nothing was."""
     path = experiment.folder.sacct
     made_by = f"octavo aggregate {experiment.folder.path}, on the cluster"
-    return read_record(path, SlurmBooks, made_by=made_by).rows if path.exists() else []
+    return read_record(path, SlurmBooks, made_by=made_by) if path.exists() else SlurmBooks(rows=[])
+
+
+def with_slurms_hours(experiment: Experiment, attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The ledger's rows with Slurm's hours in place of the trainer's, as far as they are known; what is not is marked.
+
+    `attempts` are the rows by the trainer's word.
+    """
+    accounting = read_accounting(experiment, attempts)
+    rows = join(experiment, attempts, accounting.rows) if accounting.rows else attempts
+    return [
+        one | {"source": one["source"] + PROVISIONAL} if one["job"] and not accounting.covers(one) else one
+        for one in rows
+    ]
 
 
 def query(experiment: Experiment, attempts: list[dict[str, Any]], kept: list[SlurmRow]) -> list[SlurmRow]:
-    """What sacct has now of the experiment's jobs. Raises OctavoError where it fails.
+    """What sacct has now of the experiment's jobs; nothing where Slurm keeps no accounting.
 
-    It is asked for all jobs since the first of `attempts` (the books' rows by the trainer's word) and of `kept` rows.
+    It is asked for all jobs since the first of `attempts` (the ledger's rows by the trainer's word) and of `kept` rows.
+    Raises UnansweredError where it does not answer.
     """
     begun = [*(attempt["start"] for attempt in attempts), *(row.start for row in kept)]
     since = min(begun, default=datetime.now(UTC))
     jobs = {attempt["job"]: (attempt["cell"], attempt["seed"]) for attempt in attempts if attempt["job"]}
-    command = ["sacct", "--duplicates", "--allocations", "--parsable2", "--noheader", "--noconvert"]
     begin = (since - BEFORE).strftime("%Y-%m-%dT%H:%M:%S")
-    asked = subprocess.run(
-        [*command, f"--starttime={begin}", f"--format={','.join(FIELDS)}"],
-        check=False,
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",  # other jobs' submit lines may hold any bytes
-        env={**os.environ, "SLURM_TIME_FORMAT": "%s", "TZ": "UTC"},  # seconds since 1970
-    )
-    if asked.returncode:
-        raise OctavoError(f"sacct failed: {asked.stderr.strip()}", where=" ".join(command))
+    # nobody who writes a comment can know it: no part of one can pass for a field or a row
+    separator = f"|{secrets.token_hex(8)}|"
+    printed = _ask(f"--starttime={begin}", f"--format={','.join(FIELDS)}", f"--delimiter={separator}")
     return parse(
-        asked.stdout,
+        printed,
         runs_by_comment(experiment),
         jobs,
         str(repository()),
         gpus=gives_gpus(experiment.cluster, experiment.device),
+        separator=separator,
+    )
+
+
+def _ask(*arguments: str) -> str:
+    """What sacct prints; empty where Slurm says that it keeps no accounting."""
+    command = ["sacct", "--duplicates", "--allocations", "--parsable2", "--noheader", "--noconvert", *arguments]
+    said = ""
+    for wait in (0.0, *WAITS):
+        time.sleep(wait)
+        try:
+            asked = subprocess.run(
+                command,
+                check=False,
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",  # other jobs' submit lines may hold any bytes
+                timeout=ANSWER_SECONDS,
+                env={**os.environ, "SLURM_TIME_FORMAT": "%s", "TZ": "UTC"},  # seconds since 1970
+            )
+        except subprocess.TimeoutExpired:
+            said = f"no answer in {ANSWER_SECONDS} s"
+            continue
+        except OSError as error:
+            said = str(error.strerror)
+            continue
+        if not asked.returncode:
+            return asked.stdout
+        said = asked.stderr.strip()
+        if "accounting storage is disabled" in said:  # Slurm's words for accounting_storage/none
+            return ""
+    raise UnansweredError(
+        f"sacct failed {len(WAITS) + 1} times: {said}",
+        where="sacct",
+        expected="an answer of Slurm's accounting (slurmdbd)",
+        fix="look with sacct, and give the same command again when it answers",
     )
 
 
@@ -137,16 +214,23 @@ def runs_by_comment(experiment: Experiment) -> dict[str, tuple[str, int]]:
 
 
 def parse(
-    text: str, runs: dict[str, tuple[str, int]], jobs: dict[str, tuple[str, int]], work_dir: str, *, gpus: bool
+    text: str,
+    runs: dict[str, tuple[str, int]],
+    jobs: dict[str, tuple[str, int]],
+    work_dir: str,
+    *,
+    gpus: bool,
+    separator: str,
 ) -> list[SlurmRow]:
     """The rows of sacct's output (FIELDS, times in seconds since 1970) that held devices for a run.
 
     `runs`: job comment -> (cell, seed); `jobs`: the same by job number; `work_dir`: where jobs were submitted;
-    `gpus`: whether the devices are GPUs, and not cores. Raises OctavoError where this is no such output.
+    `gpus`: whether the devices are GPUs, and not cores; `separator`: what stands between fields. Raises OctavoError
+    where this is no such output.
     """
     rows = []
-    for record in _records(text):
-        values = dict(zip(FIELDS, record.split("|", len(FIELDS) - 1), strict=False))
+    for record in _records(text, separator):
+        values = dict(zip(FIELDS, record, strict=True))
         line = values.get("SubmitLine", "")
         named = values.get("Comment") or _submitted_comment(line)
         run = runs.get(named) or jobs.get(values["JobIDRaw"])
@@ -327,20 +411,34 @@ def _counts(tres: str) -> dict[str, int]:
     return {name: int(count) for name, _, count in parts if count.isdigit()}
 
 
-def _records(text: str) -> Iterator[str]:
-    """The rows of sacct's output, those of several lines in one piece."""
-    record = ""
-    for line in text.split("\n"):  # nothing else ends a line: splitlines() knows of a dozen more
-        if ROW.match(line):
-            if record:
-                yield record
-            record = line
-        elif record:
-            record += f"\n{line}"
-        elif line:
-            raise OctavoError(f"not a row of sacct: {line[:200]!r}", where="sacct", expected="|".join(FIELDS))
-    if record:
-        yield record
+def _records(text: str, separator: str) -> Iterator[list[str]]:
+    """The rows of sacct's output, each as its fields.
+
+    A row ends at a newline, and comments and submit lines may hold newlines as well. So rows are told by counting
+    separators: between two rows there is the last field of the one, a newline, and the first of the other, a number.
+    """
+    if not text:
+        return
+    first, *rest = text.removesuffix("\n").split(separator)
+    row = [first]
+    for number, part in enumerate(rest, 1):
+        last_field = number % (len(FIELDS) - 1) == 0
+        if last_field and number < len(rest):
+            last, _, first = part.rpartition("\n")
+            yield _checked([*row, last])
+            row = [first]
+        else:
+            row.append(part)
+    yield _checked(row)
+
+
+def _checked(row: list[str]) -> list[str]:
+    if len(row) == len(FIELDS) and row[0].isdigit() and (row[1].isdigit() or row[1] in ("Unknown", "None")):
+        return row
+    raise OctavoError(
+        f"not a row of sacct: {'|'.join(row)[:200]!r}", where="sacct", expected=", ".join(FIELDS),
+        fix="look whether sacct prints something before its rows",
+    )  # fmt: skip
 
 
 def _ordered(rows: dict[tuple[str, datetime], SlurmRow]) -> list[SlurmRow]:

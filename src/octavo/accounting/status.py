@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Literal
 
-from octavo.accounting.ledger import running
+from octavo.accounting.ledger import provisional, running
 from octavo.accounting.results import contradictions
 from octavo.data.manifest import current_manifest
 from octavo.errors import OctavoError
 from octavo.experiment.run import Experiment, run_fingerprint
-from octavo.layout import RunFolder
-from octavo.records import AttemptRecord, MetricsRecord, Result, read_last_lines, read_lines, read_record
+from octavo.layout import ExperimentFolder, RunFolder
+from octavo.records import AttemptRecord, MetricsRecord, Result, read_last_lines, read_lines, read_record, read_table
 
 State = Literal["done", "diverged", "running", "stopped", "failed", "waiting", "changed", "damaged"]
 """stopped: told to, or killed; goes on from its checkpoint. changed: trained under another configuration or on other
@@ -60,7 +60,17 @@ def as_json(experiment: Experiment) -> dict[str, Any]:
         "schema_version": 1,
         "experiment": experiment.name,
         "runs": [asdict(status) for status in run_statuses(experiment)],
+        "provisional": ledger_status(experiment.folder),
     }
+
+
+def ledger_status(folder: ExperimentFolder) -> list[str]:
+    """Why the ledger in the tables is not final; empty where it is, or where there are no tables yet."""
+    if not folder.attempts_table.exists():
+        return []
+    columns = ["source", "state"]
+    made_by = f"octavo aggregate {folder.path}"
+    return provisional(read_table(folder.attempts_table, "attempts", made_by=made_by, columns=columns))
 
 
 def _status(folder: RunFolder, fingerprint: str, data: str | None, steps: int) -> RunStatus:

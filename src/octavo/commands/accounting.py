@@ -22,7 +22,7 @@ def status(
     """Show which runs are done, running or failed, how far each is, and how long still."""
     from json import dumps
 
-    from octavo.accounting.status import as_json, run_statuses
+    from octavo.accounting.status import as_json, ledger_status, run_statuses
     from octavo.experiment.load import load_experiment
 
     loaded = load_experiment(enter(experiment).name)
@@ -46,27 +46,37 @@ def status(
     Console(highlight=False).print(table)
     done = sum(run.state in ("done", "diverged") for run in runs)
     typer.echo(f"{done} of {len(runs)} runs done")
+    if damaged := sum(run.state == "damaged" for run in runs):
+        typer.echo(f"{damaged} damaged: no tables are made before that is mended")
+    for reason in ledger_status(loaded.folder):
+        typer.echo(f"the ledger is provisional: {reason}")
 
 
 def reconcile(experiment: ExperimentArgument) -> None:
     """Hold every attempt in attempts.parquet against Slurm's accounting; fail where they differ by more than 1 s."""
     from octavo.accounting import slurm
     from octavo.accounting.ledger import trainers_rows
+    from octavo.accounting.reconcile import made_tables
     from octavo.accounting.reconcile import reconcile as compare
     from octavo.errors import OctavoError
     from octavo.experiment.cluster import gives_gpus
     from octavo.experiment.load import load_experiment
-    from octavo.records import read_table
 
     folder = enter(experiment)
     loaded = load_experiment(folder.name)
+    if loaded.cluster.slurm is None:
+        raise OctavoError(
+            "the experiment does not run on Slurm: there are no other hours to compare its ledger with",
+            where=f"configs/clusters/{loaded.file.cluster}.yaml", expected="a section slurm",
+        )  # fmt: skip
     if not slurm.available():
         raise OctavoError("Slurm's accounting cannot be read here", where="sacct", fix="run this on the cluster")
-    attempts = read_table(folder.attempts_table, "attempts", made_by=f"octavo aggregate {folder.path}")
-    kept, word = slurm.kept_rows(loaded), trainers_rows(loaded)
+    attempts, cells = made_tables(loaded, folder)
+    kept, word = slurm.kept_books(loaded).rows, trainers_rows(loaded)
     gpus = gives_gpus(loaded.cluster, loaded.device)
     trained = {row["job"]: row["devices"] for row in word if gpus and row["job"]}
-    found = compare(attempts, slurm.query(loaded, word, kept), kept, trained)
+    rows = [row for row in slurm.query(loaded, word, kept) if row.cell in cells]
+    found = compare(attempts, rows, kept, trained)
     for one in found.differences:
         typer.echo(f"{one.run}  job {one.job}  {one.what}")
     typer.echo(
@@ -80,5 +90,7 @@ def reconcile(experiment: ExperimentArgument) -> None:
             f"of {found.seconds_only} the seconds alone were compared: Slurm counts no GPUs here "
             "(gres/gpu is not in its AccountingStorageTRES)"
         )
-    if found.differences or (found.purged and not found.compared):
+    if not found.compared:
+        typer.echo(f"nothing was compared: sacct has no ended job of the {len(attempts)} attempts in the ledger")
+    if found.differences or not found.compared:
         raise typer.Exit(1)

@@ -15,13 +15,20 @@ def register(app: typer.Typer) -> None:
 
 def aggregate(experiment: ExperimentArgument, ablation: Ablation = None) -> None:
     """Read all runs and attempts into runs.parquet, steps.parquet and attempts.parquet."""
-    from octavo.accounting.ledger import attempts_frame
+    from octavo.accounting.ledger import attempts_frame, note_provisional, provisional
     from octavo.evidence.aggregate import aggregate as write_tables
     from octavo.experiment.load import load_experiment
+    from octavo.records import read_table
 
     folder = enter(experiment)
     loaded = load_experiment(folder.name)
-    typer.echo(write_tables(loaded, folder, attempts_frame(loaded), ablation).runs_table)
+    attempts = attempts_frame(loaded)
+    scope = write_tables(loaded, folder, attempts, ablation)
+    attempts = read_table(scope.attempts_table, "attempts", made_by=f"octavo aggregate {folder.path}")
+    note_provisional(scope, attempts)
+    for reason in provisional(attempts):
+        typer.echo(f"the ledger is provisional: {reason}", err=True)
+    typer.echo(scope.runs_table)
 
 
 def claims(experiment: ExperimentArgument, ablation: Ablation = None) -> None:

@@ -84,8 +84,7 @@ def check_files(experiment: Experiment, folder: ExperimentFolder) -> list[Verifi
 
 def scopes(folder: ExperimentFolder) -> list[tuple[ExperimentFolder, str | None]]:
     """The experiment, and those of its ablations that have tables or reports of their own."""
-    names = sorted(path.name for path in folder.path.glob("ablations/*") if path.is_dir())
-    return [(folder, None), *((folder.ablation(name), name) for name in names)]
+    return [(folder, None), *((folder.ablation(name), name) for name in folder.ablations())]
 
 
 def _unfinished(folder: ExperimentFolder, finished: list[RunFolder]) -> Iterator[RunFolder]:

@@ -65,11 +65,10 @@ def trace(folder: ExperimentFolder, name: str, ablation: str | None = None) -> I
     """The chain of a number, line by line. Raises OctavoError where there is no such number."""
     scope = folder.ablation(ablation) if ablation else folder
     if ablation and not scope.path.is_dir():
-        there = sorted(path.name for path in folder.path.glob("ablations/*"))
         raise OctavoError(
             f"there is no report of the ablation {ablation!r}",
             where=folder.path,
-            expected=f"one of {', '.join(there) or '(there are none)'}",
+            expected=f"one of {', '.join(folder.ablations()) or '(there are none)'}",
             fix=f"make it: snakemake {scope.report_pdf}",
         )
     number = find(folder, scope, name)

@@ -9,7 +9,15 @@ from octavo.records import ClaimResult, Comparison
 from octavo.report.charts import Chart, Curves
 from octavo.report.document import Block, Picture, Section, Table, Text
 from octavo.report.inputs import Inputs
-from octavo.report.sections.phrases import capitalised, comparison_key, effect_words, filled, loss_words, mean_words
+from octavo.report.sections.phrases import (
+    capitalised,
+    comparison_key,
+    effect_words,
+    filled,
+    loss_words,
+    mean_words,
+    provisional_ledger,
+)
 from octavo.report.style import count, money, number
 
 EMULATED = (
@@ -30,6 +38,7 @@ def answer(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     blocks: list[Block] = [Text(" ".join(said) or nothing, "lead", keys)]
     if inputs.emulated:
         blocks.append(Text(EMULATED, "note"))
+    blocks += provisional_ledger(inputs)
     curves = charts.get("loss")
     if isinstance(curves, Curves):
         over = listed([axis.label for axis in curves.panels.values()])

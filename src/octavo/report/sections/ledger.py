@@ -9,7 +9,7 @@ from octavo.experiment.cluster import Cluster, Device
 from octavo.report.charts import Chart
 from octavo.report.document import Block, Picture, Section, Table, Text
 from octavo.report.inputs import Inputs
-from octavo.report.sections.phrases import capitalised
+from octavo.report.sections.phrases import capitalised, provisional_ledger
 from octavo.report.style import MISSING, money, number, percent
 
 
@@ -22,7 +22,7 @@ def ledger(inputs: Inputs, charts: dict[str, Chart]) -> Section:
         return Section("What did it cost?", [])
     final, everything = runs["device_hours_final"].sum(), runs["device_hours_all_in"].sum()
     sources = ", ".join(sorted(set(attempts["source"])))
-    blocks: list[Block] = []
+    blocks: list[Block] = [*provisional_ledger(inputs)]
     if "ledger" in charts:
         blocks.append(
             Picture(

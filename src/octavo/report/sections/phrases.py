@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from octavo.accounting.ledger import provisional
 from octavo.records import Comparison, Estimate
-from octavo.report.document import Table
+from octavo.report.document import Table, Text
 from octavo.report.figures import axis_name
 from octavo.report.inputs import Inputs
 from octavo.report.sentences import loss_sentence, ratio_sentence
@@ -55,6 +56,16 @@ def _quantity(value: float, unit: str) -> str:
     if unit == "ratio":
         return f"× {number(value)}"
     return f"{number(value)} {unit}"
+
+
+def provisional_ledger(inputs: Inputs) -> list[Text]:
+    """A note where hours and money are not final; nothing where they are."""
+    reasons = provisional(inputs.attempts)
+    if not reasons:
+        return []
+    again = f"snakemake {inputs.folder.report_pdf}"
+    said = f"The ledger is provisional: {'; '.join(reasons)}. {again} asks again and makes the report anew."
+    return [Text(said, "note")]
 
 
 def capitalised(text: str) -> str:
