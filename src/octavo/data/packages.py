@@ -163,7 +163,8 @@ def _read(place: str, settings: dict[str, list[str]], most: int) -> bytes:
         return read_bytes(path, most=most)
     content = bytearray()
     verify: str | bool = settings["cert"][0] if "cert" in settings else True
-    proxies = {scheme: settings["proxy"][0] for scheme in ("http", "https")} if "proxy" in settings else None
+    proxy = settings["proxy"][0] if "proxy" in settings else None
+    proxies = {"http": proxy, "https": proxy} if proxy else None
     headers = {"Accept": "text/html, */*"}
     with requests.get(place, stream=True, timeout=SECONDS, verify=verify, proxies=proxies, headers=headers) as page:
         page.raise_for_status()
