@@ -63,6 +63,8 @@ class ImportedCell(LossesOf):
     devices: Positive | None = None
     device_kind: str | None = None
     """`cpu`, or the GPU's name."""
+    bytes_per_token: PositiveFloat | None = None
+    """Mean bytes of the validation text that a token stands for: gives bits per byte, by which other tokens compare."""
     validation_set: Identifier | None = None
     """The validation set to read, of a log with several."""
     runs: Annotated[dict[Seed, str | Annotated[list[str], Field(min_length=1)]], Field(min_length=1)]

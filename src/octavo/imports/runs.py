@@ -348,6 +348,7 @@ def _row(
     hours = float(steps["device_hours"].iloc[-1])
     tokens = steps["tokens"].dropna()
     charged = cost(*price, hours) if price and np.isfinite(hours) else None
+    loss = float(validation["validation_loss"].iloc[-1]) if len(validation) and not lost else None
     return {
         "experiment": experiment,
         "cell": cell.name,
@@ -361,8 +362,11 @@ def _row(
         "steps": last,
         "tokens": int(tokens.iloc[-1]) if len(tokens) else None,
         "training_loss": float(final.mean()) if len(final) and not lost else None,
-        "validation_loss": float(validation["validation_loss"].iloc[-1]) if len(validation) and not lost else None,
-        "validation_step": int(validation["step"].iloc[-1]) if len(validation) and not lost else None,
+        "validation_loss": loss,
+        "validation_step": None if loss is None else int(validation["step"].iloc[-1]),
+        "validation_bits_per_byte": loss / (np.log(2) * cell.bytes_per_token)
+        if loss and cell.bytes_per_token
+        else None,
         "training_seconds": float(steps["_seconds"].sum()) if np.isfinite(timed) else None,
         "timed_steps": int(timed) if np.isfinite(timed) else None,
         "device_kind": cell.device_kind,

@@ -123,10 +123,10 @@ def times(effect: Estimate) -> str:
 
 def number_like(value: float, effect: Estimate) -> str:
     """A value of an effect or of its interval, two decimals or as many as its interval needs."""
-    width = abs(effect.high - effect.low) if effect.low is not None and effect.high is not None else 0.0
-    scale = width or (abs(effect.value - 1) if effect.unit == "ratio" else abs(effect.value))
-    decimals = 2 if scale == 0 else int(np.clip(np.ceil(-np.log10(scale)), 2, 6))
-    return f"{value:.{decimals}f}"
+    away = abs(effect.value - 1) if effect.unit == "ratio" else abs(effect.value)
+    width = effect.high - effect.low if effect.low is not None and effect.high is not None else 0.0
+    scale = max(width, away / 10, 1e-6)
+    return f"{value:.{int(np.clip(np.ceil(-np.log10(scale)), 2, 6))}f}"
 
 
 def divergence(cell: Cell, against: Cell) -> Divergence | None:

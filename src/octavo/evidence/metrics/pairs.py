@@ -11,6 +11,7 @@ import numpy as np
 from octavo.configuration import Section
 from octavo.evidence.comparisons import (
     AXES,
+    EQUAL,
     NO_COMMON_POINT,
     Paired,
     biased_words,
@@ -166,7 +167,8 @@ def _ends(pair: Pair, found: Paired, early: str) -> Phrase:
         away = f"{number_like(abs(effect.value), effect)} % {'above' if effect.value > 0 else 'below'}"
         verb = "ends" if found.ends else "is"
         said = f"{pair.cell.label} {verb} {away} the {'bits per byte' if in_bits else 'loss'} of {pair.against.label}"
-        where = early or f"after {100 * min(found.share):.0f} % of the runs"
+        alike = abs(found.share[1] - found.share[0]) < EQUAL and not found.loss_bias.sign
+        where = f"after {100 * found.share[0]:.0f} % of the runs" if alike else early
         return said if found.ends else f"{said} where the two can be compared ({where})"
 
     return phrase
