@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from octavo.errors import OctavoError
+from octavo.evidence.convergence import convergence, read_reference
 from octavo.evidence.verdicts import write_verdicts
 from octavo.imports.read import read_log
 from octavo.imports.runs import Imported, import_runs, read_imported
@@ -229,6 +230,102 @@ def test_a_csv_with_its_own_names(tmp_path: Path, repository: Path) -> None:
     assert steps["tokens"].tolist() == [100, 200, 300]
     assert steps["loss"].tolist() == [5.0, 4.5, 4.0]
     assert run_of(folder)["validation_loss"] == 4.75
+
+
+# --- times ----------------------------------------------------------------------------------------------------------
+
+
+def timed(step: int, milliseconds: float, loss: float, *, planned: int = 400) -> str:
+    return (
+        f" iteration {step}/{planned} | consumed samples: {step} | elapsed time per iteration (ms): {milliseconds} | "
+        f"lm loss: {loss:.6E} | loss scale: 1.0 | grad norm: 1.000 |\n"
+    )
+
+
+def test_a_log_that_begins_late_has_the_hours_of_its_own_steps(tmp_path: Path, repository: Path) -> None:
+    """Gone on from step 300: 60 s for step 301, then 0.5 s for 99 steps: 109.5 s, of 100 steps of 400."""
+    lines = [timed(301, 60_000, 5.0), *(timed(step, 500, 5 - step / 1000) for step in range(310, 401, 10))]
+    write(tmp_path / "run.log", "".join(lines))
+    cell = {
+        "architecture": "moe", "precision": "bf16", "sequence_length": 4096, "devices": 8, "runs": {1: "run.log"},
+    }  # fmt: skip
+    folder, imported = bring(tmp_path, repository, format="megatron_log", cells=[cell])
+    run = run_of(folder)
+    assert run["training_seconds"] == pytest.approx(109.5)
+    assert run["device_hours_final"] == pytest.approx(109.5 * 8 / 3600)
+    assert (run["timed_steps"], run["steps"]) == (100, 400)
+    assert [blank for blank in imported.blank if blank.startswith("no times of all steps for moe-bf16")]
+    seen = imported.runs[0]
+    assert (seen.first_step, seen.last_step, seen.lines, seen.timed_steps) == (301, 400, 11, 100)
+
+
+def test_runs_without_the_times_of_all_steps_are_not_compared_at_equal_hours(tmp_path: Path, repository: Path) -> None:
+    cells = []
+    for architecture, first, floor in (("dense", 1, 2.0), ("moe", 21, 1.9)):
+        runs = {seed: f"{architecture}-{seed}.log" for seed in (1, 2, 3)}
+        for seed, name in runs.items():
+            losses = ((step, floor + (1 + seed / 100) * 8 / np.sqrt(1 + step)) for step in range(first * 10, 401, 10))
+            write(tmp_path / name, "".join(timed(step, 500, loss) for step, loss in losses))
+        cells.append(
+            {
+                "architecture": architecture, "precision": "bf16", "sequence_length": 4096, "devices": 8,
+                "experts": 0 if architecture == "dense" else 8, "tokenizer": "t", "validation": "v", "data": "d",
+                "runs": runs,
+            }
+        )  # fmt: skip
+    folder, _ = bring(tmp_path, repository, format="megatron_log", cells=cells)
+    write_verdicts(folder, ConfigFolders(repository / "configs"), None)
+    found = read_record(folder.comparisons, ComparisonsFile, made_by="octavo claims").comparisons
+    by_axis = {comparison.axis: comparison for comparison in found}
+    assert by_axis["tokens"].loss_difference is not None
+    assert by_axis["device_hours"].loss_difference is None
+    assert by_axis["device_hours"].resource_ratio is None
+
+
+def test_tensorboard_times_of_a_longer_interval_than_losses(tmp_path: Path, repository: Path) -> None:
+    """Megatron's --log-interval 100 with losses each step: ten times of 0.5 s stand for 1,000 steps, 500 s."""
+    values = [(step, "lm loss", 10 - step / 200) for step in range(1, 1001)]
+    values += [(step, "iteration-time", 0.5) for step in range(100, 1001, 100)]
+    write_events(tmp_path / "tb", sorted(values))
+    cell = {"architecture": "dense", "precision": "bf16", "devices": 2, "runs": {1: "tb"}}
+    folder, _ = bring(tmp_path, repository, format="tensorboard", cells=[cell])
+    assert run_of(folder)["training_seconds"] == pytest.approx(500.0)
+    assert run_of(folder)["device_hours_final"] == pytest.approx(1000 / 3600)
+
+
+def test_torchtitans_time_at_step_1_is_over_its_log_interval(tmp_path: Path, repository: Path) -> None:
+    """`time_delta / log_freq` at steps 1, 10, 20: 0.5 s is 5 s of step 1, then 5 s of nine steps, 5 s of ten."""
+    values: list[tuple[int, str, float]] = []
+    for step in (1, 10, 20):
+        values += [(step, "loss_metrics/global_avg_loss", 9.0 - step / 10), (step, "n_tokens_seen", step * 2048.0)]
+        values += [(step, "lr/AdamW", 1e-4), (step, "lr/Muon", 2e-4), (step, "time_metrics/end_to_end(s)", 0.5)]
+    write_events(tmp_path / "tb", values)
+    cell = {"architecture": "dense", "precision": "bf16", "devices": 1, "runs": {1: "tb"}}
+    folder, _ = bring(tmp_path, repository, format="tensorboard", cells=[cell])
+    steps = steps_of(folder)
+    assert steps["step_seconds"].tolist() == pytest.approx([5.0, 5 / 9, 0.5])
+    assert run_of(folder)["training_seconds"] == pytest.approx(15.0)
+    assert steps["tokens"].tolist() == [2048, 20_480, 40_960]
+    assert steps["learning_rate"].tolist() == pytest.approx([1e-4] * 3)
+
+
+def test_a_step_time_by_logged_tokens_and_rates(tmp_path: Path, repository: Path) -> None:
+    """16,384 tokens a step by the table itself, 2,048 a second on each of 4 devices: 2 s."""
+    write(tmp_path / "run.csv", "step,loss,tokens,tps\n1,5.0,16384,2048\n2,4.5,32768,2048\n3,4.0,49152.4,2048\n")
+    cell = {"architecture": "dense", "precision": "bf16", "devices": 4, "runs": {1: "run.csv"}}
+    columns = {"tokens_per_second_per_device": "tps"}
+    folder, _ = bring(tmp_path, repository, format="csv", columns=columns, cells=[cell])
+    assert steps_of(folder)["step_seconds"].tolist() == pytest.approx([2.0, 2.0, 2.0], rel=1e-4)
+    assert steps_of(folder)["tokens"].tolist() == [16_384, 32_768, 49_152]  # a fraction of a token is rounded
+
+
+def test_times_that_contradict_tokens_per_second_are_named(tmp_path: Path, repository: Path) -> None:
+    """2 s by tokens and rate, 2,000 by the table, whose times are milliseconds."""
+    rows = "".join(f"{step},{6 - step},{16384 * step},2048,2000\n" for step in (1, 2, 3))
+    write(tmp_path / "run.csv", "step,loss,tokens,tps,step_seconds\n" + rows)
+    cell = {"architecture": "dense", "precision": "bf16", "devices": 4, "runs": {1: "run.csv"}}
+    with pytest.raises(OctavoError, match="2000 s by its time and 2 s by its tokens per second"):
+        bring(tmp_path, repository, format="csv", columns={"tokens_per_second_per_device": "tps"}, cells=[cell])
 
 
 # --- diverged -------------------------------------------------------------------------------------------------------
@@ -517,6 +614,125 @@ def test_an_experiment_of_octavos_own_is_not_overwritten(tmp_path: Path, reposit
     )
     with pytest.raises(OctavoError, match="Octavo's own"):
         import_runs(file, ExperimentFolder(tmp_path / "results" / "quickstart"), ConfigFolders(repository / "configs"))
+
+
+def test_one_log_for_two_runs_is_refused(tmp_path: Path, repository: Path) -> None:
+    write(tmp_path / "a.log", MEGATRON)
+    write(tmp_path / "b.log", MEGATRON)
+    cell = {"architecture": "moe", "precision": "bf16", "runs": {1: "a.log", 2: "b.log"}}
+    with pytest.raises(
+        OctavoError, match=r"'b.log' of moe-bf16 \(seed 2\) is the same file as one of moe-bf16 \(seed 1\)"
+    ):
+        bring(tmp_path, repository, format="megatron_log", cells=[cell])
+
+
+def test_logs_outside_the_import_files_folder_are_refused_unless_asked_for(tmp_path: Path, repository: Path) -> None:
+    write(tmp_path / "secret.log", MEGATRON)
+    inside = tmp_path / "theirs"
+    inside.mkdir()
+    (inside / "link.log").symlink_to(tmp_path / "secret.log")
+    for named in ("../secret.log", str(tmp_path / "secret.log"), "link.log"):
+        cell = {"architecture": "moe", "precision": "bf16", "runs": {1: named}}
+        with pytest.raises(OctavoError, match="outside the import file's folder") as caught:
+            bring(inside, repository, format="megatron_log", cells=[cell])
+        assert "cells.0.runs.1" in str(caught.value.where)
+    imported = import_runs(
+        inside / "theirs.yaml", ExperimentFolder(inside / "results" / "theirs"), ConfigFolders(repository / "configs"),
+        allow_outside=True,
+    )  # fmt: skip
+    assert list(imported.files) == ["link.log"]
+
+
+def test_what_was_dropped_of_a_log_is_said(tmp_path: Path, repository: Path) -> None:
+    write(tmp_path / "run.log", MEGATRON + MEGATRON_LINES[-3].replace("7.000000E+00", "6.900000E+00"))
+    cell = {"architecture": "moe", "precision": "bf16", "runs": {1: "run.log"}}
+    _, imported = bring(tmp_path, repository, format="megatron_log", cells=[cell])
+    (note,) = imported.runs[0].notes
+    assert note.startswith("1 line dropped: the run went on from a checkpoint")
+    assert f"moe-bf16 (seed 1): {note}" in imported.blank
+
+
+# --- MLPerf ---------------------------------------------------------------------------------------------------------
+
+
+def mlperf_log(seed: int, batch: int, steps: int) -> str:
+    """A log as the reference implementation of DeepSeek-V3 writes it, with losses of our own."""
+
+    def event(key: str, value: Any = None, **metadata: Any) -> str:
+        return f":::MLLOG {json.dumps({'namespace': '', 'key': key, 'value': value, 'metadata': metadata})}\n"
+
+    start = {
+        "submission_benchmark": "deepseekv3_671b", "submission_division": "closed", "seed": seed,
+        "global_batch_size": batch, "max_sequence_length": 4096, "target_accuracy": 3.6,
+    }  # fmt: skip
+    lines = [event(key, value) for key, value in start.items()] + [event("run_start")]
+    for step in range(1, steps + 1):
+        validation = 3.6 if step == steps else 5.2 - 1.5 * step / steps
+        lines += [
+            event("tracked_stats", {"reduced_train_loss": validation + 0.01 * seed}, samples_count=batch * step),
+            event("block_stop", samples_count=batch, step=step),
+            event("eval_accuracy", validation, samples_count=batch * step),
+        ]
+    return "".join(lines) + event("run_stop", samples_count=batch * steps, status="success")
+
+
+@pytest.fixture
+def mlperf(tmp_path: Path, repository: Path) -> tuple[ExperimentFolder, Imported]:
+    """Three runs at each of two batch sizes, of 46 and 47 steps."""
+    cells: list[dict[str, Any]] = []
+    for batch, steps in ((15360, (47, 47, 47)), (18432, (46, 47, 47))):
+        runs = {seed: f"gbs{batch}-{seed}.out" for seed in (1, 2, 3)}
+        for seed, length in zip(runs, steps, strict=True):
+            write(tmp_path / runs[seed], mlperf_log(seed, batch, length))
+        cells.append({"architecture": "moe", "precision": "bf16", "runs": runs})
+    cells[1]["ablation"] = "gbs18432"
+    return bring(tmp_path, repository, format="mlperf", cells=cells)
+
+
+def test_mlperf_logs_by_batch_size(mlperf: tuple[ExperimentFolder, Imported]) -> None:
+    folder, imported = mlperf
+    runs = read_table(folder.runs_table, "runs", made_by="octavo import")
+    assert runs["steps"].tolist() == [47, 47, 47, 46, 47, 47]
+    assert runs["tokens"].tolist() == [
+        steps * batch * 4096 for steps, batch in zip(runs["steps"], [15360] * 3 + [18432] * 3, strict=True)
+    ]
+    assert (runs["validation_loss"] == 3.6).all()
+    assert (runs["validation_step"] == runs["steps"]).all()
+    assert (runs["status"] == "completed").all()
+    assert runs["training_seconds"].isna().all()  # the logs have no times
+    assert (runs["validation"] == "mlperf/deepseekv3_671b").all()  # the closed division fixes it
+    steps = steps_of(folder)
+    assert steps.groupby(["cell", "seed"])["validation_loss"].count().tolist() == [47, 47, 47, 46, 47, 47]
+    assert any(blank.startswith("no device-hours for moe-bf16, moe-bf16+gbs18432") for blank in imported.blank)
+
+
+def test_mlperf_logs_against_the_published_reference(
+    mlperf: tuple[ExperimentFolder, Imported], repository: Path
+) -> None:
+    folder, _ = mlperf
+    configs = ConfigFolders(repository / "configs")
+    found = convergence(folder, read_reference(None, folder, configs))
+    assert [(one.batch_size, one.outcome) for one in found] == [
+        (15360, "not faster than the reference"),
+        (18432, "not faster than the reference"),
+    ]
+    assert found[1].samples == [46 * 18432, 47 * 18432, 47 * 18432]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"runs": {2: "run.out"}}, "seed is 2 in the import file and 1 in"),
+        ({"sequence_length": 8192}, "sequence_length"),
+    ],
+)
+def test_what_an_mlperf_log_says_otherwise_is_named(
+    change: dict[str, Any], said: str, tmp_path: Path, repository: Path
+) -> None:
+    write(tmp_path / "run.out", mlperf_log(1, 15360, 3))
+    cell = {"architecture": "moe", "precision": "bf16", "runs": {1: "run.out"}, **change}
+    with pytest.raises(OctavoError, match=said):
+        bring(tmp_path, repository, format="mlperf", cells=[cell])
 
 
 def test_where_an_import_came_from_is_kept(tmp_path: Path, repository: Path) -> None:
