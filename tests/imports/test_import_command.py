@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
 from octavo.cli import app
 from octavo.errors import OctavoError
+from octavo.imports.formats import Format, tables
 
 FILE = """\
 description: two runs
@@ -57,6 +59,11 @@ def test_a_folder_that_is_none_of_results_is_refused(name: str, folder: Path) ->
     with pytest.raises(OctavoError, match="no folder of results"):
         CliRunner().invoke(app, ["import", name, "theirs.yaml"], catch_exceptions=False)
     assert sorted(path.name for path in folder.iterdir()) == ["a.csv", "b.csv", "theirs.yaml"]
+
+
+def test_the_documentation_names_every_format_and_column(repository: Path) -> None:
+    said = (repository / "docs/imports.md").read_text()
+    assert [name for name in (*get_args(Format), *tables.COLUMNS) if f"`{name}`" not in said and name != "step"] == []
 
 
 REFERENCE = """\
