@@ -1,6 +1,7 @@
 # What the rules share: wildcards, and the experiment that a path belongs to. What things mean is octavo's business.
 
 import os
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -38,16 +39,36 @@ THIS_MACHINE = len(os.sched_getaffinity(0))
 
 
 @cache
-def experiment(name):
+def checked_experiment(name):
     """An experiment; one whose text is not what its data set was made of is an error, as far as a look can tell."""
+    found = load_experiment(name)
+    # here, not in train's inputs: where the result exists Snakemake passes over an error in those
+    text, tokenizer = found.file.data, found.file.tokenizer
+    data_sets.check_newer_sources(text, tokenizer, data_sets.data_set_folder(text, tokenizer))
+    return found
+
+
+def experiment(name):
     try:
-        found = load_experiment(name)
-        # here, not in train's inputs: where the result exists Snakemake passes over an error in those
-        text, tokenizer = found.file.data, found.file.tokenizer
-        data_sets.check_newer_sources(text, tokenizer, data_sets.data_set_folder(text, tokenizer))
-        return found
+        return checked_experiment(name)
     except OctavoError as error:
         raise WorkflowError(str(error)) from None
+
+
+def check_experiments(arguments):
+    """What is wrong with the experiments that the command line names is said here, and alone.
+
+    Of an error within a rule Snakemake makes a traceback and a banner.
+    """
+    names = {match[1] for argument in arguments if (match := re.match(r"results/([A-Za-z0-9][\w.-]*)/.", argument))}
+    try:
+        for name in sorted(names - {"data", "images"}):
+            checked_experiment(name)
+    except OctavoError as error:
+        sys.exit(f"error: {error}")
+
+
+check_experiments(sys.argv[1:])  # Snakemake itself looks at its targets when all rules are read
 
 
 def split_scope(scope):
