@@ -47,7 +47,7 @@ lint: setup ## ruff, pyright, and the order of packages
 
 verify: setup ## train a sample of the laptop experiment again and compare it bit by bit
 	$(BIN)/snakemake --profile workflow/profiles/local --cores $(CORES) --forcerun verify -- results/laptop/verification.json
-	@$(BIN)/octavo verify results/laptop --check
+	@$(BIN)/octavo verification results/laptop
 
 clean: ## remove what the pipeline made and the set-up (not results/reference)
 	rm -rf $(VENV) .snakemake .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -670,9 +670,12 @@ class ComparisonsFile(Record):
 
 Gate = Literal["integrity", "repeatability", "restart", "baseline"]
 VerificationStatus = Literal[
-    "intact", "damaged", "identical", "equal within tolerance", "different", "not testable here"
+    "intact", "outdated", "damaged", "identical", "equal within tolerance", "different", "not compared",
+    "not testable here",
 ]  # fmt: skip
-"""Of files: intact, damaged. Of a run made again: identical to the last bit, equal within the tolerance, different."""
+"""Of files: intact; outdated: right for the configuration of before, to be made again; damaged. Of a run made again:
+identical to the last bit, equal within the tolerance, different. Not compared: with what was published, of a verdict
+that rests on another machine's times or that one of the two does not decide."""
 
 
 class VerificationCheck(Record):

@@ -10,10 +10,13 @@ import pandas as pd
 import pytest
 from pypdf import PdfReader
 from synthetic import hashes
+from typer.testing import CliRunner
 
+from octavo.cli import app
 from octavo.errors import OctavoError
+from octavo.evidence.verdicts import read_claims
 from octavo.experiment.load import load_experiment
-from octavo.layout import ConfigFolders, ExperimentFolder
+from octavo.layout import ConfigFolders, ExperimentFolder, configs
 from octavo.records import read_record
 from octavo.verification.compare import counted_metrics, first_difference
 from octavo.verification.reference import Reference, compare, write_reference
@@ -48,7 +51,7 @@ def test_what_an_attempt_did_again_counts(tmp_path: Path) -> None:
 def test_a_reference_tells_same_from_alike_from_different(folder: ExperimentFolder, tmp_path: Path) -> None:
     published = tmp_path / "reference"
     path = write_reference(folder, published)
-    found = {one.run: one.status for one in compare(folder, published)}
+    found = {one.run: one.status for one in compare(folder, published).checks}
     assert found.pop("hours and cost") == "not testable here"  # never a verdict
     assert set(found.values()) == {"identical"}
 
@@ -63,10 +66,10 @@ def test_a_reference_tells_same_from_alike_from_different(folder: ExperimentFold
         if one["cell"] == "moe-fp8_blockwise":
             one["data_manifest_sha256"] = "f" * 64
     value["environment"]["packages.torch"] = ["2.12.0", "2.13.0"]
-    claim = next(one for one in value["claims"] if one["verdict"] != "refuted")
+    claim = next(one for one in value["claims"] if one["verdict"] == "supported" and one["name"] not in TIMED_CLAIMS)
     claim["verdict"] = "refuted"
     path.write_text(json.dumps(value))
-    checks = {one.run: one for one in compare(folder, published)}
+    checks = {one.run: one for one in compare(folder, published).checks}
     assert checks["dense-bf16"].status == "equal within tolerance"
     assert checks["moe-bf16"].status == "different"
     assert checks["dense-fp8_blockwise"].status == "identical"
@@ -75,6 +78,64 @@ def test_a_reference_tells_same_from_alike_from_different(folder: ExperimentFold
     assert checks["environment"].status == "not testable here"  # sameness to the last bit
     assert "packages.torch: 2.13.0, published 2.12.0 and 2.13.0" in checks["environment"].note
     assert checks[f"claim {claim['number']}"].status == "different"
+
+
+TIMED_CLAIMS = ("01-moe-saves-device-hours", "03-fp8-is-faster", "10-all-in-cost")
+"""What rests on device-hours, on the time of a step, and on what all attempts cost."""
+
+
+def test_on_another_machine_a_verdict_that_rests_on_time_is_not_compared(
+    folder: ExperimentFolder, tmp_path: Path
+) -> None:
+    """All losses are the same bits there: it is a success, and says how far apart the effects are."""
+    path = write_reference(folder, tmp_path)
+    value = json.loads(path.read_text())
+    (one,) = [one for one in value["claims"] if one["name"] == TIMED_CLAIMS[0]]
+    other = {"supported": "refuted", "refuted": "supported", "inconclusive": "supported"}[one["verdict"]]
+    one |= {"verdict": other, "effect": {**one["effect"], "value": 9.0, "low": 8.5, "high": 9.5}}
+    path.write_text(json.dumps(value))
+    assert {check.run: check.status for check in compare(folder, path).checks}["claim 1"] in (
+        "different",
+        "not compared",
+    )
+
+    value["environment"]["hardware.cpu_model"] = ["another"]
+    path.write_text(json.dumps(value))
+    done = CliRunner().invoke(app, ["compare", "results/synthetic", str(path)])
+    assert done.exit_code == 0, done.output
+    (line,) = [line for line in done.stdout.splitlines() if " claim 1 " in line]
+    assert "not compared" in line
+    assert f"{other} as published (9 ratio, 8.5 to 9.5): the intervals do not overlap" in line
+    runs, claims = len(value["runs"]), len(value["claims"])
+    assert done.stdout.splitlines()[-1] == (
+        f"passed: {path}: losses identical {runs} of {runs}, verdicts {claims - 1} the same, 1 rests on time"
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "published", "status"),
+    [
+        ("supported", "supported", "identical"),
+        ("supported", "refuted", "different"),
+        ("refuted", "supported", "different"),
+        ("inconclusive", "supported", "not compared"),
+        ("refuted", "not testable here", "not compared"),
+    ],
+)
+def test_only_supported_against_refuted_is_different(
+    folder: ExperimentFolder, tmp_path: Path, own: str, published: str, status: str
+) -> None:
+    path = write_reference(folder, tmp_path)
+    value, claims = json.loads(path.read_text()), json.loads(folder.claims.read_text())
+    value["claims"] = [{**one, "verdict": published} for one in value["claims"] if one["number"] == 2]
+    claims["claims"] = [{**one, "verdict": own} for one in claims["claims"] if one["number"] == 2]
+    path.write_text(json.dumps(value))
+    folder.claims.write_text(json.dumps(claims))
+    assert [one.status for one in compare(folder, path).checks if one.run == "claim 2"] == [status]
+
+
+def test_what_rests_on_time_is_told_by_metric_and_axis(folder: ExperimentFolder) -> None:
+    assert tuple(one.name for one in read_claims(configs()) if one.rests_on_time) == TIMED_CLAIMS
 
 
 def test_a_reference_rests_on_no_time(folder: ExperimentFolder, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_what_a_failed_verification_found_can_be_read(undisturbed: Pipeline, tmp
     found = json.loads((root / "results" / "tiny" / "verification.json").read_text())
     assert not found["passed"]
     assert [one["run"] for one in found["checks"] if one["status"] == "damaged"] == ["data"]
-    done = octavo(root, "verify", "results/tiny", "--check")
+    done = octavo(root, "verification", "results/tiny")
     assert done.returncode == 1, done.stderr
     assert "train.bin: the data set does not match its manifest" in done.stdout
     assert "FAILED" in done.stdout

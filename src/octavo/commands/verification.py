@@ -1,12 +1,18 @@
-"""`octavo verify`, `octavo trace`, `octavo bundle`: are results whole, made again the same, and where are they from?"""
+"""Are results whole, made again the same, and where are they from?
+
+`octavo verify` looks and trains again, `octavo verification` tells what it found, `octavo compare` holds results
+against published ones, `octavo verify-bundle` makes a bundle's report again, `octavo trace` follows a number,
+`octavo bundle` packs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from octavo.commands.named import ExperimentArgument, enter
 from octavo.errors import OctavoError
@@ -17,30 +23,43 @@ if TYPE_CHECKING:
 GATES = ("repeatability", "restart", "baseline")
 
 
+class FormerSpellings(TyperCommand):
+    """`octavo verify`, which also takes the words that other verbs had when they were options of this one."""
+
+    VERBS: ClassVar[dict[str, str]] = {"--against": "compare", "--check": "verification", "--bundle": "verify-bundle"}
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Become the verb of a former option; what that verb does not know, it refuses itself."""
+        parts = [part for one in args for part in (one.split("=", 1) if one.startswith(tuple(self.VERBS)) else [one])]
+        for option, verb in self.VERBS.items():
+            if option in parts:
+                at = parts.index(option)
+                positional = [*parts[:at], *parts[at + 2 :], *parts[at + 1 : at + 2]]  # the option's value comes last
+                return parent.command.commands[verb].make_context(verb, positional, parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
+
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
-    app.command()(verify)
+    app.command(cls=FormerSpellings)(verify)
+    app.command()(verification)
+    app.command()(compare)
+    app.command()(verify_bundle)
     app.command()(trace)
     app.command()(bundle)
 
 
 def verify(
-    context: typer.Context,
-    experiment: Annotated[
-        Path | None,
-        typer.Argument(metavar="EXPERIMENT", help="laptop, results/laptop or configs/experiments/laptop.yaml."),
-    ] = None,
+    experiment: ExperimentArgument,
     sample: Annotated[int, typer.Option(min=0, help="Runs to make again per gate; 0: look at the files alone.")] = 1,
     gates: Annotated[str, typer.Option(help="Which: any of repeatability,restart,baseline.")] = ",".join(GATES),
     seed: Annotated[int, typer.Option(help="Draws the sample.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Make runs again up to this step only.")] = None,
-    bundle: Annotated[
-        Path | None, typer.Option(help="Instead: make a bundle's report again, without training.")
-    ] = None,
-    against: Annotated[Path | None, typer.Option(help="Instead: compare with results/reference/EXPERIMENT.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Instead: print what verification.json holds.")] = False,
     record: Annotated[
-        bool, typer.Option("--record", help="Leave with status 0 also when something differs; --check tells it later.")
+        bool,
+        typer.Option(
+            "--record", help="Leave with status 0 also when something differs; `octavo verification` tells it later."
+        ),
     ] = False,
 ) -> None:
     """Check the files, then train a sample of the runs again beside them; status 1 when something differs.
@@ -48,26 +67,9 @@ def verify(
     Writes verification.json. A run made again up to a step is the same run, told to stop there: its schedule is not
     shortened.
     """
-    _check_options(context)
-    if bundle is not None:
-        from octavo.verification.bundle import verify_bundle
-
-        _end(verify_bundle(bundle), str(bundle))
-    if experiment is None:
-        raise OctavoError("no experiment is named", where="octavo verify", expected="EXPERIMENT, or --bundle FILE")
-    against = against and against.absolute()
-    folder = enter(experiment)
-    if against is not None:
-        from octavo.verification.reference import compare
-
-        _end(compare(folder, against), str(against))
-    if check:
-        from octavo.records import VerificationFile, read_record
-
-        found = read_record(folder.verification, VerificationFile, made_by=f"octavo verify {folder.path}")
-        _end(found.checks, str(folder.verification))
     from octavo.verification.verify import verify as verify_results
 
+    folder = enter(experiment)
     chosen = list(dict.fromkeys(gate.strip() for gate in gates.split(",") if gate.strip()))
     if unknown := sorted(set(chosen) - set(GATES)):
         raise OctavoError(f"there is no gate {unknown[0]!r}", where="--gates", expected=f"any of {', '.join(GATES)}")
@@ -75,24 +77,35 @@ def verify(
     _end(found.checks, str(folder.verification), record=record)
 
 
-ALONE = {"bundle": "--bundle", "against": "--against", "check": "--check"}
-"""What `octavo verify` does instead of looking at files and training again: it has no other options then."""
+def verification(experiment: ExperimentArgument) -> None:
+    """Print what the last `octavo verify` found, without looking again; status 1 when something differed."""
+    from octavo.records import VerificationFile, read_record
+
+    folder = enter(experiment)
+    found = read_record(folder.verification, VerificationFile, made_by=f"octavo verify {folder.path}")
+    _end(found.checks, str(folder.verification))
 
 
-def _check_options(context: typer.Context) -> None:
-    """Refuse an option that another one leaves without a meaning."""
-    given = [
-        name
-        for name in context.params
-        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
-    ]
-    for instead in (name for name in ALONE if name in given):
-        allowed = {instead} if instead == "bundle" else {instead, "experiment"}
-        if others := [name for name in given if name not in allowed]:
-            shown = "EXPERIMENT" if others[0] == "experiment" else f"--{others[0]}"
-            raise OctavoError(
-                f"{shown} has no meaning beside {ALONE[instead]}", where="octavo verify", fix="leave one of them out"
-            )
+def compare(
+    experiment: ExperimentArgument,
+    reference: Annotated[Path, typer.Argument(help="Published results: results/reference/EXPERIMENT.")],
+) -> None:
+    """Compare results with published ones: losses bit by bit, verdicts, hours, cost; status 1 when something differs.
+
+    On another machine, what rests on time, hours or money is shown and not compared.
+    """
+    from octavo.verification.reference import compare as compare_results
+
+    reference = reference.absolute()
+    found = compare_results(enter(experiment), reference)
+    _end(found.checks, f"{reference}: {found.counts}")
+
+
+def verify_bundle(bundle: Annotated[Path, typer.Argument(metavar="FILE", help="What `octavo bundle` wrote.")]) -> None:
+    """Make the tables, figures and reports in a bundle again, without training; status 1 where a byte differs."""
+    from octavo.verification.bundle import verify_bundle as verify_file
+
+    _end(verify_file(bundle), str(bundle))
 
 
 def trace(

@@ -23,6 +23,7 @@ from octavo.evidence.grid import Grid
 from octavo.evidence.metrics import METRICS
 from octavo.evidence.metrics.base import LEAST_STEPS, Expectation, Measurement, Sample, number_like
 from octavo.evidence.metrics.costs import amount, cost_of_a_seed
+from octavo.evidence.metrics.pairs import TIMED_AXES
 from octavo.experiment.run import Experiment
 from octavo.files import write_json
 from octavo.layout import ConfigFolders, ExperimentFolder
@@ -56,6 +57,11 @@ class LoadedClaim:
     claim: Claim
     parameters: Any
     expectation: Expectation
+
+    @property
+    def rests_on_time(self) -> bool:
+        """Whether its verdict follows from times, hours or money that runs took: on another machine it is another's."""
+        return METRICS[self.claim.metric].timed or getattr(self.parameters, "axis", None) in TIMED_AXES
 
 
 @dataclass(frozen=True)

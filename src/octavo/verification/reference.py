@@ -3,13 +3,18 @@
 `results/reference/<experiment>/reference.json` is made by `octavo bundle --reference` of the pipeline's own results; no
 hash in it rests on a time. Compared with it, a run is *identical* (every logged number, its loss and its final
 parameters are the same bits), or its cell is *equal within tolerance*: over the seeds that both have, the losses differ
-on average by no more than so many pairs of seeds would (`octavo.verification.tolerance`); or it is *different*, as is a
-verdict that is another one. In another environment sameness to the last bit is not to be had: what differs is said.
-Hours and cost are shown beside the published ones and decide nothing: they are another machine's.
+on average by no more than so many pairs of seeds would (`octavo.verification.tolerance`); or it is *different*. In
+another environment sameness to the last bit is not to be had: what differs is said. Hours and cost are shown beside the
+published ones and decide nothing: they are another machine's.
+
+A verdict is *different* where one is supported and the other refuted. In another environment one that rests on time,
+hours or money is *not compared* where it is another, and so is one that only one of the two could reach.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
 from itertools import groupby
 from math import isnan
 from pathlib import Path
@@ -17,9 +22,10 @@ from statistics import fmean
 from typing import Any
 
 from octavo.errors import OctavoError
+from octavo.evidence.verdicts import read_claims
 from octavo.experiment.load import load_experiment
 from octavo.files import fingerprint, write_text
-from octavo.layout import ExperimentFolder, RunFolder
+from octavo.layout import ExperimentFolder, RunFolder, configs
 from octavo.records import (
     SCHEMA_VERSION,
     ClaimsFile,
@@ -136,7 +142,16 @@ def _environment(made: list[Provenance]) -> dict[str, list[Any]]:
     return {key: [value for value, _ in groupby(sorted((one.get(key) for one in flat), key=str))] for key in keys}
 
 
-def compare(folder: ExperimentFolder, published: Path) -> list[VerificationCheck]:
+@dataclass(frozen=True)
+class ReferenceComparison:
+    """Results against a reference."""
+
+    checks: list[VerificationCheck]
+    counts: str
+    """How many losses and verdicts are the same, in one line."""
+
+
+def compare(folder: ExperimentFolder, published: Path) -> ReferenceComparison:
     """Results against a reference of the same experiment: a folder with reference.json, or the file."""
     path = published / "reference.json" if published.is_dir() else published
     reference = read_record(path, Reference, made_by="octavo bundle --reference results/<experiment>")
@@ -156,15 +171,65 @@ def compare(folder: ExperimentFolder, published: Path) -> list[VerificationCheck
         pairs = [(ours[key], one) for key, one in theirs.items() if key[0] == cell and key in ours]
         checks.append(_compare_cell(cell, pairs, spread))
     checks.append(_compare_cost(own, reference))
-    verdicts = {one.number: one.verdict for one in own.claims}
-    for claim in reference.claims:
-        found = verdicts.get(claim.number)
-        if found is None:
-            checks.append(_check(f"claim {claim.number}", "not testable here", "there is no verdict on it here"))
-        elif found != claim.verdict:
-            note = f"the verdict is {found!r}, published is {claim.verdict!r}"
-            checks.append(_check(f"claim {claim.number}", "different", note))
-    return checks
+    another = checks[0].status != "identical"
+    timed = {one.name for one in read_claims(configs()) if one.rests_on_time}
+    verdicts = {one.number: one for one in own.claims}
+    of_claims = [
+        _compare_verdict(verdicts.get(one.number), one, rests_on_time=one.name in timed, another_environment=another)
+        for one in reference.claims
+    ]
+    pairs = [(ours[key], one) for key, one in theirs.items() if key in ours]
+    identical = sum(_same_bits(mine, published) for mine, published in pairs)
+    on_time = sum(one.note.startswith(TIMED) for one in of_claims)
+    statuses = Counter(one.status for one in of_claims)
+    counts = {
+        "the same": statuses["identical"],
+        f"rest{'s' * (on_time == 1)} on time": on_time,
+        "undecided in one of the two": statuses["not compared"] - on_time,
+        "not here": statuses["not testable here"],
+        "different": statuses["different"],
+    }
+    said = ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+    return ReferenceComparison([*checks, *of_claims], f"losses identical {identical} of {len(theirs)}, verdicts {said}")
+
+
+TIMED = "rests on time"
+
+
+def _compare_verdict(
+    own: ReferenceClaim | None, published: ReferenceClaim, *, rests_on_time: bool, another_environment: bool
+) -> VerificationCheck:
+    """A verdict and the published one, with both effects."""
+    name = f"claim {published.number}"
+    if own is None:
+        return _check(name, "not testable here", "there is no verdict on it here")
+    both = f"{own.verdict} here{_interval(own.effect)}, {published.verdict} as published{_interval(published.effect)}"
+    both += _overlap(own.effect, published.effect)
+    if own.verdict == published.verdict:
+        return _check(name, "identical", both)
+    if rests_on_time and another_environment:
+        return _check(name, "not compared", f"{TIMED}: {both}")
+    if {own.verdict, published.verdict} == {"supported", "refuted"}:
+        return _check(name, "different", both)
+    return _check(name, "not compared", f"one of the two does not decide: {both}")
+
+
+def _interval(effect: Estimate | None) -> str:
+    if effect is None:
+        return ""
+    if effect.low is None or effect.high is None:
+        return f" ({effect.value:.4g} {effect.unit})"
+    return f" ({effect.value:.4g} {effect.unit}, {effect.low:.4g} to {effect.high:.4g})"
+
+
+def _overlap(own: Estimate | None, published: Estimate | None) -> str:
+    """Whether two intervals have anything in common; nothing where one has no ends or is of another unit."""
+    if own is None or published is None or own.unit != published.unit:
+        return ""
+    if own.low is None or own.high is None or published.low is None or published.high is None:
+        return ""
+    overlap = own.low <= published.high and published.low <= own.high
+    return f": the intervals {'overlap' if overlap else 'do not overlap'}"
 
 
 def _compare_environment(own: Reference, published: Reference) -> VerificationCheck:
@@ -205,8 +270,7 @@ def _compare_cell(
     for name, what in (("run_fingerprint", "configured otherwise"), ("data_manifest_sha256", "trained on other text")):
         if any(getattr(mine, name) != getattr(theirs, name) for mine, theirs in pairs):
             return _check(cell, "different", f"it is {what} than the published one: the runs are not comparable")
-    bits = ("parameters_sha256", "numbers_sha256", "validation_loss", "training_loss")
-    if all(getattr(mine, name) == getattr(theirs, name) for mine, theirs in pairs for name in bits):
+    if all(_same_bits(mine, theirs) for mine, theirs in pairs):
         return _check(
             cell, "identical", f"{len(pairs)} runs: every logged number and final parameters are the same bits"
         )
@@ -224,6 +288,11 @@ def _compare_cell(
     status = "equal within tolerance" if difference <= tolerance else "different"
     note = f"{said}, published seeds by up to {tolerance:.3%}"
     return _check(cell, status, note, difference=difference, tolerance=tolerance)
+
+
+def _same_bits(mine: ReferenceRun, theirs: ReferenceRun) -> bool:
+    bits = ("parameters_sha256", "numbers_sha256", "validation_loss", "training_loss")
+    return all(getattr(mine, name) == getattr(theirs, name) for name in bits)
 
 
 def _check(run: str, status: Any, note: str, **more: Any) -> VerificationCheck:

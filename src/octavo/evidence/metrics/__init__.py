@@ -6,10 +6,10 @@ from octavo.evidence.metrics.base import Metric, NoParameters
 METRICS = {
     "loss_difference": Metric(pairs.Pairs, "%", pairs.loss_difference),
     "resource_ratio": Metric(pairs.Pairs, "ratio", pairs.resource_ratio),
-    "time_per_token": Metric(pairs.Pairs, "ratio", pairs.time_per_token),
+    "time_per_token": Metric(pairs.Pairs, "ratio", pairs.time_per_token, timed=True),
     "accumulation": Metric(NoParameters, "%", accumulation.accumulation),
     "expert_count": Metric(experts.ExpertCount, "% per doubling", experts.expert_count),
-    "all_in_cost": Metric(NoParameters, "ratio", costs.all_in_cost),
+    "all_in_cost": Metric(NoParameters, "ratio", costs.all_in_cost, timed=True),
     "traffic": Metric(NoParameters, "ratio", arithmetic.traffic_between_devices),
     "published_figures": Metric(arithmetic.Figures, "", arithmetic.published_figures),
     "own_or_rent": Metric(NoParameters, "ratio", arithmetic.own_or_rent),

@@ -110,6 +110,8 @@ class Metric:
     unit: str
     """Of the effect and of the margin in a claim file; empty where claims have no margin."""
     measure: Callable[[Grid, Any, Expectation], Measurement]
+    timed: bool = False
+    """Whatever its parameters, it measures times, hours or money that runs took: those of the machine at hand."""
 
 
 class NoParameters(Section):

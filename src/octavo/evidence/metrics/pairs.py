@@ -46,6 +46,10 @@ class CellFilter(Section):
         return all(getattr(self, key) in (None, value) for key, value in wanted.items())
 
 
+TIMED_AXES: tuple[Axis, ...] = ("device_hours", "cost")
+"""On these axes a comparison rests on the times of the machine at hand."""
+
+
 class Pairs(Section):
     """The pairs that a claim is about."""
 
@@ -157,7 +161,7 @@ def loss_difference(grid: Grid, parameters: Pairs, expectation: Expectation) -> 
         early = "; ".join(read_early(grid, pair, found))
         return Measured(found.loss, _ends(pair, found, early), found.loss_bias.sign, early)
 
-    timed = parameters.axis in ("device_hours", "cost")
+    timed = parameters.axis in TIMED_AXES
     return _samples_of_pairs(grid, parameters, expectation, "%", measure, timed=timed)
 
 
@@ -191,7 +195,7 @@ def resource_ratio(grid: Grid, parameters: Pairs, expectation: Expectation) -> M
         bias = found.ratio_bias
         return Measured(found.ratio, phrase, bias.sign, biased_words(grid, pair, bias) if bias.sign else None)
 
-    timed = parameters.axis in ("device_hours", "cost")
+    timed = parameters.axis in TIMED_AXES
     return _samples_of_pairs(grid, parameters, expectation, "ratio", measure, timed=timed)
 
 
