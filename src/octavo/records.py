@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -496,38 +497,60 @@ def write_table(path: Path, frame: pd.DataFrame, name: TableName) -> None:
     frame = frame.assign(**dict.fromkeys(set(schema.names) - set(frame.columns)))
     table = pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
     with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(schema.metadata), temporary, compression="zstd")
+        pq.write_table(
+            table.replace_schema_metadata(schema.metadata), temporary, compression="zstd", write_page_checksum=True
+        )
 
 
 def read_table(
     path: Path, name: TableName, *, made_by: str, columns: list[str] | None = None, where: pc.Expression | None = None
 ) -> pd.DataFrame:
     """A table as a frame, or the rows and columns that are asked for; its name and version checked."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    with reading_table(path, made_by=made_by):
+        table = pq.read_table(path, columns=columns, filters=where, page_checksum_verification=True)
+    check_schema(table.schema, path, name, made_by=made_by, columns=columns)
+    return table.to_pandas()
+
+
+@contextmanager
+def reading_table(path: Path, *, made_by: str) -> Iterator[None]:
+    """What pyarrow raises of a damaged table, as an error that names it."""
+    import pyarrow as pa
+
     try:
-        table = pq.read_table(path, columns=columns, filters=where)
+        yield
     except FileNotFoundError:
         raise OctavoError("a table is missing", where=path, fix=f"make it: {made_by}") from None
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise OctavoError(
             f"the table cannot be read: {error}", where=path, fix=f"remove it and make it again: {made_by}"
         ) from error
-    metadata = table.schema.metadata or {}
+
+
+def check_schema(
+    schema: pa.Schema, path: Path, name: TableName, *, made_by: str, columns: list[str] | None = None
+) -> None:
+    """Refuse what is not the named table in this version, or lacks one of the columns, or has another type in it."""
+    metadata = schema.metadata or {}
     found = tuple(metadata.get(key, b"").decode(errors="replace") for key in (b"octavo_table", b"schema_version"))
     if found != (name, str(SCHEMA_VERSION)):
         raise OctavoError(
-            f"the file holds table {found[0] or '(none)'!r} of schema version {found[1] or '(none)'}",
+            f"the file holds table {shown(found[0] or '(none)')} of schema version {shown(found[1] or '(none)')}",
             where=path,
             expected=f"table {name!r} of schema version {SCHEMA_VERSION}",
             fix=f"make it again: {made_by}",
         )
-    if lacking := sorted(set(table_schema(name).names if columns is None else columns) - set(table.column_names)):
-        raise OctavoError(
-            f"the table has no column {lacking[0]}", where=path, fix=f"remove it and make it again: {made_by}"
-        )
-    return table.to_pandas()
+    expected = table_schema(name)
+    for column in sorted(expected.names if columns is None else columns):
+        if schema.get_field_index(column) < 0:  # there is none, or there are several
+            problem = f"the table has no column {column}"
+        elif (kind := schema.field(column).type) != expected.field(column).type:
+            problem = f"column {column} of the table is of type {kind}, not {expected.field(column).type}"
+        else:
+            continue
+        raise OctavoError(problem, where=path, fix=f"remove it and make it again: {made_by}")
 
 
 # --- verdicts -------------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def outcome(root: Path, command: tuple[str, ...], said: Path) -> str:
     text = said.read_text(errors="replace") if said.exists() else ""
     if process.exitcode < 0:
         return f"ends by signal {-process.exitcode}"
-    if "unexpected" in text or "Traceback" in text or process.exitcode not in (0, 1):
+    if "this is a bug" in text or "Traceback" in text or process.exitcode not in (0, 1):
         return f"says: {text[-2000:]}"
     if process.exitcode and not text.startswith("error: ") and "\nerror: " not in text:
         return f"fails without a word: {text[-2000:]}"

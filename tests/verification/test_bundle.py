@@ -131,7 +131,7 @@ def with_text(folder: ExperimentFolder, text: str) -> None:
         ("cannot open /home/somebody/.netrc", "somebody's home folder: /home/somebody"),
         ("cannot open /root/.netrc", "/root"),  # this machine's, or somebody's
         ("cannot open /Users/somebody/x", "somebody's home folder: /Users/somebody"),
-        ("WANDB_API_KEY=0123 is refused", "the value of WANDB_API_KEY"),
+        ("WANDB_API_KEY=0123 is refused", "named like a secret: WANDB_API_KEY="),
     ],
 )
 def test_other_peoples_homes_and_secrets_are_refused(

@@ -357,7 +357,9 @@ class _StepsWriter:
         import pyarrow.parquet as pq
 
         temporary = self._place.__enter__()
-        self._writer = pq.ParquetWriter(temporary, table_schema("steps"), compression="zstd", compression_level=1)
+        self._writer = pq.ParquetWriter(
+            temporary, table_schema("steps"), compression="zstd", compression_level=1, write_page_checksum=True
+        )
         return self
 
     def add(self, steps: pa.Table) -> None:

@@ -18,7 +18,7 @@ from octavo.evidence.curves import FEWEST, Curve, averaged, smooth
 from octavo.evidence.names import cell_label
 from octavo.evidence.schedule import undecayed
 from octavo.layout import ExperimentFolder
-from octavo.records import read_table
+from octavo.records import read_table, reading_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -389,7 +389,11 @@ def steps_by_run(tables: ExperimentFolder, columns: list[str]) -> Iterator[tuple
 
     read_table(tables.steps_table, "steps", made_by=f"octavo aggregate {tables.path}", columns=[])  # its version
     rest: pa.Table | None = None
-    with pq.ParquetFile(tables.steps_table, read_dictionary=["cell"]) as file:
+    made_by = f"octavo aggregate {tables.path}"
+    with (
+        reading_table(tables.steps_table, made_by=made_by),
+        pq.ParquetFile(tables.steps_table, read_dictionary=["cell"], page_checksum_verification=True) as file,
+    ):
         for group in range(file.num_row_groups):
             part = file.read_row_group(group, columns=["cell", "seed", *columns])
             part = pa.concat_tables([rest, part]).unify_dictionaries() if rest is not None else part

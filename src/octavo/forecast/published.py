@@ -133,9 +133,9 @@ class Derived:
     source: str
 
 
-def published_runs() -> dict[str, PublishedRun]:
+def published_runs() -> Runs:
     """All runs in configs/published/runs, by name."""
-    return {path.stem: _read_run(path) for path in sorted((configs().published / "runs").glob("*.yaml"))}
+    return Runs({path.stem: _read_run(path) for path in sorted((configs().published / "runs").glob("*.yaml"))})
 
 
 def _read_run(path: Path) -> PublishedRun:
@@ -153,6 +153,12 @@ def derived() -> list[Derived]:
     """Every number that follows from what was published: those somebody printed first."""
     runs = published_runs()
     statements = read_section(configs().published / "statements.yaml", Statements).statements
+    if unknown := sorted(statements.keys() - FORMULAS.keys()):
+        raise OctavoError(
+            f"the statement {shown(unknown[0])} has no formula",
+            where=configs().published / "statements.yaml",
+            expected=f"one of {', '.join(FORMULAS)}",
+        )
     stated = [_stated(name, one, FORMULAS[name](runs)) for name, one in statements.items()]
     return [*stated, *(number for name, run in runs.items() for number in _of_run(name, run)), _bought(runs)]
 
@@ -170,7 +176,25 @@ def _stated(name: str, statement: Statement, value: float) -> Derived:
     )
 
 
-Runs = dict[str, PublishedRun]
+class Runs(dict[str, PublishedRun]):
+    """Runs by name."""
+
+    def __missing__(self, name: str) -> PublishedRun:
+        raise OctavoError(f"the published run {name} is missing", where=configs().published / "runs" / f"{name}.yaml")
+
+
+def _known(value: float | None, run: PublishedRun, key: str) -> float:
+    if not value:
+        raise OctavoError(
+            f"the published run of {run.model} does not say {key}",
+            where=configs().published / "runs",
+            fix="add it: a number of statements.yaml is worked out of it",
+        )
+    return value
+
+
+def _hours(run: PublishedRun) -> float:
+    return _known(run.hours, run, "device_hours")
 
 
 def _cost(run: PublishedRun) -> float:
@@ -178,19 +202,15 @@ def _cost(run: PublishedRun) -> float:
 
 
 def _per_trillion(run: PublishedRun) -> float:
-    hours = run.hours_per_trillion_tokens
-    assert hours is not None, "asked of runs that published it"
-    return hours
+    return _known(run.hours_per_trillion_tokens, run, "device_hours")
 
 
 def _days(hours: float, run: PublishedRun) -> float:
-    assert run.devices is not None, "asked of runs that published it"
-    return hours / run.devices / 24
+    return hours / _known(run.devices, run, "devices") / 24
 
 
 def _tflops(run: PublishedRun) -> float:
-    assert run.tflops_per_4k_tokens is not None, "asked of runs that published it"
-    return run.tflops_per_4k_tokens
+    return _known(run.tflops_per_4k_tokens, run, "tflops_per_4k_tokens")
 
 
 def _flops(model: str, sequence_length: int) -> float:
@@ -198,23 +218,23 @@ def _flops(model: str, sequence_length: int) -> float:
 
 
 def _total_flops(run: PublishedRun) -> float:
-    assert run.tokens is not None
-    assert run.sequence_length is not None
-    return run.tokens * _flops(run.model, run.sequence_length)
+    length = int(_known(run.sequence_length, run, "sequence_length"))
+    return _known(run.tokens, run, "tokens") * _flops(run.model, length)
 
 
 def utilisation(run: PublishedRun) -> float:
     """Model FLOPs over what the devices could have done in BF16 in the hours that the tokens took (MFU)."""
     device = read_section(configs().clusters / "devices" / f"{run.device}.yaml", Device)
-    assert run.tokens is not None
-    hours = _per_trillion(run) * run.tokens / TRILLION
-    return _total_flops(run) / (hours * 3600 * device.peak_tflops["bf16"] * 1e12)
+    hours = _per_trillion(run) * _known(run.tokens, run, "tokens") / TRILLION
+    return _total_flops(run) / (
+        hours * 3600 * _known(device.peak_tflops.get("bf16"), run, "a device with a peak in BF16") * 1e12
+    )
 
 
 FORMULAS: dict[str, Callable[[Runs], float]] = {
     "six_million_dollars": lambda runs: _cost(runs["deepseek-v3"]),
     "final_run_cost": lambda runs: _cost(runs["deepseek-v3"]),
-    "one_tenth": lambda runs: runs["deepseek-v3"].hours / runs["llama-3.1-405b"].hours,
+    "one_tenth": lambda runs: runs["deepseek-v3"].hours / _hours(runs["llama-3.1-405b"]),
     "deepseek_chips": lambda runs: float(runs["deepseek-v3"].devices or 0),
     "meta_chips": lambda runs: float(runs["llama-3.1-405b"].devices or 0),
     "hours_per_trillion_tokens": lambda runs: _per_trillion(runs["deepseek-v3"]),
@@ -233,7 +253,7 @@ def files_behind(statement: str) -> list[Path]:
     """The files of `configs/published` that a statement's number is recomputed from, the statement's own first."""
     read: dict[str, None] = {}
 
-    class Noting(dict[str, PublishedRun]):
+    class Noting(Runs):
         def __getitem__(self, name: str) -> PublishedRun:
             read[name] = None
             return super().__getitem__(name)
