@@ -7,6 +7,7 @@ for as long as it takes to reach the other's loss needs 1 / pace of its steps, a
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,8 @@ class SimulatedCell:
     worth: float = 0.0
     interval: int = 10
     """Steps between validations."""
+    step_sd: float = 0.0
+    """Relative scatter of step times."""
     first_seconds: float | None = None
     """Of the first step, where it compiles."""
     endings: Mapping[int, float] = field(default_factory=dict)
@@ -112,7 +115,8 @@ def write_run(path: Path, cell: SimulatedCell, seed: int, deviation: float) -> N
     training = loss.copy()
     if seed in cell.endings:
         training[-20:] = cell.endings[seed]
-    seconds = np.full(cell.steps, cell.seconds)
+    own = np.random.default_rng([seed, zlib.crc32(cell.name.encode()), int(1e9 * abs(deviation))])
+    seconds = cell.seconds * (1 + cell.step_sd * own.normal(size=cell.steps))
     if cell.first_seconds is not None:
         seconds[0] = cell.first_seconds
     lines = ["step,tokens,loss,validation_loss,learning_rate,step_seconds,aux"]

@@ -191,6 +191,14 @@ class ExperimentFolder:
         """How often the ledger was left provisional (`octavo.records.LedgerState`)."""
         return self.path / "ledger.json"
 
+    def look(self, after: int) -> Path:
+        """Which cells are to be trained with one seed more (`octavo.records.Look`), seen after so many."""
+        return self.path / "looks" / f"{after}.json"
+
+    def looks(self) -> list[Path]:
+        """All looks there are, of the experiment and of its ablations' reports."""
+        return sorted([*self.path.glob("looks/*.json"), *self.path.glob("ablations/*/looks/*.json")])
+
     @property
     def claims(self) -> Path:
         """The verdicts."""

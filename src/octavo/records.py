@@ -629,6 +629,16 @@ class ClaimsFile(Record):
     claims: list[ClaimResult]
 
 
+class Look(Record):
+    """`looks/<n>.json`: what a look at the evidence after n seeds asks for, where seeds are added until decided."""
+
+    schema_version: int = SCHEMA_VERSION
+    after: int
+    """Seeds that the cells which were still asked for had."""
+    cells: list[str]
+    """Cells of undecided comparisons: they are trained with one seed more."""
+
+
 Axis = Literal[
     "tokens", "model_flops", "active_parameters", "total_parameters", "device_hours", "cost"
 ]  # fmt: skip

@@ -13,7 +13,7 @@ runs that diverge by Fisher's exact test (Fisher 1935, J. R. Stat. Soc. 98:39).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,7 +91,22 @@ def bootstrap_interval(differences: np.ndarray, confidence: float = 0.95, seed: 
     return Interval(float(np.mean(differences)), float(low), float(high), confidence, n)
 
 
-def test(differences: np.ndarray, relation: Relation, margin: float, bias: int = 0) -> Test | None:  # noqa: PT028  # no test of pytest's
+Looked = Callable[[Callable[[np.ndarray], float], np.ndarray], float]
+"""The p value of a one-sided test of differences, given how it is looked at: once, or after each seed."""
+
+
+def once(p_value: Callable[[np.ndarray], float], differences: np.ndarray) -> float:
+    """Looked at once, when all seeds are there."""
+    return p_value(differences)
+
+
+def test(
+    differences: np.ndarray,
+    relation: Relation,
+    margin: float,
+    bias: int = 0,  # noqa: PT028  # no test of pytest's
+    looked: Looked = once,  # noqa: PT028
+) -> Test | None:
     """Hold the mean difference against a claim; None for a single difference.
 
     `bias` is the sign of a systematic error of the differences: where they are too high (1) nothing shows that the mean
@@ -104,10 +119,10 @@ def test(differences: np.ndarray, relation: Relation, margin: float, bias: int =
         return None
 
     def p_below(bound: float) -> float:
-        return 1.0 if bias < 0 else _p_below(differences, bound)
+        return 1.0 if bias < 0 else looked(lambda some: _p_below(some, bound), differences)
 
     def p_above(bound: float) -> float:
-        return 1.0 if bias > 0 else _p_above(differences, bound)
+        return 1.0 if bias > 0 else looked(lambda some: _p_above(some, bound), differences)
 
     if relation == "within":
         return Test(max(p_above(-margin), p_below(margin)), min(p_above(margin), p_below(-margin)))

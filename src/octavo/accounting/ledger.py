@@ -101,7 +101,9 @@ def last_sign_of_life(folder: RunFolder, attempt: AttemptRecord) -> datetime:
 
 def _rows(experiment: Experiment, folder: RunFolder) -> Iterator[dict[str, Any]]:
     cell = experiment.cells.get(folder.cell)
-    current = run_fingerprint(cell.fingerprint, folder.seed) if cell and folder.seed in experiment.file.seeds else None
+    current = (
+        run_fingerprint(cell.fingerprint, folder.seed) if cell and folder.seed in experiment.file.all_seeds else None
+    )
     for place in [*sorted(folder.superseded.glob("*")), folder.path]:
         for attempt in read_lines(place / ATTEMPTS_FILE, AttemptRecord):
             superseded = place != folder.path or attempt.run_fingerprint != current

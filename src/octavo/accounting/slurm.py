@@ -386,7 +386,7 @@ def _orphan(experiment: Experiment, row: SlurmRow) -> dict[str, Any]:
         "start": row.start,
         "first_step": None,
         "last_step": None,
-        "superseded": row.cell not in experiment.cells or row.seed not in experiment.file.seeds,
+        "superseded": row.cell not in experiment.cells or row.seed not in experiment.file.all_seeds,
         "energy_kwh": None,
         "energy_source": None,
         "currency": experiment.cluster.currency,

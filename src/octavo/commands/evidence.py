@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from octavo.commands.named import Ablation, ExperimentArgument, enter
@@ -11,6 +13,7 @@ def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command()(aggregate)
     app.command()(claims)
+    app.command()(look)
 
 
 def aggregate(experiment: ExperimentArgument, ablation: Ablation = None) -> None:
@@ -38,3 +41,18 @@ def claims(experiment: ExperimentArgument, ablation: Ablation = None) -> None:
 
     folder = enter(experiment)
     typer.echo(write_verdicts(folder, configs(), ablation).claims)
+
+
+def look(
+    experiment: ExperimentArgument,
+    after: Annotated[int, typer.Option(help="Seeds that the comparisons still open have.")],
+    ablation: Ablation = None,
+) -> None:
+    """Seeds until decided: which cells are to have one more, in looks/AFTER.json (the pipeline asks)."""
+    from octavo.accounting.ledger import attempts_frame
+    from octavo.evidence.looks import write_look
+    from octavo.experiment.load import load_experiment
+
+    folder = enter(experiment)
+    loaded = load_experiment(folder.name)
+    typer.echo(write_look(loaded, folder, attempts_frame(loaded), after, ablation))

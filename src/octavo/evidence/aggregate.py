@@ -104,25 +104,30 @@ class _Run:
 
 
 def aggregate(
-    experiment: Experiment, folder: ExperimentFolder, attempts: pd.DataFrame, ablation: str | None = None
+    experiment: Experiment,
+    folder: ExperimentFolder,
+    attempts: pd.DataFrame,
+    ablation: str | None = None,
+    into: ExperimentFolder | None = None,
 ) -> ExperimentFolder:
     """Write the tables of an experiment, or of one ablation and its baselines; the folder that they are in.
 
-    `attempts` are the experiment's books (`octavo.accounting.ledger.attempts_frame`).
+    `attempts` are the experiment's books (`octavo.accounting.ledger.attempts_frame`); `into` is another folder.
     Raises OctavoError for a run that was trained under another configuration or on another data set than the others,
     or whose files are damaged or not those that its result was written with.
     """
     import pandas as pd
 
     cells = experiment.ablation_cells(ablation) if ablation else list(experiment.cells.values())
-    target = folder.ablation(ablation) if ablation else folder
+    target = into or (folder.ablation(ablation) if ablation else folder)
     if ablation:  # otherwise cells and seeds that the experiment no longer has stay in the books: they were paid for
         attempts = attempts.loc[attempts["cell"].isin([cell.cell for cell in cells])]
     books = _Books.of(attempts)
     rows, damaged = [], {}
     data = current_manifest(experiment.file.data, experiment.file.tokenizer)
     with _StepsWriter(target.steps_table) as steps:
-        for runs, table in _read_all(folder, [_Cell.of(cell, experiment) for cell in cells], experiment.file.seeds):
+        asked = {cell.cell: experiment.seeds_of(cell.cell, folder) for cell in cells}
+        for runs, table in _read_all(folder, [_Cell.of(cell, experiment) for cell in cells], asked):
             steps.add(table)
             for run in runs:
                 data = _same_data(run, data)
@@ -134,10 +139,15 @@ def aggregate(
     return target
 
 
-def _read_all(folder: ExperimentFolder, cells: list[_Cell], seeds: list[int]) -> Iterator[tuple[list[_Run], pa.Table]]:
-    """Runs and their steps in the experiment's order, read ahead by a few batches."""
-    batches = [seeds[start : start + BATCH] for start in range(0, len(seeds), BATCH)]
-    asked = ((folder, cell, batch) for cell in cells for batch in batches)
+def _read_all(
+    folder: ExperimentFolder, cells: list[_Cell], seeds: dict[str, list[int]]
+) -> Iterator[tuple[list[_Run], pa.Table]]:
+    """Runs and their steps in the experiment's order, read ahead by a few batches; `seeds` are those of each cell."""
+    asked = (
+        (folder, cell, seeds[cell.config.cell][start : start + BATCH])
+        for cell in cells
+        for start in range(0, len(seeds[cell.config.cell]), BATCH)
+    )
     workers = len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(workers) as pool:
         ahead = deque(pool.submit(_read_runs, *one) for one in islice(asked, 8 * workers))

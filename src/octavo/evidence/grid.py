@@ -17,6 +17,8 @@ import numpy as np
 from octavo.evidence.curves import FEWEST, Curve, averaged, smooth
 from octavo.evidence.names import cell_label
 from octavo.evidence.schedule import undecayed
+from octavo.evidence.sequential import Looks
+from octavo.experiment.config import SeedsUntilDecided
 from octavo.layout import ExperimentFolder
 from octavo.records import read_table, reading_table
 
@@ -207,6 +209,12 @@ class Grid:
         """What `octavo.evidence.comparisons.paired` found: axes and claims ask for the same pairs."""
         self.from_training: set[str] = set()
         """Cells with too few validations for a curve: theirs go through averaged training losses."""
+
+    @property
+    def looks(self) -> Looks | None:
+        """The design by which seeds are added until decided; None where they are fixed."""
+        seeds = self.experiment.file.seeds if self.experiment else None
+        return Looks(seeds.first, seeds.last) if isinstance(seeds, SeedsUntilDecided) else None
 
     @property
     def currency(self) -> str | None:

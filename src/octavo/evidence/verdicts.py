@@ -24,11 +24,12 @@ from octavo.evidence.metrics import METRICS
 from octavo.evidence.metrics.base import LEAST_STEPS, Expectation, Measurement, Sample, number_like
 from octavo.evidence.metrics.costs import amount, cost_of_a_seed
 from octavo.evidence.metrics.pairs import TIMED_AXES
+from octavo.evidence.sequential import Looks
 from octavo.experiment.run import Experiment
 from octavo.files import write_json
 from octavo.layout import ConfigFolders, ExperimentFolder
 from octavo.records import ClaimResult, ClaimsFile, ComparisonsFile, Estimate, Part, Verdict
-from octavo.statistics import ALPHA, Relation, Test, all_of, confidence_for, holm, required_seeds, test
+from octavo.statistics import ALPHA, Relation, Test, all_of, confidence_for, holm, once, required_seeds, test
 
 
 class Claim(Section):
@@ -169,19 +170,36 @@ def verdict_of(tested: Test | None, p_value: float | None) -> Verdict:
 
 def _evaluate(grid: Grid, loaded: LoadedClaim) -> EvaluatedClaim:
     measurement = METRICS[loaded.claim.metric].measure(grid, loaded.parameters, loaded.expectation)
-    return EvaluatedClaim(loaded, measurement, [_test(sample) for sample in measurement.samples])
+    return EvaluatedClaim(loaded, measurement, [_test(sample, grid.looks) for sample in measurement.samples])
 
 
-def _test(sample: Sample) -> Test | None:
+def undecided_cells(grid: Grid, claims: list[LoadedClaim]) -> list[str]:
+    """The cells of comparisons that another seed of theirs could decide, in the order of the grid."""
+    evaluated = [_evaluate(grid, loaded) for loaded in claims]
+    tested = [one.test for one in evaluated]
+    count = sum(one is not None for one in tested)
+    found: set[str] = set()
+    for one, p in zip(evaluated, adjusted_p_values(tested), strict=True):
+        if _claim_verdict(one, p) != "inconclusive" or _reason(one, []):
+            continue
+        for sample, of_sample in zip(one.measurement.samples, one.tests, strict=True):
+            settled = of_sample is not None and count * of_sample.supports <= ALPHA
+            if sample.seeds_tell and not settled:
+                found |= {cell.name for cell in sample.cells}
+    return [name for name in grid.cells if name in found]
+
+
+def _test(sample: Sample, looks: Looks | None) -> Test | None:
     """What the seeds that can be compared say, and what the runs that diverged say."""
-    found = test(sample.values, sample.relation, sample.margin, sample.bias)
+    found = test(sample.values, sample.relation, sample.margin, sample.bias, looks or once)
     if sample.short:
         return found and Test(1.0, 1.0)
     if found is not None:
         found = Test(max(found.supports, sample.p_at_least), found.refutes)
     if sample.diverged is None:
         return found
-    tests = 2 if found else 1  # two ways to a verdict, adjusted by Bonferroni
+    tests = 2 if found else 1  # two ways to a verdict, adjusted by Bonferroni, as are looks at what diverged
+    tests *= looks.last - looks.first + 1 if looks else 1
     supports, refutes = (found.supports, found.refutes) if found else (1.0, 1.0)
     if sample.blocked:
         return Test(1.0, min(1.0, tests * min(refutes, sample.diverged.p_worse)))
@@ -213,8 +231,10 @@ def _result(grid: Grid, evaluated: EvaluatedClaim, p_adjusted: float | None, tes
     ]
     verdict = _claim_verdict(evaluated, p_adjusted)
     reason = _reason(evaluated, effects) if verdict == "inconclusive" else None
-    needed = _seeds_needed(measurement, tested) if verdict == "inconclusive" and reason is None else None
-    alone = _alone(evaluated, p_adjusted, tested) if verdict == "inconclusive" and reason is None else None
+    needed = None
+    if verdict == "inconclusive" and reason is None and grid.looks is None:
+        needed = _seeds_needed(measurement, tested)
+    alone = _alone(evaluated, p_adjusted, tested, grid.looks) if verdict == "inconclusive" and reason is None else None
     n = min((len(sample.values) for sample in measurement.samples), default=0)
     cells = {cell.name: cell for sample in measurement.samples for cell in sample.cells}
     each = cost_of_a_seed(cells)
@@ -227,7 +247,7 @@ def _result(grid: Grid, evaluated: EvaluatedClaim, p_adjusted: float | None, tes
         source=claim.source,
         needs=claim.needs.strip(),
         verdict=verdict,
-        sentence=_sentence(evaluated, effects, verdict, reason, alone, needed, further, grid.currency),
+        sentence=_sentence(evaluated, effects, verdict, reason, alone, needed, further, grid),
         effect=None if verdict == "not testable here" else _headline(evaluated, effects)[0],
         effect_of=_headline(evaluated, effects)[1],
         reason=(reason.short if reason else alone),
@@ -310,16 +330,19 @@ def _leans_with_its_bias(sample: Sample) -> bool:
     return found is not None and plain is not None and plain.p_value < found.p_value
 
 
-def _alone(evaluated: EvaluatedClaim, p_adjusted: float | None, tested: int) -> str | None:
+def _alone(evaluated: EvaluatedClaim, p_adjusted: float | None, tested: int, looks: Looks | None) -> str | None:
     """Where an interval stands clear of the margin and the claim is inconclusive all the same: by which p value."""
     whole = evaluated.test
-    alone = [verdict_of(one, one and one.p_value) for one in evaluated.tests]
-    supported = whole is not None and whole.supports <= ALPHA
-    if p_adjusted is None or not (supported or "refuted" in alone):
+    plain = [_test(sample, None) for sample in evaluated.measurement.samples]  # as if looked at once
+    alone = [one for one in plain if one is not None]
+    supported = len(alone) == len(plain) and all(one.supports <= ALPHA for one in alone)
+    refuted = any(one.refutes <= ALPHA for one in alone)
+    if whole is None or p_adjusted is None or not (supported or refuted):
         return None
     verdict = "supported" if supported else "refuted"
-    p = min(getattr(one, "supports" if supported else "refutes") for one in evaluated.tests if one is not None)
+    p = max(one.supports for one in alone) if supported else min(one.refutes for one in alone)
     among = [f"{n} {what}" for n, what in ((len(alone), "comparisons"), (tested, "claims")) if n > 1]
+    among += ["looks"] if looks else []
     return f"{verdict} alone (p = {p_words(p)}), not among {' and '.join(among)} (p = {p_words(p_adjusted)})"
 
 
@@ -359,7 +382,7 @@ def _sentence(
     alone: str | None,
     needed: int | None,
     cost: float | None,
-    currency: str | None,
+    grid: Grid,
 ) -> str:
     measurement = evaluated.measurement
     if measurement.missing:
@@ -377,11 +400,17 @@ def _sentence(
             closing.append(f"{alone[0].upper()}{alone[1:]}.")
         if reason:
             closing.append(reason.sentence)
+        elif grid.looks:
+            seeds = min(effect.n for effect in effects if effect is not None)
+            closing.append(f"Not decided after {seeds} of at most {grid.looks.last} seeds.")
         elif needed is None:
             closing.append("The mean is so close to the margin that no number of seeds that could be run would tell.")
         else:
-            price = "" if cost is None or currency is None else f", for a further {amount(cost)} {currency}"
-            closing.append(f"To tell would take about {needed} seeds{price}.")
+            price = "" if cost is None or grid.currency is None else f", for a further {amount(cost)} {grid.currency}"
+            closing.append(
+                f"To tell would take about {needed} seeds{price}; added to these after the fact they lose the error "
+                "rate, in a plan of their own or until decided they keep it."
+            )
     return " ".join([_sentences(clauses), *closing])
 
 

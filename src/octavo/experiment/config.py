@@ -327,6 +327,34 @@ def _or_a_name(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [{"type": "string"}, section]
 
 
+class SeedsUntilDecided(Section):
+    """Seeds 1, 2, ...: further ones are trained for undecided pairs alone, one at a time, until all claims are decided.
+
+    Each look at the evidence spends a part of the error rate (`octavo.evidence.sequential`), which so is kept.
+    """
+
+    first: Annotated[int, Field(alias="from", ge=2, le=100)]
+    """Seeds that every cell is trained with before the first look."""
+    last: Annotated[int, Field(alias="to", ge=3, le=100)]
+    """The most that any cell is trained with."""
+
+    @model_validator(mode="after")
+    def _grows(self) -> Self:
+        if self.first >= self.last:
+            raise ValueError(f"from: {self.first} must be less than to: {self.last}; a fixed number is a list")
+        return self
+
+
+def _fixed(value: Any) -> str:
+    return "design" if isinstance(value, dict | SeedsUntilDecided) else "list"
+
+
+SeedsOrDesign = Annotated[
+    Annotated[list[Seed], Field(min_length=1), EachOnce, Tag("list")] | Annotated[SeedsUntilDecided, Tag("design")],
+    Discriminator(_fixed),
+]
+
+
 class ExperimentFile(Section):
     """An experiment: what to run, on what, and what it is held against."""
 
@@ -335,7 +363,8 @@ class ExperimentFile(Section):
     """Architecture name -> a file in configs/models (without .yaml), or the model's keys written out."""
     match: Match | None = None
     precisions: Annotated[list[PrecisionOrName], Field(min_length=1)]
-    seeds: Annotated[list[Seed], Field(min_length=1), EachOnce]
+    seeds: SeedsOrDesign
+    """The seeds of every cell, fixed beforehand; or `{from: 3, to: 8}`, seeds until decided."""
     data: Annotated[Data, Field(json_schema_extra=_or_a_name)]
     """A file in configs/data (without .yaml), or the keys written out."""
     tokenizer: Tokenizer
@@ -349,3 +378,13 @@ class ExperimentFile(Section):
     claims: Annotated[list[FileName], EachOnce] | None = None
     """Files in configs/claims (without .yaml); None: all."""
     budget: Budget = Budget()
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """Every seed that a cell may be trained with."""
+        return list(range(1, self.seeds.last + 1)) if isinstance(self.seeds, SeedsUntilDecided) else self.seeds
+
+    @property
+    def first_seeds(self) -> list[int]:
+        """Those that every cell is trained with."""
+        return list(range(1, self.seeds.first + 1)) if isinstance(self.seeds, SeedsUntilDecided) else self.seeds

@@ -22,6 +22,7 @@ from octavo.layout import ConfigFolders, ExperimentFolder
 from octavo.models.architecture import Architecture
 from octavo.models.parameters import count_parameters
 from octavo.precision.config import Precision
+from octavo.records import Look, read_record
 
 SCHEMA_VERSION = 1
 
@@ -126,11 +127,11 @@ class Experiment:
 
     def run(self, cell: str, seed: int) -> RunConfig:
         """One run, resolved."""
-        if cell not in self.cells or seed not in self.file.seeds:
+        if cell not in self.cells or seed not in self.file.all_seeds:
             raise OctavoError(
                 f"the experiment has no run {cell}/seed-{seed}",
                 where=self.path,
-                expected=f"a cell of {', '.join(self.cells)} and a seed of {', '.join(map(str, self.file.seeds))}",
+                expected=f"a cell of {', '.join(self.cells)} and a seed of {', '.join(map(str, self.file.all_seeds))}",
             )
         of_cell = self.cells[cell]
         return RunConfig(**{name: getattr(of_cell, name) for name in CellConfig.model_fields}, seed=seed)
@@ -150,10 +151,21 @@ class Experiment:
         return round(100 * work(self.cells[cell]) / max(map(work, self.cells.values())))
 
     def runs(self) -> Iterator[tuple[CellConfig, int]]:
-        """Every (cell, seed), ablations last."""
+        """Every (cell, seed) that is asked for so far, ablations last."""
         for cell in self.cells.values():
-            for seed in self.file.seeds:
+            for seed in self.seeds_of(cell.cell, self.folder):
                 yield cell, seed
+
+    def seeds_of(self, cell: str, folder: ExperimentFolder) -> list[int]:
+        """The seeds that a cell is asked for so far: all, or of a design the first, and those that looks asked for."""
+        asked = len(self.file.first_seeds)
+        if asked == len(self.file.all_seeds):
+            return self.file.all_seeds
+        for path in folder.looks():
+            look = read_record(path, Look, made_by=f"snakemake {folder.report_pdf}")
+            if cell in look.cells:
+                asked = max(asked, look.after + 1)
+        return self.file.all_seeds[:asked]
 
 
 def data_identifier(data: Data, tokenizer: Tokenizer) -> str:

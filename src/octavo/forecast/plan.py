@@ -78,7 +78,7 @@ def _row(experiment: Experiment, cell: CellConfig) -> dict[str, Any]:
     held = memory(cell.model, training, cell.parallelism, cell.precision, device).total
     tokens = training.total_steps * training.tokens_per_step
     hours = training.total_steps * step.seconds / 3600
-    seeds = len(experiment.file.seeds)
+    seeds = len(experiment.file.all_seeds)
     device_hours = hours * step.devices * seeds
     return {
         "cell": cell.cell,
@@ -175,7 +175,7 @@ def plan_record(experiment: Experiment, frame: pd.DataFrame) -> dict[str, Any]:
         "price_source": _price_source(experiment),
         "other_price": _other_price(experiment),
         "basis": "; ".join(dict.fromkeys(note for step in steps.values() for note in step.notes)),
-        "runs": len(experiment.cells) * len(experiment.file.seeds),
+        "runs": len(experiment.cells) * len(experiment.file.all_seeds),
         "cells": json.loads(frame.to_json(orient="records", double_precision=15) or "[]"),
         "steps": {name: _grouped(step) for name, step in steps.items()},
         "totals": totals,

@@ -59,6 +59,8 @@ class Sample:
     """Who was read too early, where there is a bias, in words."""
     least: float | None = None
     """Below which no value can be, on the scale of `values`."""
+    seeds_tell: bool = True
+    """Whether further seeds of its cells could decide it."""
     of_losses: bool = True
     """Whether it needs runs of some length, as everything that training brings forth does."""
 

@@ -54,7 +54,7 @@ def all_in_cost(grid: Grid, parameters: NoParameters, expectation: Expectation) 
     sample = Sample(
         label="this experiment", values=ratios, unit="ratio", relation=expectation.relation,
         margin=float(np.log(expectation.margin)), phrase=phrase, cells=tuple(grid.cells.values()),
-        runs=[f"{cell}/seed-{seed}" for cell, seed in sorted(known)], least=0.0, of_losses=False,
+        runs=[f"{cell}/seed-{seed}" for cell, seed in sorted(known)], least=0.0, of_losses=False, seeds_tell=False,
     )  # fmt: skip
     return Measurement(
         [sample], data={"part": list(parts), "amount": list(parts.values()), "unit": [unit] * len(parts)}

@@ -1,0 +1,59 @@
+"""Looks at the evidence between seeds, where they are added until decided: which cells are to have one more."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from octavo.errors import OctavoError
+from octavo.evidence.aggregate import aggregate
+from octavo.evidence.grid import Grid
+from octavo.evidence.verdicts import read_claims, undecided_cells
+from octavo.experiment.config import SeedsUntilDecided
+from octavo.experiment.run import Experiment
+from octavo.files import write_json
+from octavo.layout import ExperimentFolder
+from octavo.records import Look
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def write_look(
+    experiment: Experiment, folder: ExperimentFolder, attempts: pd.DataFrame, after: int, ablation: str | None = None
+) -> Path:
+    """Look at the evidence of an experiment, or of one ablation, after so many seeds and write what it asks for.
+
+    Raises OctavoError where the experiment's seeds are a list, or no look is due after so many.
+    """
+    seeds = experiment.file.seeds
+    if not isinstance(seeds, SeedsUntilDecided) or not seeds.first <= after < seeds.last:
+        raise OctavoError(
+            f"no look is due after {after} seeds",
+            where=experiment.place("seeds"),
+            expected="seeds: {from: ..., to: ...} with a number between them",
+        )
+    scope = folder.ablation(ablation) if ablation else folder
+    scope.path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scope.path, prefix="look-") as beside:
+        tables = aggregate(experiment, folder, attempts, ablation, into=ExperimentFolder(Path(beside)))
+        cells = undecided_cells(Grid(tables, folder, experiment), read_claims(experiment.configs, experiment))
+    path = scope.look(after)
+    write_json(path, Look(after=after, cells=cells).model_dump(mode="json"))
+    return path
+
+
+def seeds_asked(experiment: Experiment, scope: ExperimentFolder, cells: list[str], looks: int) -> dict[str, int]:
+    """By cell, how many seeds a report's scope asks for after its first so many looks.
+
+    A cell that no look asks for stays at the seeds that it has.
+    """
+    from octavo.records import read_record
+
+    first = len(experiment.file.first_seeds)
+    asked = dict.fromkeys(cells, first)
+    for after in range(first, first + looks):
+        look = read_record(scope.look(after), Look, made_by=f"octavo look {scope.path} --after {after}")
+        asked |= {cell: after + 1 for cell in look.cells if cell in asked}
+    return asked
