@@ -28,10 +28,10 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from tests.simulated import SimulatedCell, bring  # noqa: E402
+from tests.simulated import Schedule, SimulatedCell, bring  # noqa: E402
 
 NOISES = ("normal", "t3", "unequal", "lognormal")
-SCHEDULES = ("constant", "linear", "cosine", "last fifth")
+SCHEDULES: tuple[Schedule, ...] = ("constant", "linear", "cosine", "last fifth")
 KINDS = ("equal plans", "other lengths", "other validations", "divergences")
 WORTH = 0.05
 DEVIATION = 0.001
@@ -46,7 +46,7 @@ class Truth:
 
     number: int
     noise: str
-    schedule: str
+    schedule: Schedule
     kind: str
     seeds: int
     hours: float
