@@ -196,6 +196,31 @@ def check_sizes(cell: CellConfig, device: Device, where: str) -> None:
         )
 
 
+def check_parameters(cell: CellConfig, where: str) -> None:
+    """Raise an OctavoError where a cell's parameters cannot be kept in FP8.
+
+    Megatron-LM and Megatron-Bridge ask for the distributed optimizer, which alone makes FP32 main weights of the values
+    from before rounding, and for MX for a reused gradient buffer, which Octavo does not have.
+    """
+    if not cell.precision.fp8_parameters:
+        return
+    if not cell.training.optimizer.distributed:
+        raise OctavoError(
+            f"{cell.cell}: fp8_parameters without the distributed optimizer, whose main weights would be made of "
+            "rounded ones",
+            where=where,
+            fix="set training.optimizer.distributed: true, or leave fp8_parameters out",
+        )
+    if cell.precision.recipe in ("fp8_mxfp8", "nvfp4"):
+        raise OctavoError(
+            f"{cell.cell}: fp8_parameters with {cell.precision.recipe}: Megatron-Core needs a gradient buffer that is "
+            "reused for it, which Octavo does not set up",
+            where=where,
+            expected="fp8_parameters with fp8_delayed, fp8_tensorwise or fp8_blockwise",
+            fix="leave fp8_parameters out",
+        )
+
+
 def widths(model: Architecture, layout: Parallelism) -> Iterator[tuple[str, int]]:
     """What goes into or comes out of the linear layers of one tensor-parallel rank, the output head left out."""
     attention, tensor = model.attention, layout.tensor

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from octavo.errors import OctavoError
-from octavo.experiment.checks import check_layout
+from octavo.experiment.layout_checks import check_layout
 from octavo.experiment.precision_checks import check_recipe
 from octavo.forecast.memory import fits, memory
 from octavo.forecast.setting import Setting, plain_layout, plain_training, read_device

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Device
+from octavo.experiment.layout_checks import check_devices_can
 from octavo.experiment.load import load_cluster
 from octavo.experiment.precision_checks import check_recipe, version
 from octavo.experiment.run import RunConfig
@@ -28,27 +29,8 @@ def device_of(run: RunConfig) -> Device:
 
 
 def check_layout(run: RunConfig) -> None:
-    """Refuse what was found not to work, or not to be reproducible, without CUDA."""
-    layout, moe = run.parallelism, run.model.experts is not None
-    if device_of(run).kind != "cpu":
-        return
-    refused = {
-        "context parallelism: Megatron-Core has it in Transformer Engine's attention alone": layout.context > 1,
-        "tensor parallelism with experts: Megatron-Core wants sequence parallelism with it, which fails over gloo": (
-            layout.tensor > 1 and moe
-        ),
-        "the flex dispatcher: its kernels are CUDA's": layout.dispatcher == "flex" and moe,
-        "the distributed optimizer: its checkpoints do not resume to the last bit over gloo": (
-            run.training.optimizer.distributed
-        ),
-    }
-    for reason, asked in refused.items():
-        if asked:
-            raise OctavoError(
-                f"on CPUs a run cannot have {reason}",
-                where=f"cell {run.cell} of experiment {run.experiment}",
-                fix="leave it out of the experiment, or run it on a GPU cluster",
-            )
+    """Refuse what `octavo check` does, of a run that comes from a file of its own."""
+    check_devices_can(run, device_of(run), lambda *_: f"cell {run.cell} of experiment {run.experiment}")
 
 
 def deterministic_environment(run: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:

@@ -42,7 +42,6 @@ from octavo.records import (
     read_lines,
     read_record,
 )
-from octavo.training.requirements import check_layout
 from octavo.verification import rerun
 from octavo.verification.compare import (
     Difference,
@@ -293,7 +292,6 @@ def relaid(experiment: Experiment, run: RunConfig, layout: str) -> RunConfig | N
             training = training.model_copy(update={"micro_batch_size": share})
         changed = run.model_copy(update={"parallelism": ranks, "training": training})
         check_experiment(replace(experiment, cells={changed.cell: changed}))
-        check_layout(changed)
     except (OctavoError, ValueError):
         return None
     held = max(cell.parallelism.world_size for cell in experiment.cells.values())  # workflow/rules/verify.smk
