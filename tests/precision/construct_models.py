@@ -1,8 +1,9 @@
 """Construct models with Transformer Engine's layers on the meta device, as a program: a JSON list of
 [model, precision, whether to replace a layer by a plain one] on standard input, one JSON line for each on standard
-output: the linear layers by implementation and the parameters, or the error. With `--compiled` Transformer Engine's
-own libraries are loaded, which the GPU image has; without, stand-ins for them. With `--second-of-four` the models are
-the second of four pipeline stages, in a process group that exchanges nothing.
+output: the linear layers by implementation, the parameters and the recipe in a layer's state as a checkpoint has it, or
+the error. With `--compiled` Transformer Engine's own libraries are loaded, which the GPU image has; without, stand-ins
+for them. With `--second-of-four` the models are the second of four pipeline stages, in a process group that exchanges
+nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import transformer_engine_without_gpu
@@ -19,6 +21,9 @@ transformer_engine_without_gpu.pretend(compiled="--compiled" in sys.argv[1:])
 
 import torch  # noqa: E402
 from megatron.core import parallel_state  # noqa: E402
+from megatron.core.extensions.transformer_engine import TELayerNormColumnParallelLinear, TELinear  # noqa: E402
+from megatron.core.fp4_utils import get_fp4_recipe  # noqa: E402
+from megatron.core.fp8_utils import get_fp8_recipe  # noqa: E402
 from megatron.core.tensor_parallel import random  # noqa: E402
 from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: E402
 
@@ -29,6 +34,7 @@ from octavo.precision import megatron as precisions  # noqa: E402
 from octavo.precision.config import Precision  # noqa: E402
 from octavo.training.assembly import model_config  # noqa: E402
 from octavo.training.megatron import build_model  # noqa: E402
+from octavo.training.plain_reading import check_scaling_state  # noqa: E402
 
 _FUSED = ("apply_rope_fusion", "moe_permute_fusion", "cross_entropy_loss_fusion")
 
@@ -53,11 +59,24 @@ def construct(model: str, precision: Precision, *, replace: bool) -> dict[str, A
     precisions.finish_model(built, precision, on_gpu=True)
     if replace:
         built.decoder.layers[1].self_attention.linear_proj = torch.nn.Linear(8, 8, device="meta")
+    read = _state_is_read(built, config)
     return {
+        "read": read,
         "built": precisions.verify_built(built, precision, on_gpu=True),
         "fused": sorted(key for key, value in vars(config).items() if key in _FUSED and value),
         "parameters": sum(parameter.numel() for parameter in built.parameters()),
     }
+
+
+def _state_is_read(built: Any, config: Any) -> str:
+    """The class of the recipe in the state that Transformer Engine saves of a layer; an error if that is refused."""
+    recipe: Any = get_fp4_recipe(config) if config.fp4 else get_fp8_recipe(config) if config.fp8 else None
+    layer: Any = next(one for one in built.modules() if isinstance(one, TELayerNormColumnParallelLinear | TELinear))
+    scaling = SimpleNamespace(scale=torch.ones(3), amax_history=torch.zeros(8, 3))
+    layer.fp8_meta |= {"fp8_checkpoint": recipe is not None, "recipe": recipe, "num_gemms": 1}
+    layer.fp8_meta |= {"scaling_fwd": scaling, "scaling_bwd": scaling}
+    check_scaling_state({"layer._extra_state": layer.get_extra_state()})
+    return type(recipe).__name__
 
 
 def main() -> None:

@@ -69,10 +69,16 @@ print(json.dumps([
     build("dense", recipe="bf16")[2],
     build("dense", recipe="fp8_tensorwise", first_last_layers_bf16=True)[2],
     build("dense", recipe="fp8_tensorwise", output_head=True)[2],
+    build("dense", recipe="fp8_blockwise", products=["forward"], accumulation="promoted", block_size=64)[2],
 ]))
 """)
     plain = "bf16 (FP32 sums of BF16 products)"
-    assert found == [{plain: 13}, {plain: 2 * 4 + 1, "fp8_tensorwise (emulated)": 4}, {"fp8_tensorwise (emulated)": 13}]
+    assert found == [
+        {plain: 13},
+        {plain: 2 * 4 + 1, "fp8_tensorwise (emulated)": 4},
+        {"fp8_tensorwise (emulated)": 13},
+        {plain: 1, "fp8_blockwise (emulated, forward alone, sums promoted, blocks of 64)": 12},
+    ]
 
 
 def test_no_partial_sum_of_bf16_products_is_kept_in_bf16() -> None:

@@ -24,7 +24,7 @@ from octavo.cpu.products import multiply_causal
 from octavo.precision import products
 from octavo.precision.config import Precision
 from octavo.precision.history import AmaxHistory
-from octavo.precision.products import Numerics, Operand, Quantiser, grouped_linear, linear, short_accumulation
+from octavo.precision.products import BF16, Numerics, Operand, Quantiser, grouped_linear, linear, short_accumulation
 from octavo.precision.recipes import RECIPES
 from octavo.records import Product, TensorKind
 
@@ -37,6 +37,14 @@ KINDS: dict[Product, tuple[TensorKind, TensorKind]] = {
 }
 COUNTS = [100, 0, 37, 163]
 """Tokens by expert: one has none."""
+
+
+@pytest.mark.parametrize("counts", [[5, 4], [5, 6], [-1, 11]])
+def test_groups_that_are_not_the_tokens_are_an_error(counts: list[int]) -> None:
+    """The compiled products take the sizes of groups for the size of memory."""
+    weight = Parameter(torch.zeros(2, 8, 8, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match="are not the 10 tokens"):
+        grouped_linear(torch.zeros(10, 8, dtype=torch.bfloat16), weight, None, counts, BF16)
 
 
 def cast(values: Tensor, scale: float, format: Format) -> Tensor:

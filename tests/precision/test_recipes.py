@@ -101,17 +101,13 @@ def test_a_gpu_emulates_what_it_lacks_if_told_to() -> None:
         ({"recipe": "fp8_blockwise", "output_head": True}, "9.0", "cannot be asked of Transformer Engine"),
         ({"recipe": "fp8_blockwise", "products": ["forward"]}, "9.0", "cannot be asked of Transformer Engine"),
         ({"recipe": "fp8_tensorwise", "products": ["forward", "input_gradient"]}, "9.0", "cannot be asked"),
+        ({"recipe": "fp8_delayed", "products": ["forward", "input_gradient"]}, "9.0", "cannot be asked"),
     ],
 )
 def test_what_cannot_be_is_refused(precision: dict[str, Any], capability: str | None, message: str) -> None:
     with pytest.raises(OctavoError, match=message) as caught:
         check(precision, capability)
     assert caught.value.where
-
-
-def test_transformer_engine_leaves_the_weight_gradient_in_bf16_with_delayed_scaling() -> None:
-    """`override_linear_precision`, by Megatron-Core's `fp8_wgrad`."""
-    check({"recipe": "fp8_delayed", "products": ["input_gradient", "forward"]}, "9.0")
 
 
 def test_a_model_must_have_layers_between_the_first_and_the_last() -> None:

@@ -56,6 +56,15 @@ def construct(
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+def run(package: Path, program: str) -> str:
+    """What a program that pretends to have Transformer Engine prints last."""
+    path = os.pathsep.join([str(package), str(Path(__file__).parent)])
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]
+
+
 @pytest.fixture(scope="module")
 def built(transformer_engine: Path) -> dict[tuple[str, str], Any]:
     answers = construct(transformer_engine, [(model, {"recipe": recipe}, False) for model, recipe in CASES])
@@ -75,6 +84,22 @@ def test_every_model_is_built_in_every_recipe(built: dict[tuple[str, str], Any],
         "bf16 (Megatron-Core)": 1,
         **({"bf16 (Transformer Engine)": left} if left else {}),
     }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "saved"),
+    [
+        ("fp8_delayed", "TEDelayedScaling"),  # Megatron-Core's own
+        ("fp8_tensorwise", "Float8CurrentScaling"),
+        ("fp8_blockwise", "Float8BlockScaling"),
+        ("fp8_mxfp8", "MXFP8BlockScaling"),
+        ("nvfp4", "NVFP4BlockScaling"),
+        ("bf16", "NoneType"),
+    ],
+)
+def test_the_state_that_a_layer_saves_is_read_again(built: Any, recipe: str, saved: str) -> None:
+    """It is a pickle that names the recipe's class: a run of this recipe goes on from its checkpoint."""
+    assert built["laptop-dense", recipe]["read"] == saved
 
 
 @pytest.mark.parametrize(
@@ -155,6 +180,17 @@ def test_scales_that_are_not_the_recipes_are_found(transformer_engine: Path) -> 
     assert "NVTE_FP8_BLOCK_SCALING_FP32_SCALES" in answer["error"]
 
 
+def test_transformer_engine_has_no_weight_gradient_in_bf16(transformer_engine: Path) -> None:
+    """Megatron-Core asks for it by `override_linear_precision`, and Transformer Engine 2 takes and forgets it."""
+    program = """
+import transformer_engine_without_gpu as engine
+engine.pretend()
+from transformer_engine.common.recipe import DelayedScaling
+print(any("override" in name for name in vars(DelayedScaling(override_linear_precision=(False, False, True)))))
+"""
+    assert run(transformer_engine, program) == "False"
+
+
 def test_the_table_of_gpus_is_transformer_engines(transformer_engine: Path) -> None:
     """Its own checks, asked with the compute capability faked."""
     program = """
@@ -185,11 +221,5 @@ for capability in ((8, 0), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)):
             answers.setdefault(name, []).append("%d.%d" % capability)
 print(json.dumps(answers))
 """
-    path = os.pathsep.join([str(transformer_engine), str(Path(__file__).parent)])
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout.splitlines()[-1])
+    answers = json.loads(run(transformer_engine, program))
     assert answers == {name: list(recipe.capabilities) for name, recipe in RECIPES.items() if recipe.quantised}

@@ -10,7 +10,7 @@ from octavo.errors import OctavoError
 from octavo.experiment.load import load_experiment
 from octavo.experiment.run import RunConfig
 from octavo.layout import ConfigFolders
-from octavo.training.requirements import deterministic_environment
+from octavo.training.requirements import connections_environment, deterministic_environment
 
 CONFIGS = ConfigFolders(Path(__file__).resolve().parents[2] / "configs")
 
@@ -43,6 +43,21 @@ def test_a_variable_that_contradicts_it_is_refused(on_gpus: RunConfig, name: str
 def test_on_cpus_nothing_reads_them() -> None:
     run = load_experiment("quickstart", CONFIGS).run("moe-bf16", 1)
     assert deterministic_environment(run, {"NCCL_ALGO": "NVLS"})["NCCL_ALGO"] == "NVLS"
+
+
+def test_one_connection_where_communication_overlaps_products(on_gpus: RunConfig) -> None:
+    """Megatron-LM 0.16.1, arguments.py: with tensor or context parallelism, below compute capability 10."""
+
+    def wanted(cluster: str, environment: dict[str, str] | None = None, **axes: int) -> dict[str, str]:
+        layout = on_gpus.parallelism.model_copy(update=axes)
+        run = on_gpus.model_copy(update={"parallelism": layout, "cluster": cluster})
+        return connections_environment(run, environment or {})
+
+    one = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+    assert wanted("h100-node", tensor=2) == wanted("h100-node", context=2) == one
+    assert wanted("h100-node") == wanted("b200-node", tensor=2) == wanted("laptop", tensor=2) == {}
+    with pytest.raises(OctavoError, match="CUDA_DEVICE_MAX_CONNECTIONS=8"):
+        wanted("h100-node", {"CUDA_DEVICE_MAX_CONNECTIONS": "8"}, tensor=2)
 
 
 def test_the_cross_entropy_is_fused_only_where_bits_may_differ(on_gpus: RunConfig) -> None:

@@ -16,11 +16,12 @@ pytest.importorskip("megatron.core")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 PROGRAM = """
 import hashlib, json, torch
+from types import MethodType
 from octavo.cpu.backend import install
 install()
 from octavo.experiment.load import load_experiment
 from octavo.training.assembly import build_chunks, unwrapped
-from octavo.training.initial_values import global_names
+from octavo.training.initial_values import global_names, initialise
 from octavo.training.launch import Place
 from octavo.training.process import set_up_process
 
@@ -35,6 +36,14 @@ for cell, seed in (("dense-bf16", 1), ("moe-bf16", 1), ("dense-bf16", 2)):
         digest = hashlib.sha256(values.detach().float().numpy().tobytes()).hexdigest()
         parts = [part.double().std().item() for part in (values if values.dim() == 3 else values[None])]
         found.setdefault(f"{cell} {seed}", {})[name] = {"digest": digest, "deviations": parts, "axes": values.dim()}
+
+# a parameter kept in FP8 as Transformer Engine makes it: the values that it drew itself are kept on the CPU
+model = unwrapped(chunks[0])
+weight = model.decoder.layers[0].mlp.linear_fc1.weight
+weight._high_precision_init_val = torch.ones_like(weight)
+weight.get_high_precision_init_val = MethodType(lambda self: self._high_precision_init_val, weight)
+initialise(model, seed, run.training)
+found["kept"] = torch.equal(weight.get_high_precision_init_val(), weight)
 print(json.dumps(found))
 """
 EMBEDDING = "embedding.word_embeddings.weight"
@@ -63,3 +72,8 @@ def test_models_of_one_seed_begin_alike_where_they_share_a_parameter() -> None:
     for name in shared:
         assert dense[name]["digest"] == mixture[name]["digest"], name
         assert (dense[name]["digest"] == other[name]["digest"]) == (dense[name]["axes"] == 1), name
+
+
+def test_main_weights_of_parameters_in_fp8_begin_like_all_others() -> None:
+    """Megatron-Core makes them of `get_high_precision_init_val`, which must not be what Transformer Engine drew."""
+    assert models()["kept"] is True

@@ -141,12 +141,13 @@ def test_an_index_cannot_name_a_file_outside(stopped: Run) -> None:
         PlainReader(checkpoint)
 
 
-def test_code_in_transformer_engines_state_does_not_run(tmp_path: Path) -> None:
-    """It is a pickle in a byte tensor; the values in it are `torch.save` files again."""
+@pytest.mark.parametrize("key", ["layer._extra_state", "layer.mlp.experts.linear_fc1._extra_state13"])
+def test_code_in_transformer_engines_state_does_not_run(tmp_path: Path, key: str) -> None:
+    """It is a pickle in a byte tensor; the values in it are `torch.save` files again. Each grouped expert has one."""
     from octavo.training.plain_reading import check_scaling_state
 
     def state(value: Any) -> dict[str, Any]:
-        return {"layer._extra_state": torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)}
+        return {key: torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)}
 
     class Inside:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -156,7 +157,9 @@ def test_code_in_transformer_engines_state_does_not_run(tmp_path: Path) -> None:
 
     owned = tmp_path / "owned"
     check_scaling_state(state({"scale_fwd": torch.ones(3), "extra_fp8_variables": {"num_gemms": 1}}))
-    check_scaling_state({"layer._extra_state": torch.empty(0, dtype=torch.uint8)})  # no FP8
+    check_scaling_state({key: torch.empty(0, dtype=torch.uint8)})  # no FP8
+    with pytest.raises(pickle.UnpicklingError, match="BytesIO, and not the bytes of a state"):
+        check_scaling_state({key: io.BytesIO(b"a file that torch.load would unpickle")})
     for value in (Payload(owned), Inside()):
         with pytest.raises(pickle.UnpicklingError):
             check_scaling_state(state({"scale_fwd": value}))

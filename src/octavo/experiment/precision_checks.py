@@ -24,7 +24,6 @@ from octavo.precision.recipes import (
     RECIPES,
     Recipe,
     column_multiple,
-    delayed_weight_gradient_only,
     quantised_recipes,
     recipes_of,
 )
@@ -113,7 +112,8 @@ def _check_gpu(precision: Precision, recipe: Recipe, device: Device, cuda: str |
         ("accumulation", precision.accumulation != "fp32"),
         ("block_size", precision.block_size is not None),
         ("output_head", precision.output_head),
-        ("products", set(precision.products) != set(ALL_PRODUCTS) and not delayed_weight_gradient_only(precision)),
+        # Megatron-Core's fp8_wgrad becomes override_linear_precision, which Transformer Engine 2 ignores
+        ("products", set(precision.products) != set(ALL_PRODUCTS)),
     ):
         if changed:
             raise OctavoError(

@@ -30,7 +30,7 @@ from octavo.precision.config import Precision
 from octavo.precision.experts import GroupedExperts
 from octavo.precision.history import AmaxHistory
 from octavo.precision.products import BF16, Numerics, linear
-from octavo.precision.recipes import RECIPES, column_multiple, delayed_weight_gradient_only
+from octavo.precision.recipes import ALL_PRODUCTS, RECIPES, column_multiple
 
 
 def spec_provider(precision: Precision, *, on_gpu: bool) -> BackendSpecProvider:
@@ -49,7 +49,6 @@ def transformer_config_options(precision: Precision, *, on_gpu: bool) -> dict[st
         return {}
     if precision.recipe == "fp8_delayed":
         options["fp8_amax_history_len"] = precision.amax_history
-        options["fp8_wgrad"] = not delayed_weight_gradient_only(precision)
     parameters = "fp4_param" if "fp4" in options else "fp8_param"
     return {**options, parameters: precision.fp8_parameters, "first_last_layers_bf16": precision.first_last_layers_bf16}
 
@@ -102,11 +101,12 @@ def verify_stages(built: Mapping[str, int], precision: Precision, *, on_gpu: boo
         torch.distributed.all_gather_object(of_stages, dict(built), group=group)
     for stage in of_stages:
         counts.update(stage)
-    how = _ENGINE if on_gpu and not precision.emulate else _EMULATED
-    if RECIPES[precision.recipe].quantised and not counts[f"{precision.recipe} ({how})"]:
+    emulated = not on_gpu or precision.emulate
+    wanted = _own_name(Numerics.of(precision)) if emulated else f"{precision.recipe} ({_ENGINE})"
+    if RECIPES[precision.recipe].quantised and not counts[wanted]:
         raise OctavoError(
             f"no linear layer of the model computes in {precision.recipe}: {dict(counts)}",
-            expected=f"layers of {precision.recipe} ({how})",
+            expected=f"layers of {wanted}",
             fix="this is a bug in Octavo: the run was stopped before it could pass for what it is not",
         )
     return dict(sorted(counts.items()))
@@ -209,7 +209,17 @@ def _verify_own(model: nn.Module, precision: Precision) -> dict[str, int]:
 
 
 def _own_name(numerics: Numerics) -> str:
-    return f"{numerics.recipe.name} ({_EMULATED if numerics.recipe.quantised else 'FP32 sums of BF16 products'})"
+    """`fp8_blockwise (emulated)`, and what of it is not the recipe's own: products, sums, blocks."""
+    if not numerics.recipe.quantised:
+        return f"{numerics.recipe.name} (FP32 sums of BF16 products)"
+    said = [_EMULATED]
+    if numerics.products != frozenset(ALL_PRODUCTS):
+        said.append(f"{' and '.join(one for one in ALL_PRODUCTS if one in numerics.products)} alone")
+    if numerics.accumulation != "fp32":
+        said.append(f"sums {numerics.accumulation}")
+    if numerics.block_size is not None:
+        said.append(f"blocks of {numerics.block_size}")
+    return f"{numerics.recipe.name} ({', '.join(said)})"
 
 
 def _is_head(name: str) -> bool:

@@ -348,5 +348,10 @@ def grouped_linear(
     numerics: Numerics,
     history: AmaxHistory | None = None,
 ) -> Tensor:
-    """x [tokens, in], sorted by expert, times each expert's weight [experts, out, in]; the result is [tokens, out]."""
+    """x [tokens, in], sorted by expert, times each expert's weight [experts, out, in]; the result is [tokens, out].
+
+    Raises ValueError where `counts` are not the tokens of x: the compiled products would read and write past its end.
+    """
+    if sum(counts) != len(x) or min(counts, default=0) < 0:
+        raise ValueError(f"groups of {list(counts)} tokens, {sum(counts)} in all, are not the {len(x)} tokens of x")
     return _LinearProducts.apply(x, weight, bias, Quantiser(numerics, counts, history), torch.is_grad_enabled())

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from octavo.cpu.formats import E2M1, E4M3, E5M2, Format
-from octavo.precision.config import Precision, RecipeName
+from octavo.precision.config import RecipeName
 from octavo.records import Product, TensorKind
 
 Scaling = Literal["none", "delayed", "tensor", "block"]
@@ -135,11 +135,6 @@ def quantised_recipes() -> list[RecipeName]:
 def recipes_of(compute_capability: str | None) -> list[RecipeName]:
     """The recipes that GPUs of a compute capability have (CUDA versions left aside)."""
     return [name for name, one in RECIPES.items() if not one.capabilities or compute_capability in one.capabilities]
-
-
-def delayed_weight_gradient_only(precision: Precision) -> bool:
-    """The one choice of products that Transformer Engine offers: delayed scaling, weight gradient in BF16."""
-    return precision.recipe == "fp8_delayed" and set(precision.products) == {"forward", "input_gradient"}
 
 
 def column_multiple(recipe: RecipeName) -> int:

@@ -70,6 +70,7 @@ def _wrap(run: RunConfig, config: TransformerConfig, model: GPTModel, *, first: 
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=on_gpu and run.parallelism.data > 1,
         use_distributed_optimizer=run.training.optimizer.distributed,
+        fp8_param_gather=run.precision.fp8_parameters,
     )
     return DistributedDataParallel(config, options, Float16Module(config, model), disable_bucketing=not first)
 

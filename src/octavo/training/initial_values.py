@@ -50,7 +50,9 @@ def initialise(model: GPTModel, seed: int, training: Training) -> None:
                 for local, values in enumerate(parameter):
                     values.copy_(_normal(f"{name}.{first + local}", tuple(values.shape), seed, deviation))
             else:
-                parameter.copy_(_part(_normal(name, _whole_shape(name, parameter), seed, deviation), name, parameter))
+                values = _part(_normal(name, _whole_shape(name, parameter), seed, deviation), name, parameter)
+                parameter.copy_(values)
+                _keep_unrounded(parameter, values)
 
 
 def global_names(model: GPTModel) -> Iterator[tuple[str, nn.Parameter]]:
@@ -83,6 +85,17 @@ def _normal(name: str, shape: tuple[int, ...], seed: int, deviation: float) -> T
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return torch.randn(shape, generator=generator).mul_(deviation)
+
+
+def _keep_unrounded(parameter: nn.Parameter, values: Tensor) -> None:
+    """Let the FP32 main weights of a parameter kept in FP8 begin with the BF16 values, as without `fp8_parameters`.
+
+    Transformer Engine keeps on the CPU the values that it drew itself, and Megatron-Core's distributed optimizer makes
+    the main weights of those (`get_high_precision_init_val`, transformer_engine/pytorch/module/base.py).
+    """
+    if hasattr(parameter, "get_high_precision_init_val"):
+        kept: Tensor = parameter.get_high_precision_init_val()  # type: ignore[operator]
+        kept.copy_(values)
 
 
 def _whole_shape(name: str, parameter: nn.Parameter) -> tuple[int, ...]:

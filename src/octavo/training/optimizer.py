@@ -20,7 +20,7 @@ from octavo.experiment.config import Training
 
 def build_optimizer(chunks: list[DistributedDataParallel], training: Training, *, on_gpu: bool) -> MegatronOptimizer:
     """AdamW over the model's chunks. Norms and biases do not decay."""
-    options = training.optimizer
+    options, model = training.optimizer, chunks[0].config
     config = AdamOptimizerConfig(
         lr=options.learning_rate,
         min_lr=options.learning_rate * training.schedule.minimum,
@@ -32,6 +32,7 @@ def build_optimizer(chunks: list[DistributedDataParallel], training: Training, *
         bf16=True,
         params_dtype=torch.bfloat16,
         use_distributed_optimizer=options.distributed,
+        fp8_recipe=model.fp8_recipe if model.fp8 else None,  # of parameters that are kept in FP8
     )
     overrides: dict[ParamKey, dict[str, Any]] = {
         ParamKey(predicate=ParamPredicate(name="norms and biases", fn=_has_one_axis)): {"wd_mult": 0.0},

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import io
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -45,11 +46,15 @@ SCALING_NAMES = {
     ("collections", "OrderedDict"),
     *(
         ("transformer_engine.common.recipe", name)
-        for name in ("DelayedScaling", "Float8CurrentScaling", "Float8BlockScaling", "MXFP8BlockScaling", "Format",
-                     "_FormatHelper", "MMParams", "QParams")
+        for name in ("DelayedScaling", "Float8CurrentScaling", "Float8BlockScaling", "MXFP8BlockScaling",
+                     "NVFP4BlockScaling", "Format", "_FormatHelper", "MMParams", "QParams")
     ),
+    ("megatron.core.extensions.transformer_engine", "TEDelayedScaling"),  # of DelayedScaling, and nothing more
 }  # fmt: skip
 """What Transformer Engine's state of a layer names."""
+
+
+_EXTRA_STATE = re.compile(r"_extra_state\d*$")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -110,7 +115,14 @@ class PlainPlanner(torch_strategy.MCoreLoadPlanner):
 
 
 def check_scaling_state(state: Mapping[str, Any]) -> None:
-    """Look through the states that Transformer Engine is going to unpickle. Raises UnpicklingError."""
+    """Look through the states that Transformer Engine is going to unpickle. Raises UnpicklingError.
+
+    A layer has one, `..._extra_state`; grouped experts have one each, `..._extra_state`, `..._extra_state1` and so on.
+    """
     for name, value in state.items():
-        if name.endswith("_extra_state") and isinstance(value, torch.Tensor) and value.numel():
+        if not _EXTRA_STATE.search(name) or value is None:
+            continue
+        if not isinstance(value, torch.Tensor):
+            raise pickle.UnpicklingError(f"{name} is a {type(value).__name__}, and not the bytes of a state")
+        if value.numel():
             _Unpickler(io.BytesIO(value.detach().cpu().numpy().tobytes()), SCALING_NAMES).load()

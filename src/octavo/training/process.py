@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import mmap
+from typing import Any
 
 import torch
 import torch.distributed
@@ -35,6 +36,9 @@ def set_up_process(run: RunConfig, place: Place) -> None:
     if on_gpu:
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
         torch.use_deterministic_algorithms(training.deterministic)
+        # it would fill every torch.empty, for code that reads what it has not written; a kernel each, for nothing here
+        torch_deterministic: Any = torch.utils.deterministic
+        torch_deterministic.fill_uninitialized_memory = False
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if place.port:
         torch.distributed.init_process_group(

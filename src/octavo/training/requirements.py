@@ -22,6 +22,8 @@ DETERMINISTIC = {
 the value that is set, and others that do (torch's notes on reproducibility; Megatron-LM 0.16.1's --deterministic-mode).
 """
 
+CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
+
 
 def device_of(run: RunConfig) -> Device:
     """The kind of device that the run's experiment trains on."""
@@ -49,6 +51,29 @@ def deterministic_environment(run: RunConfig, environment: Mapping[str, str]) ->
             fix=f"unset {name}, or set training.deterministic: false in the experiment",
         )
     return found
+
+
+def connections_environment(run: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:
+    """CUDA_DEVICE_MAX_CONNECTIONS=1, where Megatron's overlap of communication with products needs it.
+
+    With tensor or context parallelism kernels must start in the order that they were given, and GPUs below compute
+    capability 10 keep it with one connection alone (Megatron-LM 0.16.1, megatron/training/arguments.py). Raises
+    OctavoError where the environment says another number.
+    """
+    layout, device = run.parallelism, device_of(run)
+    if device.kind == "cpu" or (layout.tensor == 1 and layout.context == 1):
+        return {}
+    if version(device.compute_capability or "0") >= (10,):
+        return {}
+    found = environment.get(CONNECTIONS, "1")
+    if found != "1":
+        raise OctavoError(
+            f"the environment says {CONNECTIONS}={found}, and the run has tensor or context parallelism",
+            where=f"cell {run.cell} of experiment {run.experiment}",
+            expected=f"{CONNECTIONS} unset, or 1",
+            fix=f"unset {CONNECTIONS}",
+        )
+    return {CONNECTIONS: "1"}
 
 
 def late_to_save(run: RunConfig, seconds: float) -> str | None:
