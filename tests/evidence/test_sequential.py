@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from scipy import special
 
 from octavo.evidence.sequential import ALPHAS, Looks, nominal_levels
+from octavo.evidence.verdicts import read_claims, undecided_cells
 from octavo.statistics import ALPHA
 from octavo.statistics import test as hold
+from tests.evidence.conftest import Judged
+from tests.synthetic import Truth
 
 
 def test_boundaries_are_lan_and_demets() -> None:
@@ -49,3 +54,35 @@ def test_looking_as_often_with_a_fixed_test_is_wrong_more_often() -> None:
         tests = [hold(differences[:seeds], "below", 0.0) for seeds in range(3, 9)]
         wrong += any(found is not None and found.p_value <= ALPHA for found in tests)
     assert wrong / runs > 0.09
+
+
+# --- a whole experiment ---------------------------------------------------------------------------------------------
+
+DESIGN = {"seeds": {"from": 3, "to": 5}}
+
+
+def test_a_look_asks_for_the_cells_of_undecided_comparisons_alone(judged: Callable[..., Judged]) -> None:
+    """The mixture in FP8 is on the margin of 0.25 %, the dense model is BF16's equal: that pair needs no more."""
+    truth = Truth(offsets={"moe-fp8_blockwise": 0.0025}, run_sd=0.0003)
+    found = judged(only=["02-fp8-loss-error"], ablations={}, changes=DESIGN, truth=truth)
+    claim = found.claims[2]
+    assert claim.verdict == "inconclusive"
+    assert "Not decided after 3 of at most 5 seeds." in claim.sentence
+    assert claim.seeds_needed is None
+    experiment = found.grid.experiment
+    assert experiment is not None
+    assert undecided_cells(found.grid, read_claims(found.configs, experiment)) == ["moe-bf16", "moe-fp8_blockwise"]
+
+
+def test_a_decided_experiment_asks_for_nothing(judged: Callable[..., Judged]) -> None:
+    truth = Truth(offsets={"fp8_blockwise": 0.03}, run_sd=0.0001)
+    found = judged(only=["02-fp8-loss-error"], ablations={}, changes=DESIGN, truth=truth)
+    assert found.claims[2].verdict == "refuted"
+    assert undecided_cells(found.grid, read_claims(found.configs, found.grid.experiment)) == []
+
+
+def test_more_seeds_are_not_asked_for_where_a_planned_run_is_what_it_lacks(judged: Callable[..., Judged]) -> None:
+    truth = Truth(token_advantage={"moe": 1.3}, decay_worth=0.05)
+    found = judged(only=["01-moe-saves-device-hours"], ablations={}, changes=DESIGN, truth=truth, precisions=("bf16",))
+    assert found.claims[1].reason == "needs a run planned for this length"
+    assert undecided_cells(found.grid, read_claims(found.configs, found.grid.experiment)) == []

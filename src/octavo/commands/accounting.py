@@ -46,6 +46,8 @@ def status(
     Console(highlight=False).print(table)
     done = sum(run.state in ("done", "diverged") for run in runs)
     typer.echo(f"{done} of {len(runs)} runs done")
+    if (most := len(loaded.file.all_seeds) * len(loaded.cells)) > len(loaded.file.first_seeds) * len(loaded.cells):
+        typer.echo(f"seeds until decided: {len(runs)} runs asked for so far, {most} at most")
     if damaged := sum(run.state == "damaged" for run in runs):
         typer.echo(f"{damaged} damaged: no tables are made before that is mended")
     for reason in ledger_status(loaded.folder):

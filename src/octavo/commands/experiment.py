@@ -55,6 +55,9 @@ def check(
         if not isinstance(source, PackageSource):  # packages are fetched when the text is prepared
             with asked_by(loaded.place, "data", "sources", number):
                 source_files(source)
+    first, most = len(loaded.file.first_seeds), len(loaded.file.all_seeds)
+    if first < most:
+        typer.echo(f"seeds until decided: {first} for every cell, up to {most} for what is not", err=True)
     for cell in loaded.cells:
         typer.echo(cell)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from octavo.experiment.config import SeedsUntilDecided
 from octavo.experiment.run import Experiment
 from octavo.files import write_json
 from octavo.layout import ExperimentFolder
-from octavo.records import Look
+from octavo.records import Look, read_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,16 +45,19 @@ def write_look(
     return path
 
 
-def seeds_asked(experiment: Experiment, scope: ExperimentFolder, cells: list[str], looks: int) -> dict[str, int]:
-    """By cell, how many seeds a report's scope asks for after its first so many looks.
+def seeds_asked(
+    experiment: Experiment, cells: list[str], look: Callable[[int], Path], until: int | None = None
+) -> dict[str, list[int]]:
+    """By cell, the seeds that a report rests on, or the look after `until` seeds does.
 
-    A cell that no look asks for stays at the seeds that it has.
+    `look` gives the file of the look after so many seeds, or raises where it is still to come.
     """
-    from octavo.records import read_record
-
-    first = len(experiment.file.first_seeds)
-    asked = dict.fromkeys(cells, first)
-    for after in range(first, first + looks):
-        look = read_record(scope.look(after), Look, made_by=f"octavo look {scope.path} --after {after}")
-        asked |= {cell: after + 1 for cell in look.cells if cell in asked}
-    return asked
+    seeds = experiment.file.seeds
+    asked = dict.fromkeys(cells, len(experiment.file.first_seeds))
+    if isinstance(seeds, SeedsUntilDecided):
+        for after in range(seeds.first, seeds.last if until is None else until):
+            found = read_record(look(after), Look, made_by=f"octavo look {experiment.folder.path} --after {after}")
+            if not found.cells:
+                break
+            asked |= {cell: after + 1 for cell in found.cells if cell in asked}
+    return {cell: experiment.file.all_seeds[:count] for cell, count in asked.items()}

@@ -1,6 +1,7 @@
 """The plan of an experiment: what every cell will need and cost, before anything is spent; and the gate.
 
-One row per cell, over all seeds. An experiment whose plan exceeds its `budget` is stopped here, before its first job.
+One row per cell, over all seeds (of seeds until decided, the most that there can be). An experiment whose plan exceeds
+its `budget` is stopped here, before its first job.
 """
 
 from __future__ import annotations
@@ -176,6 +177,7 @@ def plan_record(experiment: Experiment, frame: pd.DataFrame) -> dict[str, Any]:
         "other_price": _other_price(experiment),
         "basis": "; ".join(dict.fromkeys(note for step in steps.values() for note in step.notes)),
         "runs": len(experiment.cells) * len(experiment.file.all_seeds),
+        "least_runs": len(experiment.cells) * len(experiment.file.first_seeds),
         "cells": json.loads(frame.to_json(orient="records", double_precision=15) or "[]"),
         "steps": {name: _grouped(step) for name, step in steps.items()},
         "totals": totals,
