@@ -626,6 +626,8 @@ class ClaimsFile(Record):
     schema_version: int = SCHEMA_VERSION
     experiment: str
     ablation: str | None
+    configuration: str = ""
+    """Fingerprint of what verdicts rest on besides the tables: claims, published figures, cluster and prices."""
     claims: list[ClaimResult]
 
 

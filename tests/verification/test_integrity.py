@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,7 +17,9 @@ from synthetic import hashes
 from octavo.experiment.load import load_experiment
 from octavo.files import sha256
 from octavo.layout import ExperimentFolder
+from octavo.records import read_table, write_table
 from octavo.training.seal import seal
+from octavo.verification.bundle import write_bundle
 from octavo.verification.integrity import check_files
 from tests.tiny import octavo
 
@@ -331,3 +334,68 @@ def make_checkpoint(folder: ExperimentFolder, cell: str) -> Path:
     result = json.loads(run.result.read_text())
     seal(checkpoint, 20, result["run_fingerprint"], result["data_manifest_sha256"])
     return checkpoint
+
+
+# --- outdated is not damaged ----------------------------------------------------------------------------------------
+
+
+def found(folder: ExperimentFolder, status: str) -> list[str]:
+    """The checks of a status: `run: note`."""
+    checks = check_files(load_experiment(folder.name), folder)
+    return [f"{one.run}: {one.note}" for one in checks if one.status == status]
+
+
+def test_another_claim_makes_verdicts_outdated(folder: ExperimentFolder) -> None:
+    """The twelfth is added; the tables and the plan do not rest on claims."""
+    claims = Path("configs/claims")
+    (claims / "12-new.yaml").write_text(
+        (claims / "02-fp8-loss-error.yaml").read_text().replace("number: 2", "number: 12")
+    )
+    assert damaged(folder) == []
+    assert {one.split()[1] for one in found(folder, "outdated")} == {"claims.json"}
+    done = octavo(Path.cwd(), "verify", "results/synthetic", "--sample", "0")
+    assert done.returncode == 0, done.stderr
+    assert "2 outdated: the pipeline makes them again" in done.stdout  # the experiment's and the ablation's
+    octavo(Path.cwd(), "claims", "results/synthetic")
+    octavo(Path.cwd(), "claims", "results/synthetic", "--ablation", "few_experts")
+    assert found(folder, "outdated") == []
+
+
+def test_another_price_makes_money_outdated(folder: ExperimentFolder) -> None:
+    cluster = Path("configs/clusters/synthetic.yaml")
+    assert "per_device_hour: 2.0" in cluster.read_text()
+    cluster.write_text(cluster.read_text().replace("per_device_hour: 2.0", "per_device_hour: 3.0"))
+    assert damaged(folder) == []
+    names = {one.split()[1] for one in found(folder, "outdated") if not one.startswith("ablations/")}
+    assert {"attempts.parquet", "runs.parquet", "claims.json", "plan.csv", "plan.pdf"} <= names
+    assert "steps.parquet" not in names
+
+
+def test_what_no_price_explains_is_damaged_all_the_same(folder: ExperimentFolder) -> None:
+    """The price was changed, and an hour too."""
+    cluster = Path("configs/clusters/synthetic.yaml")
+    cluster.write_text(cluster.read_text().replace("per_device_hour: 2.0", "per_device_hour: 3.0"))
+    frame = read_table(folder.runs_table, "runs", made_by="test")
+    frame.loc[0, "device_hours_all_in"] *= 2
+    write_table(folder.runs_table, frame, "runs")
+    assert any(one.startswith("tables: runs.parquet was changed: device_hours_all_in") for one in damaged(folder))
+
+
+def test_an_unzipped_bundle_is_verified_as_what_it_is(
+    folder: ExperimentFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has no text, no tokens and no checkpoints, and misses none; what was changed in it is damaged."""
+    place = tmp_path / "unzipped"
+    with zipfile.ZipFile(write_bundle(folder, tmp_path / "bundle.zip")) as archive:
+        archive.extractall(place)
+    monkeypatch.setenv("OCTAVO_ROOT", str(place))
+    monkeypatch.chdir(place)
+    unzipped = ExperimentFolder(Path("results/synthetic"))
+    assert damaged(unzipped) == []
+    assert "bundle: every file is what ro-crate-metadata.json describes" in found(unzipped, "intact")
+    done = octavo(place, "verify", "results/synthetic")
+    assert done.returncode == 0, done.stdout
+    assert "an unpacked bundle has no text to train on" in done.stdout
+    lock = place / "requirements.lock"
+    lock.write_text(lock.read_text() + "# more\n")
+    assert damaged(unzipped) == ["bundle: requirements.lock is not what ro-crate-metadata.json describes"]

@@ -28,16 +28,17 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def attempts_frame(experiment: Experiment) -> pd.DataFrame:
+def attempts_frame(experiment: Experiment, *, ask: bool = True) -> pd.DataFrame:
     """Every attempt of an experiment, with the columns of `octavo.records.TABLE_FIELDS["attempts"]`.
 
+    Without `ask`, Slurm's hours are those that were read before and kept, and Slurm is asked for none.
     Raises OctavoError where an `attempts.jsonl` is damaged.
     """
     import pandas as pd
 
     rows = trainers_rows(experiment)
     if experiment.cluster.slurm:
-        rows = with_slurms_hours(experiment, rows)
+        rows = with_slurms_hours(experiment, rows, ask=ask)
     frame = pd.DataFrame(rows, columns=[name for name, _, _ in TABLE_FIELDS["attempts"]])
     for column in ("submit", "start", "end"):
         frame[column] = pd.to_datetime(frame[column], utc=True)

@@ -108,13 +108,13 @@ def available() -> bool:
     return shutil.which("sacct") is not None
 
 
-def read_accounting(experiment: Experiment, attempts: list[dict[str, Any]]) -> Accounting:
-    """Every row of the experiment's jobs: those kept and, where there is Slurm, those of today.
+def read_accounting(experiment: Experiment, attempts: list[dict[str, Any]], *, ask: bool = True) -> Accounting:
+    """Every row of the experiment's jobs: those kept and, where there is Slurm and it is to be asked, those of today.
 
     `attempts` are the ledger's rows by the trainer's word. What is read is kept in `sacct.json`.
     """
     kept = kept_books(experiment)
-    if not available():
+    if not (ask and available()):
         return Accounting(kept.rows, frozenset(kept.unknown), unanswered=False)
     try:
         found = query(experiment, attempts, kept.rows)
@@ -135,12 +135,14 @@ def kept_books(experiment: Experiment) -> SlurmBooks:
     return read_record(path, SlurmBooks, made_by=made_by) if path.exists() else SlurmBooks(rows=[])
 
 
-def with_slurms_hours(experiment: Experiment, attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_slurms_hours(
+    experiment: Experiment, attempts: list[dict[str, Any]], *, ask: bool = True
+) -> list[dict[str, Any]]:
     """The ledger's rows with Slurm's hours in place of the trainer's, as far as they are known; what is not is marked.
 
     `attempts` are the rows by the trainer's word.
     """
-    accounting = read_accounting(experiment, attempts)
+    accounting = read_accounting(experiment, attempts, ask=ask)
     rows = join(experiment, attempts, accounting.rows) if accounting.rows else attempts
     return [
         one | {"source": one["source"] + PROVISIONAL} if one["job"] and not accounting.covers(one) else one

@@ -167,5 +167,7 @@ def _end(checks: Sequence[VerificationCheck], what: str, *, record: bool = False
     for one in checks:
         typer.echo(f"{one.gate:<14} {one.run:<34} {one.status:<24} {one.note}")
     passed = not any(one.status in ("damaged", "different") for one in checks)
+    if outdated := sum(one.status == "outdated" for one in checks):
+        typer.echo(f"{outdated} outdated: the pipeline makes them again from the same runs")
     typer.echo(f"{'passed' if passed else 'FAILED'}: {what}")
     raise typer.Exit(0 if passed or record else 1)

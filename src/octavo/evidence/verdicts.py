@@ -26,7 +26,7 @@ from octavo.evidence.metrics.costs import amount, cost_of_a_seed
 from octavo.evidence.metrics.pairs import TIMED_AXES
 from octavo.evidence.sequential import Looks
 from octavo.experiment.run import Experiment
-from octavo.files import write_json
+from octavo.files import fingerprint, sha256, write_json
 from octavo.layout import ConfigFolders, ExperimentFolder
 from octavo.records import ClaimResult, ClaimsFile, ComparisonsFile, Estimate, Part, Verdict
 from octavo.statistics import ALPHA, Relation, Test, all_of, confidence_for, holm, once, required_seeds, test
@@ -88,11 +88,24 @@ def write_verdicts(folder: ExperimentFolder, configs: ConfigFolders, ablation: s
     tables = folder.ablation(ablation) if ablation else folder
     experiment = None if folder.imported.exists() else load_experiment(folder.name, configs)
     grid = Grid(tables, folder, experiment)
-    claims = ClaimsFile(experiment=folder.name, ablation=ablation, claims=judge(grid, read_claims(configs, experiment)))
+    loaded = read_claims(configs, experiment)
+    claims = ClaimsFile(
+        experiment=folder.name,
+        ablation=ablation,
+        configuration=configuration_fingerprint(configs, loaded, experiment),
+        claims=judge(grid, loaded),
+    )
     comparisons = ComparisonsFile(experiment=folder.name, ablation=ablation, comparisons=all_comparisons(grid))
     write_json(tables.comparisons, comparisons.model_dump(mode="json"))
     write_json(tables.claims, claims.model_dump(mode="json"))
     return tables
+
+
+def configuration_fingerprint(configs: ConfigFolders, claims: list[LoadedClaim], experiment: Experiment | None) -> str:
+    """Changes when verdicts may be other ones although the tables are the same: claims, published figures, prices."""
+    published = {path.name: sha256(path) for path in sorted(configs.published.rglob("*.yaml"))}
+    cluster = [part.model_dump(mode="json") for part in (experiment.cluster, experiment.device)] if experiment else []
+    return fingerprint([[(one.name, one.claim.model_dump(mode="json")) for one in claims], published, cluster])
 
 
 def read_claims(configs: ConfigFolders, experiment: Experiment | None = None) -> list[LoadedClaim]:

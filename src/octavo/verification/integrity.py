@@ -25,6 +25,7 @@ from octavo.models.matched import matched_quantity
 from octavo.records import (
     TABLE_FIELDS,
     AttemptRecord,
+    ClaimsFile,
     MetricsRecord,
     Provenance,
     Result,
@@ -36,11 +37,20 @@ from octavo.records import (
     read_table,
 )
 from octavo.training import seal
+from octavo.verification.archive import METADATA, described_hashes
 
 MADE_BY = "octavo train {folder}"
 
 CLOCK_SECONDS = 0.01
 """How far two times of one process may be out of order: they are rounded to microseconds, and the clock is steered."""
+
+
+MONEY = ("cost", "cost_final", "cost_all_in", "currency", "energy_kwh", "energy_kwh_all_in")
+"""Columns of tables and of the plan that follow from the cluster file's prices and power."""
+
+
+class _Outdated(str):
+    """What is wrong with a file that was right for the configuration, or the ledger, of before."""
 
 
 def check_files(experiment: Experiment, folder: ExperimentFolder) -> list[VerificationCheck]:
@@ -51,7 +61,14 @@ def check_files(experiment: Experiment, folder: ExperimentFolder) -> list[Verifi
     runs = [(cell, seed, folder.run(cell.cell, seed)) for cell, seed in experiment.runs()]
     finished = [one for one in runs if one[2].result.exists()]
     manifest = repository() / data_folder(data_identifier(experiment.file.data, experiment.file.tokenizer))
-    checks = [*_collect("data", "every file of the data set has its manifest's hash", _check_data(manifest, finished))]
+    bundle = unpacked_bundle()
+    if bundle:
+        checks = _collect("bundle", f"every file is what {METADATA} describes", partial(_check_described, bundle))
+        checks += _collect("data", "results hold the manifest's hash; a bundle holds no text",
+                           partial(_check_manifests, manifest, finished))  # fmt: skip
+    else:
+        well = "every file of the data set has its manifest's hash"
+        checks = _collect("data", well, partial(_check_data, manifest), partial(_check_manifests, manifest, finished))
     damaged = [
         _damaged(f"{cell.cell}/seed-{seed}", problem)
         for cell, seed, run in finished
@@ -213,21 +230,36 @@ def _check_checkpoints(folder: RunFolder) -> Iterator[str]:
             yield f"checkpoints/{problem}"
 
 
-def _check_data(folder: Path, finished: list[tuple[CellConfig, int, RunFolder]]) -> Callable[[], Iterator[str]]:
+def unpacked_bundle() -> Path | None:
+    """The checkout, if it is an unpacked bundle: it then has no text, no tokens and no checkpoints."""
+    root = repository()
+    return root if (root / METADATA).exists() else None
+
+
+def _check_described(root: Path) -> Iterator[str]:
+    """Whether the files of an unpacked bundle are those that its metadata describe."""
+    for name, digest in described_hashes(root).items():
+        path = root / name
+        if not path.is_file() or sha256(path) != digest:
+            yield f"{name} is not what {METADATA} describes"
+
+
+def _check_data(folder: Path) -> Iterator[str]:
     from octavo.data.manifest import check_files as check_data_files
     from octavo.data.manifest import read_manifest
 
-    def look() -> Iterator[str]:
-        check_data_files(folder, read_manifest(folder))
-        digest = sha256(folder / "manifest.json")
-        for cell, seed, run in finished:
-            with suppress(OctavoError):  # a result that cannot be read is named where its run is looked at
-                found = read_record(run.result, Result, made_by=MADE_BY.format(folder=run.path)).data_manifest_sha256
-                if found != digest:
-                    other = f"manifest {found[:12]} instead of {digest[:12]}"
-                    yield f"{cell.cell}/seed-{seed} was trained on another data set: {other}"
+    check_data_files(folder, read_manifest(folder))
+    yield from ()
 
-    return look
+
+def _check_manifests(folder: Path, finished: list[tuple[CellConfig, int, RunFolder]]) -> Iterator[str]:
+    digest = sha256(folder / "manifest.json")
+    for cell, seed, run in finished:
+        with suppress(OctavoError):  # a result that cannot be read is named where its run is looked at
+            found = read_record(run.result, Result, made_by=MADE_BY.format(folder=run.path)).data_manifest_sha256
+            if found != digest:
+                other = f"manifest {found[:12]} instead of {digest[:12]}"
+                yield f"{cell.cell}/seed-{seed} was trained on another data set: {other}"
 
 
 def _check_plan(experiment: Experiment, folder: ExperimentFolder) -> Iterator[str]:
@@ -241,7 +273,31 @@ def _check_plan(experiment: Experiment, folder: ExperimentFolder) -> Iterator[st
         fresh = ExperimentFolder(Path(name) / folder.name)
         frame = plan_frame(experiment)
         write_plan(fresh, frame, plan_record(experiment, frame))
-        yield from _byte_differences((folder.plan_csv, folder.plan_pdf), fresh.path, "the configuration")
+        outdated = _configuration_changed(experiment, folder) and _same_but_for_money(folder.plan_csv, fresh.plan_csv)
+        yield from _byte_differences((folder.plan_csv, folder.plan_pdf), fresh.path, "the configuration", outdated)
+
+
+def _same_but_for_money(plan: Path, fresh: Path) -> bool:
+    import pandas as pd
+
+    try:
+        one, other = (pd.read_csv(path).drop(columns=list(MONEY), errors="ignore") for path in (plan, fresh))
+    except (OSError, ValueError):
+        return False
+    return one.equals(other)
+
+
+def _configuration_changed(experiment: Experiment, scope: ExperimentFolder) -> bool:
+    """Whether the verdicts were made with other claims, published figures, prices or devices than there are now."""
+    from octavo.evidence.verdicts import configuration_fingerprint, read_claims
+    from octavo.layout import configs
+
+    try:
+        made = read_record(scope.claims, ClaimsFile, made_by=f"octavo claims {scope.path}").configuration
+    except OctavoError:  # named where the verdicts are looked at
+        return False
+    now = configuration_fingerprint(configs(), read_claims(configs(), experiment), experiment)
+    return made not in ("", now)
 
 
 def _check_tables(
@@ -260,12 +316,25 @@ def _check_tables(
         whole = ExperimentFolder(Path(name) / folder.name)
         whole.path.mkdir()
         whole.runs.symlink_to(folder.runs.resolve())
-        fresh = aggregate(experiment, whole, attempts_frame(experiment), ablation)
+        fresh = aggregate(experiment, whole, attempts_frame(experiment, ask=False), ablation)
+        changed, moving = _configuration_changed(experiment, scope), _was_provisional(scope)
         for table in ("runs", "steps", "attempts"):
-            yield from _table_differences(scope, fresh, table)
+            columns = tuple(name for name, _, _ in TABLE_FIELDS[table]) if moving and table != "steps" else ()
+            yield from _table_differences(scope, fresh, table, (*columns, *MONEY) if changed else columns)
         if scope.claims.exists() or scope.comparisons.exists() or scope.report_pdf.exists():
             write_verdicts(whole, configs(), ablation)
-            yield from _byte_differences((scope.claims, scope.comparisons), fresh.path, "the tables and configs/claims")
+            source = "the tables and configs/claims"
+            yield from _byte_differences((scope.claims, scope.comparisons), fresh.path, source, changed or moving)
+
+
+def _was_provisional(scope: ExperimentFolder) -> bool:
+    """Whether the ledger in the tables says of itself that it is not final."""
+    from octavo.accounting.ledger import provisional
+
+    try:
+        return bool(provisional(read_table(scope.attempts_table, "attempts", made_by=f"octavo aggregate {scope.path}")))
+    except OctavoError:  # named where the table is compared
+        return False
 
 
 def _check_figures(scope: ExperimentFolder) -> Iterator[str]:
@@ -282,15 +351,21 @@ def _check_report(scope: ExperimentFolder) -> Iterator[str]:
             yield f"{name} is not what was made: it was changed, or is missing"
 
 
-def _byte_differences(files: tuple[Path, ...], fresh: Path, source: str) -> Iterator[str]:
+def _byte_differences(files: tuple[Path, ...], fresh: Path, source: str, outdated: bool) -> Iterator[str]:
     for path in files:
         if not path.exists():
             yield f"{path.name} is missing"
         elif not path.is_file() or path.read_bytes() != (fresh / path.name).read_bytes():
-            yield f"{path.name} is not what {source} say: it was changed, or is old"
+            if outdated:
+                yield _Outdated(f"{path.name} is of before {source} were changed: make it again")
+            else:
+                yield f"{path.name} is not what {source} say: it was changed, or is old"
 
 
-def _table_differences(folder: ExperimentFolder, fresh: ExperimentFolder, table: TableName) -> Iterator[str]:
+def _table_differences(
+    folder: ExperimentFolder, fresh: ExperimentFolder, table: TableName, outdated: tuple[str, ...]
+) -> Iterator[str]:
+    """How a table differs from the one made again; in the columns `outdated` it may for good reason."""
     import pyarrow.parquet as pq
 
     path, again = folder.path / f"{table}.parquet", fresh.path / f"{table}.parquet"
@@ -310,7 +385,12 @@ def _table_differences(folder: ExperimentFolder, fresh: ExperimentFolder, table:
         left, right = found[column].to_pylist(), made[column].to_pylist()
         row = next((row for row, (one, other) in enumerate(zip(left, right, strict=True)) if one != other), None)
         if row is not None:
-            yield f"{path.name} was changed: {column} in row {row} is {left[row]!r} instead of {right[row]!r}"
+            what = f"{column} in row {row} is {left[row]!r} instead of {right[row]!r}"
+            yield (
+                _Outdated(f"{path.name} is of before: {what}")
+                if column in outdated
+                else (f"{path.name} was changed: {what}")
+            )
 
 
 def _problems(*looks: Callable[[], Iterator[str]]) -> list[str]:
@@ -335,7 +415,12 @@ def _file_name(where: str | None) -> str:
 
 
 def _collect(name: str, well: str, *looks: Callable[[], Iterator[str]]) -> list[VerificationCheck]:
-    return [_damaged(name, problem) for problem in _problems(*looks)] or [_intact(name, well)]
+    return [
+        VerificationCheck(gate="integrity", run=name, status="outdated", note=problem)
+        if isinstance(problem, _Outdated)
+        else _damaged(name, problem)
+        for problem in _problems(*looks)
+    ] or [_intact(name, well)]
 
 
 def _damaged(run: str, note: str) -> VerificationCheck:
