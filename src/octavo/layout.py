@@ -200,6 +200,11 @@ class ExperimentFolder:
         return sorted([*self.path.glob("looks/*.json"), *self.path.glob("ablations/*/looks/*.json")])
 
     @property
+    def seed_plans(self) -> Path:
+        """The seeds that verdicts were planned with (`octavo.records.SeedPlans`); kept when verdicts are made again."""
+        return self.path / "seeds.json"
+
+    @property
     def claims(self) -> Path:
         """The verdicts."""
         return self.path / "claims.json"

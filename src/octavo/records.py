@@ -641,6 +641,14 @@ class Look(Record):
     """Cells of undecided comparisons: they are trained with one seed more."""
 
 
+class SeedPlans(Record):
+    """`seeds.json`: the seeds that an experiment's verdicts were planned with, each time that they were reached."""
+
+    schema_version: int = SCHEMA_VERSION
+    plans: list[list[int]]
+    """Without repetitions, the first one first; of seeds until decided, all that there can be."""
+
+
 Axis = Literal[
     "tokens", "model_flops", "active_parameters", "total_parameters", "device_hours", "cost"
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from scipy import special
 
 from octavo.evidence.sequential import ALPHAS, Looks, nominal_levels
 from octavo.evidence.verdicts import read_claims, undecided_cells
+from octavo.report.inputs import load_inputs
+from octavo.report.sections.small_print import seeds_not_planned
 from octavo.statistics import ALPHA
 from octavo.statistics import test as hold
 from tests.evidence.conftest import Judged
@@ -86,3 +89,18 @@ def test_more_seeds_are_not_asked_for_where_a_planned_run_is_what_it_lacks(judge
     found = judged(only=["01-moe-saves-device-hours"], ablations={}, changes=DESIGN, truth=truth, precisions=("bf16",))
     assert found.claims[1].reason == "needs a run planned for this length"
     assert undecided_cells(found.grid, read_claims(found.configs, found.grid.experiment)) == []
+
+
+def test_seeds_added_after_a_verdict_was_seen_are_said_to_lose_the_error_rate(judged: Callable[..., Judged]) -> None:
+    """Three seeds, then two more; and then the plan of three again, with the results of five in the folder."""
+    arguments: dict[str, Any] = {"only": ["02-fp8-loss-error"], "ablations": {}}
+    lost = "their error rates no longer hold"
+    first = judged(**arguments)
+    assert seeds_not_planned(load_inputs(first.folder)) is None
+    added = seeds_not_planned(load_inputs(judged(**arguments, seeds=(1, 2, 3, 4, 5)).folder))
+    assert added is not None
+    assert "reached before with seeds 1, 2 and 3." in added
+    assert lost in added
+    back = seeds_not_planned(load_inputs(judged(**arguments).folder))
+    assert back is not None
+    assert "does not ask for: 4 and 5." in back

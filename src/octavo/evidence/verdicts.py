@@ -28,7 +28,16 @@ from octavo.evidence.sequential import Looks
 from octavo.experiment.run import Experiment
 from octavo.files import fingerprint, sha256, write_json
 from octavo.layout import ConfigFolders, ExperimentFolder
-from octavo.records import ClaimResult, ClaimsFile, ComparisonsFile, Estimate, Part, Verdict
+from octavo.records import (
+    ClaimResult,
+    ClaimsFile,
+    ComparisonsFile,
+    Estimate,
+    Part,
+    SeedPlans,
+    Verdict,
+    read_record,
+)
 from octavo.statistics import ALPHA, Relation, Test, all_of, confidence_for, holm, once, required_seeds, test
 
 
@@ -98,6 +107,8 @@ def write_verdicts(folder: ExperimentFolder, configs: ConfigFolders, ablation: s
     comparisons = ComparisonsFile(experiment=folder.name, ablation=ablation, comparisons=all_comparisons(grid))
     write_json(tables.comparisons, comparisons.model_dump(mode="json"))
     write_json(tables.claims, claims.model_dump(mode="json"))
+    if experiment is not None and any(claim.p_adjusted is not None for claim in claims.claims):
+        _remember_seeds(folder, experiment.file.all_seeds)
     return tables
 
 
@@ -106,6 +117,14 @@ def configuration_fingerprint(configs: ConfigFolders, claims: list[LoadedClaim],
     published = {path.name: sha256(path) for path in sorted(configs.published.rglob("*.yaml"))}
     cluster = [part.model_dump(mode="json") for part in (experiment.cluster, experiment.device)] if experiment else []
     return fingerprint([[(one.name, one.claim.model_dump(mode="json")) for one in claims], published, cluster])
+
+
+def _remember_seeds(folder: ExperimentFolder, seeds: list[int]) -> None:
+    """Note with which seeds verdicts were planned: others, after verdicts were seen, lose the error rate."""
+    path, plan = folder.seed_plans, sorted(seeds)
+    plans = read_record(path, SeedPlans, made_by="octavo claims").plans if path.exists() else []
+    if plan not in plans:
+        write_json(path, SeedPlans(plans=[*plans, plan]).model_dump(mode="json"))
 
 
 def read_claims(configs: ConfigFolders, experiment: Experiment | None = None) -> list[LoadedClaim]:

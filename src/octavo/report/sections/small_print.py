@@ -9,6 +9,7 @@ from octavo.evidence.names import PRECISIONS, listed, words
 from octavo.experiment.config import Optimizer, SeedsUntilDecided, Training
 from octavo.experiment.run import Experiment
 from octavo.precision.recipes import RECIPES
+from octavo.records import SeedPlans, read_record
 from octavo.report.document import Block, Section, Table, Text
 from octavo.report.inputs import Inputs, shared
 from octavo.report.sections.phrases import filled
@@ -170,17 +171,23 @@ def limits(inputs: Inputs) -> Section:
 
 
 def seeds_not_planned(inputs: Inputs) -> str | None:
-    """That error rates do not hold, where the folder has results of seeds that the experiment does not ask for."""
+    """That error rates do not hold, where seeds are others than were planned before verdicts were seen."""
     if inputs.experiment is None:
         return None
     planned = set(inputs.experiment.file.all_seeds)
     others = sorted({run.seed for run in inputs.whole.run_folders() if run.result.exists()} - planned)
-    if not others:
+    path = inputs.whole.seed_plans
+    plans = read_record(path, SeedPlans, made_by="octavo claims").plans if path.exists() else []
+    earlier = [plan for plan in plans if plan != sorted(planned) and planned & set(plan)]
+    found = [f"Verdicts were reached before with seeds {listed([str(seed) for seed in plan])}." for plan in earlier]
+    if others:
+        names = listed([str(seed) for seed in others])
+        found.append(f"The folder holds results of seeds that the experiment does not ask for: {names}.")
+    if not found:
         return None
     return (
-        f"The folder holds results of seeds that the experiment does not ask for ({', '.join(map(str, others))}). If "
-        "seeds were chosen or added after results were seen, verdicts are false more often than in "
-        f"{100 * ALPHA:.0f} of 100: their error rates no longer hold."
+        f"{' '.join(found)} Where seeds are chosen or added after results were seen, verdicts are false more often "
+        f"than in {100 * ALPHA:.0f} of 100: their error rates no longer hold."
     )
 
 
