@@ -1,0 +1,70 @@
+"""What page one says of comparisons: the pair of an effect, why a claim is open, what diverged, what is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from octavo.records import ClaimResult, Comparison, Estimate
+from octavo.report.inputs import load_inputs
+from octavo.report.sections.answer import diverged_runs, unknown_text, verdict_table
+from octavo.report.sections.small_print import limits
+from tests.evidence.conftest import Judged
+from tests.synthetic import Failure
+
+
+def claim(**changes: object) -> ClaimResult:
+    effect = Estimate(value=0.31, low=0.26, high=0.36, n=3, unit="%")
+    given = {
+        "number": 2, "name": "fp8", "title": "Eight bits", "text": "", "source": "", "verdict": "inconclusive",
+        "sentence": "", "effect": effect, "expectation": None, "runs": [],
+    }  # fmt: skip
+    return ClaimResult.model_validate({**given, **changes})
+
+
+def test_a_line_of_the_verdicts_names_the_pair_the_reason_and_the_adjusted_p() -> None:
+    reason = "refuted alone (p = 0.0251), not among 2 comparisons (p = 0.0502)"
+    (row,) = verdict_table([claim(effect_of="MoE FP8", reason=reason, p_adjusted=0.0502)]).rows
+    assert row[2] == f"inconclusive: {reason}"
+    assert row[3].startswith("MoE FP8: +0.31 %")
+    assert row[4] == "0.0502"
+
+
+@pytest.mark.parametrize(("p", "shown"), [(0.05000001, "0.05000001"), (0.0499999, "0.05"), (0.0321, "0.0321")])
+def test_a_p_value_shows_on_which_side_of_5_percent_it_is(p: float, shown: str) -> None:
+    (row,) = verdict_table([claim(p_adjusted=p)]).rows
+    assert row[4] == shown
+
+
+def test_a_run_that_diverged_is_in_the_lead(judged: Callable[..., Judged]) -> None:
+    found = judged(only=["02-fp8-loss-error"], ablations={}, diverged=[("moe-fp8_blockwise", 2)])
+    assert diverged_runs(load_inputs(found.folder)) == [
+        "Diverged, without a loss at the end: 1 of 3 runs of MoE FP8 blockwise (emulated)."
+    ]
+
+
+def test_what_is_not_known_of_the_text_is_in_the_lead() -> None:
+    one = Comparison(
+        axis="tokens", cell="a", against="b", kind="precision", loss_difference=None, resource_ratio=None,
+        unlike="tokenizers and validation data",
+    )  # fmt: skip
+    (said,) = unknown_text([one])
+    assert "the same tokenizers and validation data" in said
+    assert unknown_text([one.model_copy(update={"unlike": None})]) == []
+
+
+def test_all_that_was_run_costs_no_less_than_a_part_of_it(judged: Callable[..., Judged]) -> None:
+    """One failed try in three seeds: the t interval of the ratio would reach below 1."""
+    found = judged(
+        only=["10-all-in-cost"], precisions=("bf16",), ablations={}, failures={("moe-bf16", 2): Failure(40)}
+    ).claims[10]
+    assert found.effect is not None
+    assert found.effect.low == 1.0
+
+
+def test_the_limits_say_what_three_seeds_cannot_see(judged: Callable[..., Judged]) -> None:
+    found = judged(only=["02-fp8-loss-error"], ablations={})
+    text = " ".join(block.text for block in limits(load_inputs(found.folder)).blocks)  # type: ignore[union-attr]
+    assert "With three seeds nothing shows that noise is skewed" in text
+    assert "16 to 26 % with lognormal noise" in text
