@@ -80,4 +80,20 @@ def test_what_fits_or_is_emulated_is_not(model: str, recipe: str, changes: dict[
 def test_widths_are_those_of_the_linear_layers() -> None:
     """DeepSeek-V3 (arXiv 2412.19437, section 4.2) over 8 ranks: 128 heads of 128 + 64, 128 + 128 and 128."""
     found = dict(widths(read_architecture("deepseek-v3"), Parallelism(tensor=8)))
-    assert list(found.values()) == [7168, 1536, 512, 576, 3072, 4096, 2048, 2304, 2048, 256, 896]
+    assert found == {
+        "hidden_size": 7168,
+        "q_lora_rank": 1536,
+        "kv_lora_rank": 512,
+        "kv_lora_rank + qk_rope_head_size": 576,
+        "the width of queries": 128 * 192 // 8,
+        "the width of keys and values": 128 * 256 // 8,
+        "the width of values": 128 * 128 // 8,
+        "2 x feed_forward_size": 2 * 18432 // 8,
+        "feed_forward_size": 18432 // 8,
+        "2 x experts.size": 2 * 2048,  # expert tensor parallelism is 1
+        "experts.size": 2048,
+        "2 x experts.shared_size": 2 * 2048 // 8,
+        "experts.shared_size": 2048 // 8,
+        "2 x hidden_size": 2 * 7168,
+        "hidden_size of multi-token prediction": 7168 // 8,
+    }

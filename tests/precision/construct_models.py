@@ -2,8 +2,9 @@
 [model, precision, whether to replace a layer by a plain one] on standard input, one JSON line for each on standard
 output: the linear layers by implementation, the parameters and the recipe in a layer's state as a checkpoint has it, or
 the error. With `--compiled` Transformer Engine's own libraries are loaded, which the GPU image has; without, stand-ins
-for them. With `--second-of-four` the models are the second of four pipeline stages, in a process group that exchanges
-nothing.
+for them. With `--second-of-four` the models are the second of four pipeline stages, with `--first-of-two` the first of
+two tensor-parallel ranks, in a process group that exchanges nothing. With `--sizes` the models have a layer after their
+leading dense ones and no more, and the answer has the size of every parameter.
 """
 
 from __future__ import annotations
@@ -42,9 +43,13 @@ _FUSED = ("apply_rope_fusion", "moe_permute_fusion", "cross_entropy_loss_fusion"
 def construct(model: str, precision: Precision, *, replace: bool) -> dict[str, Any]:
     """The linear layers of a model by implementation, and the recipe."""
     architecture = with_vocabulary(read_architecture(model))
+    if "--sizes" in sys.argv[1:]:
+        dense = architecture.experts.leading_dense_layers if architecture.experts else 0
+        architecture = architecture.model_copy(update={"layers": dense + 1})
     run = load_experiment("quickstart").run("dense-bf16", 1)
     stages = parallel_state.get_pipeline_model_parallel_world_size()
-    layout = run.parallelism.model_copy(update={"pipeline": stages})
+    tensor = parallel_state.get_tensor_model_parallel_world_size()
+    layout = run.parallelism.model_copy(update={"pipeline": stages, "tensor": tensor})
     run = run.model_copy(update={"model": architecture, "precision": precision, "parallelism": layout})
     config = model_config(run, on_gpu=True)
     provider = precisions.spec_provider(precision, on_gpu=True)
@@ -65,6 +70,7 @@ def construct(model: str, precision: Precision, *, replace: bool) -> dict[str, A
         "built": precisions.verify_built(built, precision, on_gpu=True),
         "fused": sorted(key for key, value in vars(config).items() if key in _FUSED and value),
         "parameters": sum(parameter.numel() for parameter in built.parameters()),
+        **({"sizes": _sizes(built)} if "--sizes" in sys.argv[1:] else {}),
     }
 
 
@@ -79,10 +85,20 @@ def _state_is_read(built: Any, config: Any) -> str:
     return type(recipe).__name__
 
 
+def _sizes(model: torch.nn.Module) -> dict[str, int]:
+    return {name: parameter.numel() for name, parameter in model.named_parameters()}
+
+
 def main() -> None:
     rank, stages = (1, 4) if "--second-of-four" in sys.argv[1:] else (0, 1)
-    torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=stages)
-    parallel_state.initialize_model_parallel(pipeline_model_parallel_size=stages, create_gloo_process_groups=False)
+    tensor = 2 if "--first-of-two" in sys.argv[1:] else 1
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=stages * tensor)
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor,
+        pipeline_model_parallel_size=stages,
+        expert_tensor_parallel_size=1,
+        create_gloo_process_groups=False,
+    )
     random.model_parallel_cuda_manual_seed(1)
     for model, options, replace in json.load(sys.stdin):
         try:

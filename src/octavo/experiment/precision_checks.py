@@ -18,6 +18,7 @@ from octavo.experiment.config import Parallelism
 from octavo.experiment.run import CellConfig
 from octavo.layout import configs
 from octavo.models.architecture import Architecture
+from octavo.models.weights import layers_alike, prediction_projection
 from octavo.precision.config import Precision, RecipeName
 from octavo.precision.recipes import (
     ALL_PRODUCTS,
@@ -223,28 +224,10 @@ def check_parameters(cell: CellConfig, where: str) -> None:
 
 def widths(model: Architecture, layout: Parallelism) -> Iterator[tuple[str, int]]:
     """What goes into or comes out of the linear layers of one tensor-parallel rank, the output head left out."""
-    attention, tensor = model.attention, layout.tensor
-    yield "hidden_size", model.hidden_size
-    if attention.kind == "gqa":
-        yield (
-            "the width of queries, keys and values",
-            ((attention.heads + 2 * attention.kv_heads) * attention.head_size // tensor),
-        )
-        yield "heads x head_size", attention.heads * attention.head_size // tensor
-    else:
-        yield "q_lora_rank", attention.q_lora_rank or 0
-        yield "kv_lora_rank", attention.kv_lora_rank
-        yield "kv_lora_rank + qk_rope_head_size", attention.kv_lora_rank + attention.qk_rope_head_size
-        for what, size in (
-            ("queries", attention.qk_head_size + attention.qk_rope_head_size),
-            ("keys and values", attention.qk_head_size + attention.v_head_size),
-            ("values", attention.v_head_size),
-        ):
-            yield f"the width of {what}", attention.heads * size // tensor
-    if model.dense_layers and model.feed_forward_size:
-        yield "feed_forward_size", model.feed_forward_size // tensor
-    if model.experts is not None:
-        yield "experts.size", model.experts.size  # expert tensor parallelism is 1
-        yield "experts.shared_size", model.experts.shared_size // tensor
+    kinds = [weights for _, weights in layers_alike(model)]
     if model.multi_token_prediction_layers:
-        yield "hidden_size of multi-token prediction", model.hidden_size // tensor
+        kinds.append([prediction_projection(model)])
+    for weight in (weight for weights in kinds for weight in weights if weight.kind == "linear"):
+        inputs, outputs = weight.shape(layout.tensor)
+        yield weight.inputs[0], int(inputs)
+        yield weight.outputs[0], int(outputs)

@@ -20,12 +20,13 @@ device sends in a step is divided by the tokens that its replica trains on in th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 
 from octavo.experiment.config import Parallelism
 from octavo.experiment.run import CellConfig
-from octavo.models.architecture import Architecture, GroupedQueryAttention
-from octavo.models.parameters import attention_parameters, swiglu
+from octavo.models.architecture import Architecture
+from octavo.models.weights import Weight, attention_widths, layer_weights, layers_alike
 
 BF16, FP32 = 2, 4
 
@@ -90,13 +91,9 @@ def tensor_parallel_bytes(model: Architecture, ranks: int) -> float:
 
 def context_parallel_bytes(model: Architecture, ranks: int) -> float:
     """Bytes per token over all layers: keys and values to the other ranks, and their gradients back."""
-    attention = model.attention
-    if isinstance(attention, GroupedQueryAttention):
-        width = 2 * attention.kv_heads * attention.head_size
-    else:
-        width = attention.heads * (attention.qk_head_size + attention.qk_rope_head_size + attention.v_head_size)
+    widths = attention_widths(model.attention)
     layers = model.layers + model.multi_token_prediction_layers
-    return layers * 2 * width * BF16 * (ranks - 1)
+    return layers * 2 * (widths.keys + widths.values) * BF16 * (ranks - 1)
 
 
 def point_to_point_bytes(model: Architecture, layout: Parallelism) -> float:
@@ -107,24 +104,21 @@ def point_to_point_bytes(model: Architecture, layout: Parallelism) -> float:
 
 
 def shared_parameters(model: Architecture, tensor: int) -> float:
-    """Parameters of one tensor-parallel rank over all pipeline stages, routed experts left out."""
-    hidden, experts = model.hidden_size, model.experts
-    layers = model.layers + model.multi_token_prediction_layers
-    total = layers * attention_parameters(model.attention, hidden) / tensor
-    total += model.dense_layers * swiglu(hidden, model.feed_forward_size or 0) / tensor
-    if experts is not None:
-        mixed = layers - model.dense_layers
-        total += mixed * (swiglu(hidden, experts.shared_size) / tensor + hidden * experts.count)
-    return total + (1 if model.tied_embeddings else 2) * (model.vocabulary_size or 0) * hidden / tensor
+    """Parameters of one tensor-parallel rank over all pipeline stages, routed experts, norms and biases left out."""
+    layers = sum(count * weight.held(tensor, 1) for count, weight in _matrices(model) if weight.split != "expert")
+    return layers + (1 if model.tied_embeddings else 2) * (model.vocabulary_size or 0) * model.hidden_size / tensor
 
 
 def expert_parameters(model: Architecture, ranks: int) -> float:
-    """Parameters of the routed experts of one expert-parallel rank over all pipeline stages."""
-    if model.experts is None:
-        return 0.0
-    experts = model.experts
-    layers = model.moe_layers + model.multi_token_prediction_layers
-    return layers * experts.count * swiglu(model.hidden_size, experts.size, bias=experts.bias) / ranks
+    """Parameters of the routed experts of one expert-parallel rank over all pipeline stages, biases left out."""
+    return sum(count * weight.held(1, ranks) for count, weight in _matrices(model) if weight.split == "expert")
+
+
+def _matrices(model: Architecture) -> Iterator[tuple[int, Weight]]:
+    """How many layers have a matrix, and the matrix; multi-token-prediction layers too."""
+    prediction = model.multi_token_prediction_layers, layer_weights(model, model.layers)
+    for count, weights in (*layers_alike(model), prediction):
+        yield from ((count, weight) for weight in weights if weight.kind != "vector")
 
 
 def _ring(ranks: int) -> float:

@@ -25,10 +25,16 @@ from octavo.forecast.communication import (
     tensor_parallel_bytes,
 )
 from octavo.forecast.setting import Setting
-from octavo.models.architecture import Architecture, Experts, GroupedQueryAttention
+from octavo.models.architecture import Experts
 from octavo.models.flops import attention_flops
-from octavo.models.parameters import attention_products
 from octavo.models.stages import splits, stage_layers
+from octavo.models.weights import (
+    Weight,
+    attention_weights,
+    attention_widths,
+    feed_forward_weights,
+    prediction_projection,
+)
 from octavo.precision.config import Precision, RecipeName
 
 BF16, FP32 = 2, 4
@@ -94,8 +100,11 @@ def _fullest_stage(setting: Setting, rates: Rates, constants: Constants) -> dict
     layer = _layers(setting, rates, constants)
     heads = 1 + model.multi_token_prediction_layers
     last = model.layers - 1  # a multi-token-prediction layer is like it
+    projection = {"linear layers": _products(setting, rates, setting.tokens, [prediction_projection(model)])}
     ends = _sum(
-        (model.multi_token_prediction_layers, layer(last)), (heads, {"output head": _head(setting, rates, constants)})
+        (model.multi_token_prediction_layers, layer(last)),
+        (model.multi_token_prediction_layers, projection),
+        (heads, {"output head": _head(setting, rates, constants)}),
     )
     if not splits(model.layers, layout.pipeline, layout.virtual_pipeline):
         everything = _sum(*((1, layer(one)) for one in range(model.layers)), (1, ends))
@@ -165,14 +174,7 @@ def _attention(setting: Setting, rates: Rates, constants: Constants, scores: flo
     """
     model, layout, tokens = setting.model, setting.layout, setting.tokens
     hidden, tensor = model.hidden_size, layout.tensor
-    widths = _attention_widths(model)
-    projections = 0.0
-    for inner, columns, split in attention_products(model.attention, hidden):
-        local_inner, local_columns = (
-            inner / (tensor if split == "in" else 1),
-            columns / (tensor if split == "out" else 1),
-        )
-        projections += rates.product(tokens, local_inner, local_columns, rates.low)
+    widths = sum(attention_widths(model.attention))
     # norms and residuals are read and written about twenty times over forward and backward; queries, keys, values and
     # output six times (rotation, attention itself); quantising reads BF16 and writes FP8 as it is and transposed
     bytes_moved = 40 * hidden / setting.sequence_split + 12 * widths / tensor
@@ -182,7 +184,7 @@ def _attention(setting: Setting, rates: Rates, constants: Constants, scores: flo
     sums = tensor_parallel_bytes(model, tensor) / layers * tokens
     keys = context_parallel_bytes(model, layout.context) / layers / tensor * tokens
     return {
-        "linear layers": projections,
+        "linear layers": _products(setting, rates, tokens, attention_weights(model)),
         "attention": PASSES * scores * tokens / tensor / rates.attention,
         "memory": constants.memory_passes * bytes_moved * tokens / rates.memory,
         "tensor parallel": constants.exposed_sums * sums / _group_rate(setting, rates, tensor),
@@ -194,9 +196,8 @@ def _dense_layer(setting: Setting, rates: Rates, constants: Constants) -> dict[s
     """A SwiGLU feed-forward."""
     width = setting.model.feed_forward_size
     assert width is not None, "checked by Architecture: it has dense layers"
-    return _added(
-        setting, rates, constants, _swiglu(setting, rates, setting.tokens, width / setting.layout.tensor), width
-    )
+    products = _products(setting, rates, setting.tokens, feed_forward_weights(setting.model, 0))
+    return _added(setting, rates, constants, products, width)
 
 
 def _mixed_layer(setting: Setting, rates: Rates, constants: Constants) -> dict[str, float]:
@@ -206,8 +207,9 @@ def _mixed_layer(setting: Setting, rates: Rates, constants: Constants) -> dict[s
     assert experts is not None, "asked of layers with experts"
     per_expert = tokens * experts.top_k * layout.expert / experts.count / layout.tensor
     local = experts.count / layout.expert
-    shared = experts.shared_size / layout.tensor
-    products = _swiglu(setting, rates, tokens, shared) if shared else 0.0
+    weights = feed_forward_weights(model, model.layers)
+    routed = [weight for weight in weights if weight.split == "expert"]
+    products = _products(setting, rates, tokens, [weight for weight in weights if weight.split != "expert"])
     width = experts.size * experts.top_k + experts.shared_size
     parts = _added(setting, rates, constants, products, width)
     copies = experts.top_k * model.hidden_size * tokens / layout.tensor
@@ -215,7 +217,7 @@ def _mixed_layer(setting: Setting, rates: Rates, constants: Constants) -> dict[s
     sent = all_to_all_bytes(model, layout.expert) / layers * tokens / layout.tensor
     return {
         **parts,
-        "experts": local * _swiglu(setting, rates, per_expert, experts.size),
+        "experts": local * _products(setting, rates, per_expert, routed),
         # forward, a copy is read and written by sorting for ranks (2), sending (2), sorting for experts (2), padding
         # and quantising (1.5), and on its way back by sorting (2), sending (2) and adding up (1); backward as often
         "expert dispatch": constants.dispatch_passes * 25 * BF16 * copies / rates.memory,
@@ -257,18 +259,10 @@ def _once_a_step(setting: Setting, rates: Rates, constants: Constants) -> dict[s
     }
 
 
-def _swiglu(setting: Setting, rates: Rates, tokens: float, width: float) -> float:
-    """Gate and up projection in one product, and down."""
-    hidden = setting.model.hidden_size
-    return rates.product(tokens, hidden, 2 * width, rates.low) + rates.product(tokens, width, hidden, rates.low)
-
-
-def _attention_widths(model: Architecture) -> int:
-    """Width per token of queries, keys, values and output together."""
-    attention = model.attention
-    if isinstance(attention, GroupedQueryAttention):
-        return (2 * attention.heads + 2 * attention.kv_heads) * attention.head_size
-    return 2 * attention.heads * (attention.qk_head_size + attention.qk_rope_head_size + attention.v_head_size)
+def _products(setting: Setting, rates: Rates, tokens: float, weights: list[Weight]) -> float:
+    """So many tokens times each of the linear layers' weights, in the recipe's precision."""
+    shapes = [weight.shape(setting.layout.tensor) for weight in weights if weight.kind == "linear"]
+    return sum(rates.product(tokens, inputs, outputs, rates.low) for inputs, outputs in shapes)
 
 
 def _group_rate(setting: Setting, rates: Rates, ranks: int) -> float:

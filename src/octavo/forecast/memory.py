@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from octavo.experiment.cluster import Device
 from octavo.experiment.config import Parallelism, Training
-from octavo.models.architecture import Architecture, GroupedQueryAttention
-from octavo.models.parameters import attention_parameters, swiglu
+from octavo.models.architecture import Architecture, MultiLatentAttention
 from octavo.models.stages import stage_layers
+from octavo.models.weights import attention_widths, layer_weights
 from octavo.precision.config import Precision
 from octavo.precision.recipes import RECIPES
 
@@ -95,22 +95,15 @@ def _stage(
 
 
 def _parameters(model: Architecture, layout: Parallelism, stage: int) -> _Held:
-    """Norms and routers are whole on every tensor-parallel rank; experts are split over expert-parallel ranks alone."""
-    hidden, experts = model.hidden_size, model.experts
-    shared = routed = 0.0
-    for layer in _layers(model, layout, stage):
-        shared += attention_parameters(model.attention, hidden) / layout.tensor + 2 * hidden
-        if experts is None or layer < experts.leading_dense_layers:
-            assert model.feed_forward_size is not None, "checked by Architecture: it has dense layers"
-            shared += swiglu(hidden, model.feed_forward_size) / layout.tensor
-        else:
-            shared += hidden * experts.count + swiglu(hidden, experts.shared_size) / layout.tensor
-            routed += experts.count * swiglu(hidden, experts.size, bias=experts.bias) / layout.expert
-    matrix = (model.vocabulary_size or 0) * hidden / layout.tensor
+    """Of the stage's layers and, on the first and the last stage, of embedding, output head and final norm."""
+    weights = [weight for layer in _layers(model, layout, stage) for weight in layer_weights(model, layer)]
+    held = [(weight.split == "expert", weight.held(layout.tensor, layout.expert)) for weight in weights]
+    shared, routed = (sum(values for routed, values in held if routed is one) for one in (False, True))
+    matrix = (model.vocabulary_size or 0) * model.hidden_size / layout.tensor
     first, last = stage == 0, stage == layout.pipeline - 1
     # a tied matrix is held on both ends of a pipeline
     ends = int(first) + int(last and not (first and model.tied_embeddings))
-    return _Held(shared + ends * matrix + (hidden if last else 0), routed)
+    return _Held(shared + ends * matrix + (model.hidden_size if last else 0), routed)
 
 
 def _layers(model: Architecture, layout: Parallelism, stage: int) -> list[int]:
@@ -149,8 +142,12 @@ def activation_bytes(model: Architecture, layout: Parallelism, precision: Precis
     """
     operand = FP8 if RECIPES[precision.recipe].quantised else BF16
     hidden = model.hidden_size / (layout.tensor if layout.sequence else 1)
-    queries, keys, values, out = _attention_widths(model)
-    split = BF16 * (queries + keys + values + out) + operand * out + FP32 * model.attention.heads
+    widths = attention_widths(model.attention)
+    kept = sum(widths)
+    if isinstance(model.attention, MultiLatentAttention):
+        # the compressed queries, keys and values are kept too: they are inputs of the expanding products
+        kept += (model.attention.q_lora_rank or 0) + model.attention.kv_lora_rank
+    split = BF16 * kept + operand * widths.output + FP32 * model.attention.heads
     norms = 2 * (BF16 * hidden + operand * hidden)
     if dense:
         assert model.feed_forward_size is not None, "checked by Architecture: it has dense layers"
@@ -163,19 +160,6 @@ def activation_bytes(model: Architecture, layout: Parallelism, precision: Precis
     routed = experts.top_k * (operand * model.hidden_size + _swiglu_bytes(experts.size, operand)) / layout.tensor
     shared = _swiglu_bytes(experts.shared_size, operand) / layout.tensor
     return norms + split / layout.tensor + router + routed + shared
-
-
-def _attention_widths(model: Architecture) -> tuple[int, int, int, int]:
-    """Width per token of queries, keys, values and the attention's output."""
-    attention = model.attention
-    if isinstance(attention, GroupedQueryAttention):
-        queries, keys = attention.heads * attention.head_size, attention.kv_heads * attention.head_size
-        return queries, keys, keys, queries
-    width = attention.heads * (attention.qk_head_size + attention.qk_rope_head_size)
-    values = attention.heads * attention.v_head_size
-    # the compressed queries, keys and values are kept too: they are inputs of the expanding products
-    compressed = (attention.q_lora_rank or 0) + attention.kv_lora_rank
-    return width + compressed, width, values, values
 
 
 def _swiglu_bytes(width: int, operand: int) -> float:

@@ -9,8 +9,8 @@ norms, biases, attention sinks and recomputation do not.
 
 from __future__ import annotations
 
-from octavo.models.architecture import Architecture, GroupedQueryAttention, MultiLatentAttention
-from octavo.models.parameters import attention_products, swiglu
+from octavo.models.architecture import Architecture, Attention, GroupedQueryAttention
+from octavo.models.weights import Weight, attention_widths, layer_weights, layers_alike
 
 TRAINING = 3
 """Forward pass, gradient of the inputs, gradient of the weights: equal FLOPs each."""
@@ -20,22 +20,18 @@ def flops_per_token(architecture: Architecture, sequence_length: int) -> float:
     """Model FLOPs per trained token, forward and backward, multi-token-prediction layers included."""
     layers = range(architecture.layers)
     attention = sum(attention_flops(architecture.attention, sequence_length, layer) for layer in layers)
-    products = 2 * _parameters_in_products(architecture, architecture.dense_layers, architecture.moe_layers)
+    products = 2 * (_head(architecture) + sum(n * _in_products(weights) for n, weights in layers_alike(architecture)))
     prediction = architecture.multi_token_prediction_layers * _prediction_flops(architecture, sequence_length)
     return TRAINING * (products + attention + prediction)
 
 
-def attention_flops(attention: GroupedQueryAttention | MultiLatentAttention, sequence_length: int, layer: int) -> float:
+def attention_flops(attention: Attention, sequence_length: int, layer: int) -> float:
     """Forward FLOPs per token of scores and weighted values in one layer (from 0), projections not counted."""
-    seen = mean_context(attention, sequence_length, layer)
-    if isinstance(attention, MultiLatentAttention):
-        width = attention.qk_head_size + attention.qk_rope_head_size + attention.v_head_size
-    else:
-        width = 2 * attention.head_size
-    return 2 * attention.heads * width * seen
+    widths = attention_widths(attention)
+    return 2 * (widths.queries + widths.output) * mean_context(attention, sequence_length, layer)
 
 
-def mean_context(attention: GroupedQueryAttention | MultiLatentAttention, sequence_length: int, layer: int) -> float:
+def mean_context(attention: Attention, sequence_length: int, layer: int) -> float:
     """Tokens that a token attends to, on average over a sequence: half of it, or what the window leaves."""
     window = sequence_length
     if isinstance(attention, GroupedQueryAttention) and attention.sliding_window is not None:
@@ -44,23 +40,17 @@ def mean_context(attention: GroupedQueryAttention | MultiLatentAttention, sequen
     return window - window * window / (2 * sequence_length)
 
 
-def _parameters_in_products(architecture: Architecture, dense_layers: int, moe_layers: int) -> int:
-    """Of so many layers and the output head, per token."""
+def _in_products(weights: list[Weight]) -> int:
+    """Values that one token is multiplied by."""
+    return sum(weight.size * weight.active for weight in weights if weight.kind != "vector")
+
+
+def _head(architecture: Architecture) -> int:
     assert architecture.vocabulary_size is not None, "a cell's architecture has its tokenizer's vocabulary"
-    hidden, experts = architecture.hidden_size, architecture.experts
-    attention = sum(inner * columns for inner, columns, _ in attention_products(architecture.attention, hidden))
-    total = (dense_layers + moe_layers) * attention + architecture.vocabulary_size * hidden
-    total += dense_layers * swiglu(hidden, architecture.feed_forward_size or 0)
-    if experts is not None:
-        width = experts.top_k * experts.size + experts.shared_size
-        total += moe_layers * (hidden * experts.count + swiglu(hidden, width))
-    return total
+    return architecture.vocabulary_size * architecture.hidden_size
 
 
 def _prediction_flops(architecture: Architecture, sequence_length: int) -> float:
     """Forward FLOPs of one multi-token-prediction layer: projection, a layer like the last one, the logits."""
-    last = architecture.layers - 1
-    dense = last < architecture.dense_layers
-    layer = 2 * _parameters_in_products(architecture, int(dense), int(not dense))
-    attention = attention_flops(architecture.attention, sequence_length, last)
-    return layer + attention + 2 * 2 * architecture.hidden_size**2
+    products = _head(architecture) + _in_products(layer_weights(architecture, architecture.layers))
+    return 2 * products + attention_flops(architecture.attention, sequence_length, architecture.layers - 1)
