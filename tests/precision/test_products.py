@@ -22,9 +22,10 @@ from octavo.cpu import products as cpu_products
 from octavo.cpu.formats import Format
 from octavo.cpu.products import multiply_causal
 from octavo.precision import products
+from octavo.precision.accumulators import short_accumulation
 from octavo.precision.config import Precision
 from octavo.precision.history import AmaxHistory
-from octavo.precision.products import BF16, Numerics, Operand, Quantiser, grouped_linear, linear, short_accumulation
+from octavo.precision.products import BF16, Numerics, Operand, Quantiser, grouped_linear, linear
 from octavo.precision.recipes import RECIPES
 from octavo.records import Product, TensorKind
 
@@ -259,35 +260,6 @@ def test_a_history_lives_through_a_checkpoint_and_a_change_to_bf16() -> None:
 
 
 # --- accumulation -----------------------------------------------------------------------------------------------------
-
-
-def slow_accumulation(a: Tensor, b: Tensor, promotion: int | None) -> Tensor:
-    """One output at a time: after every 32 products, 14 significant bits are kept (arXiv 2412.19437, section 3.5.2)."""
-    out = torch.zeros(a.shape[0], b.shape[1])
-    for row in range(a.shape[0]):
-        for column in range(b.shape[1]):
-            total, accumulator = 0.0, 0.0
-            for start in range(0, a.shape[1], 32):
-                accumulator += float(a[row, start : start + 32].double() @ b[start : start + 32, column].double())
-                mantissa, exponent = math.frexp(accumulator)  # 0.5 <= |mantissa| < 1
-                accumulator = math.ldexp(math.trunc(mantissa * 2**14), exponent - 14)
-                if promotion and (start + 32) % promotion == 0:
-                    total, accumulator = total + accumulator, 0.0
-            out[row, column] = total + accumulator
-    return out
-
-
-@pytest.mark.parametrize("promotion", [None, 128])
-@pytest.mark.parametrize("k", [32, 100, 128, 400])
-def test_short_accumulation_keeps_14_bits(k: int, promotion: int | None) -> None:
-    """Operands of a few bits, whose sums of 32 are exact in FP32 in any order."""
-    generator = torch.Generator().manual_seed(k)
-    a = torch.randint(-128, 128, (5, k), generator=generator).float() / 16
-    b = torch.randint(-128, 128, (k, 6), generator=generator).float() / 16
-    found = short_accumulation(a, b, promotion)
-    assert torch.equal(found, slow_accumulation(a, b, promotion))
-    if promotion is None and k >= 128:
-        assert not torch.equal(found, a @ b)
 
 
 @pytest.mark.parametrize(("accumulation", "promotion"), [("fp14", None), ("promoted", 128)])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import c_char_p, c_float, c_int32, c_int64, c_uint32, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ _FUNCTIONS: dict[str, tuple[Any, Sequence[Any]]] = {
     # products.c
     "octavo_multiply": (c_int32, [*[c_int32] * 4, *[_POINTER] * 5, *[_SIZE] * 3]),
     "octavo_instruction_sets": (c_int32, []),
+    # accumulate.c
+    "octavo_accumulate": (None, [*[_POINTER] * 4, *[_SIZE] * 4, c_int32, c_uint32, _SIZE]),
     # rounding.c
     "octavo_amax": (c_float, [_POINTER, _SIZE]),
     "octavo_quantise": (None, [_POINTER, _POINTER, _SIZE, c_float, *_FORMAT]),

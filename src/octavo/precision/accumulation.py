@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from octavo.precision.products import PROMOTION_INTERVAL, short_accumulation
+from octavo.precision.accumulators import PROMOTION_INTERVAL, short_accumulation
 
 Accumulation = Literal["fp32", "promoted", "fp14"]
 ACCUMULATIONS: tuple[Accumulation, ...] = get_args(Accumulation)

@@ -35,14 +35,11 @@ from octavo.cpu.formats import Format
 from octavo.cpu.products import in_one_call, multiply_in_one_call, oriented
 from octavo.cpu.rounding import largest_magnitude, round_blocks, round_scaled, tensor_scale, to_fp32
 from octavo.precision import diagnostics
+from octavo.precision.accumulators import PROMOTION_INTERVAL, short_accumulation
 from octavo.precision.config import Precision
 from octavo.precision.history import AmaxHistory
 from octavo.precision.recipes import RECIPES, Recipe
 from octavo.records import Product, TensorKind
-
-PROMOTION_INTERVAL = 128
-STEP = 32
-"""Products that a tensor core of Hopper's adds to its accumulator at a time."""
 
 _USES: dict[TensorKind, tuple[Product, Product]] = {
     # kind -> the product that sums over its columns, the one that sums over its rows
@@ -248,23 +245,6 @@ class Quantiser:
                 result.add_(total) if add else result.copy_(total)
             else:
                 result.addmm_(a.to(result.dtype), b.to(result.dtype), beta=float(add), alpha=factor)
-
-
-def short_accumulation(a: Tensor, b: Tensor, promotion: int | None) -> Tensor:
-    """a b, summed as DeepSeek-V3 describes of Hopper's FP8 tensor cores (arXiv 2412.19437, sections 3.3.2, 3.5.2).
-
-    After every 32 products the accumulator keeps 14 significant bits and drops the rest (truncation). With `promotion`
-    it is added to an FP32 sum and begins anew after that many products.
-    """
-    total = a.new_zeros(a.shape[0], b.shape[1])
-    accumulator = torch.zeros_like(total) if promotion else total
-    for start in range(0, a.shape[1], STEP):
-        accumulator.addmm_(a[:, start : start + STEP], b[start : start + STEP])
-        accumulator.view(torch.int32).bitwise_and_(-(1 << 10))  # 14 of FP32's 24 bits
-        if promotion and (start + STEP) % promotion == 0:
-            total += accumulator
-            accumulator.zero_()
-    return total + accumulator if promotion else total
 
 
 class _LinearProducts(torch.autograd.Function):
