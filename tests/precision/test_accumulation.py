@@ -39,8 +39,8 @@ def test_the_papers_example_has_an_error_of_nearly_two_percent(largest: dict[tup
 def test_a_short_accumulators_error_grows_with_k_and_promotion_stops_that(
     largest: dict[tuple[int, str], float],
 ) -> None:
-    """What is cut of the sum grows with K, in proportion; what is cut of products of both signs with its square root, as
-    the outputs do: from 512 to 4096 more than once and less than eight times. Promoted sums of 128 are cut alone.
+    """What is cut of the sum grows in proportion to K; what is cut of products of both signs with its square root, as
+    the outputs do: from 512 to 4096 by a factor between 1 and 8. Promoted sums of 128 are cut alone.
     """
     assert 2 < largest[4096, "fp14"] / largest[512, "fp14"] < 8
     assert largest[4096, "promoted"] < largest[512, "promoted"] < 0.0015

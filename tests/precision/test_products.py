@@ -259,6 +259,23 @@ def test_a_history_lives_through_a_checkpoint_and_a_change_to_bf16() -> None:
     assert other.scale("weight") == history.scale("weight") != [1.0, 1.0]
 
 
+@pytest.mark.parametrize("recipe", ["fp8_tensorwise", "fp8_delayed"])
+def test_what_is_no_number_does_not_change_the_scale_of_the_others(recipe: Any) -> None:
+    """Transformer Engine's largest magnitude is made by fmaxf, which leaves NaN out."""
+    x, weight, _ = tensors(3)
+    spoilt = x.detach().clone()
+    x = x.detach().clone()
+    x[5, 7], spoilt[5, 7] = 0.0, math.nan
+    outputs = []
+    for values in (x, spoilt):
+        history = AmaxHistory(2, experts=len(COUNTS)) if recipe == "fp8_delayed" else None
+        for _ in range(2):  # delayed scaling: the second pass has the scale of the first
+            outputs.append(grouped_linear(values, weight, None, COUNTS, Numerics.of(Precision(recipe=recipe)), history))
+    rows = [row for row in range(len(x)) if row != 5]
+    assert torch.equal(outputs[1][rows], outputs[3][rows])
+    assert outputs[3][5].isnan().all()
+
+
 # --- accumulation -----------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@
 
 One definition holds for every recipe: operands are rounded to the recipe's format with its scales and blocks, products
 of two operands are exact in FP32, they are summed in FP32, and the sum is rounded once, to BF16. (The weight gradient
-is added to Megatron's FP32 main gradient without that rounding, as its fused kernels do on GPUs.) It is computed over
+is added to Megatron's FP32 main gradient without that rounding.) It is computed over
 the rounded values: a BF16 or FP8 number is an FP32 number, a product of two has at most 16 significant bits, and block
 scales are powers of two, which commute with rounding. Scales per tensor are no powers of two, so their inverse
 multiplies the sum, as on the GPU.
@@ -23,6 +23,7 @@ expert without tokens is nothing special.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -116,6 +117,12 @@ def _parts(tensor: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:
     return tensor.unbind(0) if tensor.dim() == 3 else tensor.split(list(counts))
 
 
+def _largest_number(tensor: Tensor) -> float:
+    """The largest magnitude, what is no number left out, as Transformer Engine's kernels take it (by fmaxf)."""
+    largest = largest_magnitude(tensor)
+    return largest_magnitude(tensor.nan_to_num(0.0, math.inf, -math.inf)) if math.isnan(largest) else largest
+
+
 @dataclass(frozen=True)
 class Quantiser:
     """Makes operands of a layer's tensors."""
@@ -207,10 +214,10 @@ class Quantiser:
     def _scales(self, parts: Sequence[Tensor], kind: TensorKind, format: Format, training: bool) -> list[float]:
         """One per expert, by its own largest magnitude or by those of the passes before."""
         if self.history is None:
-            return [tensor_scale(largest_magnitude(part), format) for part in parts]
+            return [tensor_scale(_largest_number(part), format) for part in parts]
         scales = self.history.scale(kind)
         if training:
-            self.history.record(kind, [largest_magnitude(part) for part in parts], format)
+            self.history.record(kind, [_largest_number(part) for part in parts], format)
         return scales
 
     def _parts(self, tensor: Tensor) -> Sequence[Tensor]:
