@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import pandas as pd
@@ -119,6 +120,24 @@ def test_a_truncated_table_says_how_to_make_it_again(tmp_path: Path) -> None:
     with pytest.raises(OctavoError, match="cannot be read") as caught:
         read_table(path, "routing", made_by="octavo train X")
     assert "octavo train X" in str(caught.value)
+
+
+def test_a_table_with_a_changed_bit_is_refused_or_says_the_same(tmp_path: Path) -> None:
+    """Pages carry checksums, and names and types of columns are checked; other bits may change nothing that is read."""
+    path = tmp_path / "routing.parquet"
+    write_table(path, ROUTING, "routing")
+    whole = path.read_bytes()
+    draw = random.Random(7)
+    refused = 0
+    for bit in [draw.randrange(8 * len(whole)) for _ in range(200)]:
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            pd.testing.assert_frame_equal(read_table(path, "routing", made_by="octavo train"), ROUTING)
+        except OctavoError:
+            refused += 1
+    assert refused > 50
 
 
 @pytest.mark.parametrize("name", TABLE_FIELDS)

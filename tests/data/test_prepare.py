@@ -280,6 +280,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "bad JSON": (
         lambda folder: (folder / "text" / "z.jsonl").write_text('{"text": "a"}\n{"text": \n'), {}, "z.jsonl:2",
     ),
+    "a line that fills memory": (
+        lambda folder: (folder / "text" / "z.jsonl.gz").write_bytes(
+            gzip.compress(b'{"text": "a"}\n{"text": "' + b"a" * (1 << 26), 1)
+        ), {}, "z.jsonl.gz:2",
+    ),
     "wrong key": (lambda folder: (folder / "text" / "z.jsonl").write_text('{"body": "a"}\n'), {}, "text_key"),
     "wrong column": (
         lambda folder: pd.DataFrame({"body": ["a"]}).to_parquet(folder / "text" / "z.parquet"), {}, "one of body",

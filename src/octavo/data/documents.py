@@ -31,6 +31,8 @@ from octavo.layout import repository
 
 PIECE_CHARACTERS = 1 << 18
 """Text is read and tokenised in pieces of about this length, cut at line ends."""
+LINE_CHARACTERS = 1 << 26
+"""The longest line of JSON: a document with its keys. A few kB, compressed, can hold a line that fills memory."""
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 COMPRESSED = (".gz", ".zst")
 
@@ -119,10 +121,15 @@ def _read_file(number: int, source: FileSource, path: Path) -> Iterator[Document
 
 def _read_lines(number: int, source: FileSource, path: Path, name: str) -> Iterator[Document]:
     with _open_text(path) as file:
-        for line_number, line in enumerate(_guarded(file, path), 1):
+        for line_number, line in enumerate(_guarded(_lines(file), path), 1):
             if not line.strip():
                 continue
             where = f"{path}:{line_number}"
+            if len(line) > LINE_CHARACTERS:
+                raise OctavoError(
+                    f"the line is longer than {LINE_CHARACTERS:,} characters", where=where,
+                    expected="one document a line", fix="cut the document, or write it as a .txt file of its own",
+                )  # fmt: skip
             try:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
@@ -204,6 +211,12 @@ def _cut(file: io.TextIOBase) -> Iterator[str]:
             lines, size = [], 0
     if lines:
         yield "".join(lines)
+
+
+def _lines(file: io.TextIOBase) -> Iterator[str]:
+    """Lines; of one that is longer than a document may be, no more than shows it."""
+    while line := file.readline(LINE_CHARACTERS + 1):
+        yield line
 
 
 def _guarded(pieces: Iterator[str] | io.TextIOBase, path: Path) -> Iterator[str]:
