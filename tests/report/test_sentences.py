@@ -81,7 +81,8 @@ def test_numbers_read_as_people_write_them() -> None:
     assert percent(-0.254) == "\N{MINUS SIGN}0.25 %"
     assert percent(0.0) == "±0.00 %"
     assert money(5_576_000, "USD") == "$5,576,000"
-    assert money(0.00123, "USD") == "$0.00123"
+    assert money(0.00123, "USD") == "0.12 cents"
+    assert money(0.5, "CHF") == "CHF 0.500"
     assert duration(65) == "65.0 s"
     assert duration(3 * 3600) == "3.00 h"
 

@@ -11,8 +11,9 @@ from octavo.errors import OctavoError
 from octavo.files import sha256
 from octavo.layout import ExperimentFolder
 from octavo.report.content import document
-from octavo.report.document import Table, Text
+from octavo.report.document import Strip, Table, Tiles
 from octavo.report.inputs import load_inputs
+from octavo.report.sections.answer import grid_table
 from octavo.verification.trace import trace
 
 
@@ -93,22 +94,24 @@ def test_a_number_of_an_ablations_report(folder: ExperimentFolder) -> None:
 def test_every_number_on_page_one_has_a_key_that_leads_to_it(folder: ExperimentFolder) -> None:
     """Each entry with a digit in it, but for names; what is traced, rounded, is what stands there."""
     content = document(load_inputs(folder), {})
-    lead, *_, grid, verdicts = content.sections[0].blocks
-    assert isinstance(lead, Text)
+    tiles, grid, verdicts, _ = content.sections[0].blocks
+    assert isinstance(tiles, Tiles)
     assert isinstance(grid, Table)
-    assert isinstance(verdicts, Table)
-    assert lead.text.count("interval") == len(lead.keys) > 0
+    assert isinstance(verdicts, Strip)
+    lead = [tile.key for tile in (*tiles.tiles, *verdicts.tested)]
+    assert all(lead)
     table = pd.read_parquet(folder.runs_table)
     shown = {}
-    for block in (grid, verdicts):
-        assert block.keys is not None
-        for row, keys in zip(block.rows, block.keys, strict=True):
+    whole = grid_table(load_inputs(folder))
+    for table_shown in (grid, whole):
+        assert table_shown.keys is not None
+        for row, keys in zip(table_shown.rows, table_shown.keys, strict=True):
             shown |= {key: text for text, key in zip(row, keys, strict=True) if key}
             assert not any(
                 any(map(str.isdigit, text)) and not key for text, key in list(zip(row, keys, strict=True))[2:]
             )
     page = folder.report_html.read_text()
-    for key in [*lead.keys, *shown]:
+    for key in [*lead, *shown]:
         assert key in page
         said = list(trace(folder, key))
         assert said[0].startswith(f"{key} = ")

@@ -37,6 +37,8 @@ class Curves:
     y: Axis
     titles: Mapping[str, str] = field(default_factory=dict)
     shared: bool = True
+    ends: bool = False
+    """Lines are named where they end, in the last panel, in place of a legend."""
 
 
 def mean_and_spread(points: pd.DataFrame) -> pd.DataFrame:
@@ -52,8 +54,9 @@ def mean_and_spread(points: pd.DataFrame) -> pd.DataFrame:
 class Intervals:
     """Estimates with their intervals, one row each, and the single seeds behind them where they are known.
 
-    `frame` has columns panel, row, series, value, low, high, role (`estimate`, `seed`). `zero` is where nothing
-    differs; `band` is the margin of a claim. Rows of a block share their axes, which rows of another do not.
+    `frame` has columns panel, row, series, value, low, high, role (`estimate`, `emulated`: one that rests on emulated
+    times, `seed`). `zero` is where nothing differs, `sides` say what lies to its left and right; `band` is the margin
+    of a claim. Rows of a block share their axes, which rows of another do not.
     """
 
     name: str
@@ -62,6 +65,9 @@ class Intervals:
     blocks: Sequence[Sequence[str]]
     zero: Mapping[str, float] = field(default_factory=dict)
     band: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    sides: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    alone: bool = False
+    """Each panel has its own rows alone, with the estimates written at its edge."""
 
     @property
     def rows(self) -> list[str]:

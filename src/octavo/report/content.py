@@ -13,7 +13,7 @@ import pandas as pd
 from octavo.report.charts import Chart
 from octavo.report.document import Document, Section
 from octavo.report.inputs import Inputs
-from octavo.report.sections.answer import answer, verdict_table
+from octavo.report.sections.answer import answer, facts, finding
 from octavo.report.sections.ledger import forecast, ledger, published
 from octavo.report.sections.questions import ablations, claims, experts, fairness, losses, precision, speed, traffic
 from octavo.report.sections.small_print import imported_runs, limits, methods, provenance, run_list, verification
@@ -25,7 +25,15 @@ def document(inputs: Inputs, charts: dict[str, Chart]) -> Document:
     sections = [section for section in sections if section.blocks]
     ablation = f" --ablation {inputs.ablation}" if inputs.ablation else ""
     trace = f"octavo trace --results results/{inputs.whole.name}{ablation}"
-    return Document(inputs.title, inputs.description, _date(inputs), trace=trace, sections=sections)
+    whole_report = inputs.ablation is None
+    return Document(
+        inputs.title,
+        facts(inputs) if whole_report else inputs.description,
+        _date(inputs),
+        finding=finding(inputs) if whole_report else "",
+        trace=trace,
+        sections=sections,
+    )
 
 
 def whole(inputs: Inputs, charts: dict[str, Chart]) -> list[Section]:
@@ -53,11 +61,14 @@ def whole(inputs: Inputs, charts: dict[str, Chart]) -> list[Section]:
 
 def against_baseline(inputs: Inputs, charts: dict[str, Chart]) -> list[Section]:
     """The sections of one ablation's report: two pages."""
-    tested = [claim for claim in inputs.claims.claims if claim.runs and claim.verdict != "not testable here"]
-    first = answer(inputs, charts)
-    first = replace(first, blocks=[*first.blocks[:-1], *([verdict_table(tested)] if tested else [])])
     contribution, costs = ablations(inputs, charts), ledger(inputs, charts)
-    return [first, contribution, replace(costs, page=False), replace(limits(inputs), page=False), run_list(inputs)]
+    return [
+        answer(inputs, charts),
+        contribution,
+        replace(costs, page=False),
+        replace(limits(inputs), page=False),
+        run_list(inputs),
+    ]
 
 
 def _date(inputs: Inputs) -> tuple[int, int, int, int, int, int]:

@@ -10,6 +10,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from octavo.records import Verdict
+
+SIGNS: dict[Verdict, str] = {"supported": "✓", "refuted": "✗", "inconclusive": "○", "not testable here": "–"}
+"""What tells verdicts apart besides their words."""
+
 
 @dataclass(frozen=True)
 class Text:
@@ -48,7 +53,43 @@ class Picture:
     kind: Literal["figure"] = "figure"
 
 
-Block = Text | Table | Picture
+@dataclass(frozen=True)
+class Tile:
+    """A question of page one, its number, and the verdict as a word."""
+
+    question: str
+    value: str
+    detail: str
+    verdict: Verdict
+    answer: str
+    """The verdict in the question's words: `no: more`."""
+    key: str = ""
+    """Of its number, as `octavo trace` takes it."""
+
+    @property
+    def said(self) -> str:
+        """The verdict with its sign, which survives print in grey."""
+        return f"{SIGNS[self.verdict]} {self.answer}"
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Questions side by side."""
+
+    tiles: Sequence[Tile]
+    kind: Literal["tiles"] = "tiles"
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The verdicts in short: those that were tested as tiles of a line, those that were not in one sentence."""
+
+    tested: Sequence[Tile]
+    untested: str = ""
+    kind: Literal["strip"] = "strip"
+
+
+Block = Text | Table | Picture | Tiles | Strip
 
 
 @dataclass(frozen=True)
@@ -65,14 +106,17 @@ class Document:
     """A whole report."""
 
     title: str
+    """What it is about: the running head, and the document's name."""
     subtitle: str
     date: tuple[int, int, int, int, int, int]
     """Year to second, UTC, when the last attempt ended: made again from the same runs, a report has the same date."""
     language: str = "en"
+    finding: str = ""
+    """What was found, in one sentence: the heading; empty: the title is."""
     trace: str = ""
     """The command that follows a number, but for the number's key."""
     sections: Sequence[Section] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the renderers."""
-        return asdict(self)
+        return {**asdict(self), "signs": SIGNS}

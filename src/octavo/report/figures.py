@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from octavo.evidence.curves import smooth
 from octavo.evidence.names import ARCHITECTURES, PRECISIONS, words
 from octavo.records import Comparison, Estimate, Losses
 from octavo.report.charts import Axis, Bars, Chart, Curves, Heat, Intervals
@@ -38,6 +39,8 @@ AXIS_NAMES = {
 def charts(inputs: Inputs) -> dict[str, Chart]:
     """Every chart that this experiment has data for, by name, in the report's order."""
     made = (
+        answer(inputs),
+        loss_differences(inputs),
         loss_curves(inputs),
         final_loss(inputs),
         fair_axes(inputs),
@@ -53,6 +56,64 @@ def charts(inputs: Inputs) -> dict[str, Chart]:
         ledger(inputs),
     )
     return {chart.name: chart for chart in made if chart is not None and len(chart.frame)}
+
+
+def answer(inputs: Inputs) -> Chart | None:
+    """What a mixture needs for the dense model's loss, and what eight bits change: page one's figure."""
+    needs = {"tokens": "tokens", "model_flops": "model FLOPs", "device_hours": inputs.hours, "cost": "money"}
+    frames = [
+        _dots("needs", needs[axis], one.cell, one.resource_ratios, one.resource_ratio,
+              emulated=one.emulated and axis in TIMED)
+        for axis in needs
+        for one in inputs.compared("architecture")
+        if one.axis == axis
+    ]  # fmt: skip
+    architectures = inputs.runs.drop_duplicates("cell").set_index("cell")["architecture"]
+    for one in inputs.compared("precision"):
+        if one.axis == "tokens" and one.cell in architectures:
+            name = str(architectures[one.cell])
+            row = ARCHITECTURES.get(name, name)
+            frames.append(_dots("loss", row, one.cell, one.loss_differences, one.loss_difference))
+    panels = {
+        "needs": Axis("a mixture's need for the same loss (dense: 1)", log=True),
+        "loss": Axis("change of the loss by eight bits (%)"),
+    }
+    return _intervals(
+        "answer", frames, panels, zero={"needs": 1.0, "loss": 0.0}, band={"loss": (-MARGIN, MARGIN)},
+        sides={"needs": ("← cheaper", "dearer →")}, alone=True,
+    )  # fmt: skip
+
+
+def loss_differences(inputs: Inputs) -> Chart | None:
+    """How far each cell's loss is from the first dense cell's, at equal tokens and at equal device-hours."""
+    base = next((one.against for one in inputs.compared("architecture")), None)
+    points = _loss_points(inputs)
+    axes = {"tokens": Axis("tokens", log=True, engineering=True), "device_hours": Axis(inputs.hours, log=True)}
+    rows = []
+    for column in axes:
+        curves = {
+            (str(cell), int(seed)): smooth(own[column].to_numpy(float), own["y"].to_numpy(float))
+            for (cell, seed), own in points.groupby(["cell", "seed"], sort=False)
+        }
+        cells: dict[str, list[pd.DataFrame]] = {}
+        for (cell, seed), curve in curves.items():
+            baseline = curves.get((str(base), seed))
+            if cell != base and curve is not None and baseline is not None:
+                x = curve.resource
+                common = (x >= baseline.start) & (x <= baseline.end)
+                at = np.array([baseline.at(one) if inside else np.nan for one, inside in zip(x, common, strict=True)])
+                one = {"panel": column, "series": cell, "seed": seed, "x": x, "y": 100 * (curve.loss / at - 1)}
+                cells.setdefault(cell, []).append(pd.DataFrame(one))
+        for own in cells.values():
+            known = pd.concat([one["y"] for one in own], axis=1).notna().all(axis=1)  # of every seed
+            rows += [one[known.reindex(one.index, fill_value=False)] for one in own]
+    if not rows:
+        return None
+    frame = pd.concat(rows, ignore_index=True)
+    present = {panel: axis for panel, axis in axes.items() if (frame["panel"] == panel).any()}
+    y = Axis(f"loss against\n{inputs.label(str(base))} (%)")
+    titles = {"device_hours": "FP8 time is emulated"} if inputs.emulated else {}
+    return Curves("loss_differences", frame, present, y, titles, ends=True)
 
 
 def loss_curves(inputs: Inputs) -> Chart | None:
@@ -115,9 +176,10 @@ def fair_axes(inputs: Inputs) -> Chart | None:
     for one in (one for one in inputs.comparisons.comparisons if one.kind != "ablation"):
         row = f"{pair_name(inputs, one)}, {axis_name(inputs, one)}"
         blocks[one.axis in TIMED].append(row)
+        emulated = one.emulated and one.axis in TIMED
         frames += [
-            _dots("difference", row, one.cell, one.loss_differences, one.loss_difference),
-            _dots("ratio", row, one.cell, one.resource_ratios, one.resource_ratio),
+            _dots("difference", row, one.cell, one.loss_differences, one.loss_difference, emulated=emulated),
+            _dots("ratio", row, one.cell, one.resource_ratios, one.resource_ratio, emulated=emulated),
         ]
     chart = _intervals("fair_axes", frames, panels, zero={"difference": 0.0, "ratio": 1.0})
     if chart is None:
@@ -315,7 +377,9 @@ def _cell_dots(inputs: Inputs, panel: str, cell: str, values: pd.Series) -> pd.D
     return _dots(panel, inputs.label(cell), cell, values.tolist(), mean)
 
 
-def _dots(panel: str, row: str, cell: str, seeds: Sequence[float], estimate: Estimate | None) -> pd.DataFrame:
+def _dots(
+    panel: str, row: str, cell: str, seeds: Sequence[float], estimate: Estimate | None, *, emulated: bool = False
+) -> pd.DataFrame:
     """Rows of an `Intervals` chart: the single seeds, then the estimate; none where there is no estimate."""
     if estimate is None:
         return pd.DataFrame(columns=COLUMNS)
@@ -324,7 +388,8 @@ def _dots(panel: str, row: str, cell: str, seeds: Sequence[float], estimate: Est
     return pd.DataFrame(
         {
             "panel": panel, "row": row, "series": cell, "value": values, "low": [*nothing, estimate.low],
-            "high": [*nothing, estimate.high], "role": [*["seed"] * len(nothing), "estimate"],
+            "high": [*nothing, estimate.high],
+            "role": [*["seed"] * len(nothing), "emulated" if emulated else "estimate"],
         }
     )  # fmt: skip
 

@@ -112,7 +112,7 @@ def numbers(chart: Chart, styles: Styles) -> Table:
     frame = chart.frame
     match chart:
         case Intervals():
-            own = frame[frame["role"] == "estimate"]
+            own = frame[frame["role"] != "seed"]
             rows = [
                 [chart.panels[row["panel"]].label, row["row"],
                  *(number(row[name], 4) for name in ("value", "low", "high"))]

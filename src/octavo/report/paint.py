@@ -30,7 +30,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 
 from octavo.files import atomic_path
 from octavo.report.charts import Axis, Bars, Chart, Curves, Heat, Intervals, mean_and_spread
-from octavo.report.style import CellStyle, number
+from octavo.report.style import CellStyle, number, percent
 
 WIDTH = 7.0
 """Inches: the text width of an A4 page."""
@@ -165,7 +165,7 @@ def paint(chart: Chart, styles: Styles, *, narrow: bool = False) -> Drawing:
 
 def _curves(drawing: Drawing, chart: Curves, styles: Styles) -> None:
     # panels of their own scales come several to a page
-    axes = drawing.panels(len(chart.panels), 2.6 if chart.shared else 2.1, share=chart.shared)
+    axes = drawing.panels(len(chart.panels), 1.5 if chart.ends else 2.6 if chart.shared else 2.1, share=chart.shared)
     shown = {name: style for name, style in styles.items() if name in set(chart.frame["series"])}
     for place, (ax, (panel, x)) in enumerate(zip(axes, chart.panels.items(), strict=True)):
         frame = chart.frame[chart.frame["panel"] == panel]
@@ -176,8 +176,24 @@ def _curves(drawing: Drawing, chart: Curves, styles: Styles) -> None:
         drawing.axis(ax, "x", x)
         drawing.axis(ax, "y", chart.y, label=place == 0 or drawing.narrow or not chart.shared)
         ax.set_title(chart.titles.get(panel, ""))
-    handles = [axes[0].plot([], [], **_line(style))[0] for style in shown.values()]
-    drawing.legend(handles, [style.label for style in shown.values()])
+    if chart.ends:
+        _names_at_ends(drawing, axes[-1], chart.frame[chart.frame["panel"] == list(chart.panels)[-1]], shown)
+    else:
+        handles = [axes[0].plot([], [], **_line(style))[0] for style in shown.values()]
+        drawing.legend(handles, [style.label for style in shown.values()])
+
+
+def _names_at_ends(drawing: Drawing, ax: Axes, frame: pd.DataFrame, styles: Styles) -> None:
+    """Each line's name right of the panel at the height of its end, moved apart where they would overprint."""
+    ends = {name: float(mean_and_spread(own)["y", "mean"].iloc[-1]) for name, own in frame.groupby("series")}
+    low, high = ax.get_ylim()
+    gap = (high - low) * 0.09
+    at = -np.inf
+    for name in sorted(ends, key=lambda one: ends[one]):
+        at = max(ends[name], at + gap)
+        label = fill(styles[name].label, 12 if drawing.narrow else 40)
+        ax.text(1.02, at, label, transform=ax.get_yaxis_transform(), va="center", fontsize=7)
+        ax.plot(1.0, at, transform=ax.get_yaxis_transform(), clip_on=False, **_line(styles[name]))
 
 
 def _line(style: CellStyle) -> dict[str, Any]:
@@ -203,44 +219,75 @@ def _line_with_band(drawing: Drawing, ax: Axes, own: pd.DataFrame, style: CellSt
 
 
 def _intervals(drawing: Drawing, chart: Intervals, styles: Styles) -> None:
+    def rows_of(rows: Sequence[str], panel: str) -> list[str]:
+        there = set(chart.frame.loc[chart.frame["panel"] == panel, "row"])
+        return [row for row in rows if row in there or not chart.alone]
+
     series = [name for name in styles if name in set(chart.frame["series"])]
     per_row = max(1, int(chart.frame.groupby(["panel", "row"])["series"].nunique().max()))
     named = per_row == 1 and chart.frame.groupby("row")["series"].nunique().max() == 1  # rows name the series already
     labels = {row: fill(row, 24) if drawing.narrow else row for row in chart.rows}
     lines = 1 + max(label.count("\n") for label in labels.values())
-    heights = [0.45 + len(rows) * max(0.1 + 0.12 * per_row, 0.14 * lines) for rows in chart.blocks]
     legend = 0.0 if named else 0.18 * -(-len(series) // (1 if drawing.narrow else 4))
-    stacked = len(chart.panels) if drawing.narrow else 1
-    drawing.figure, axes = plt.subplots(
-        len(chart.blocks) * stacked, len(chart.panels) // stacked, sharey="row", squeeze=False, layout="constrained",
-        figsize=(NARROW if drawing.narrow else WIDTH, 0.25 + stacked * sum(heights) + legend),
-        height_ratios=heights * stacked,
-    )  # fmt: skip
-    places = [(rows, panel) for rows in chart.blocks for panel in chart.panels]
+    places = [(rows_of(rows, panel), panel) for rows in chart.blocks for panel in chart.panels]
     if drawing.narrow:
-        places = [(rows, panel) for panel in chart.panels for rows in chart.blocks]
+        places = [(rows_of(rows, panel), panel) for panel in chart.panels for rows in chart.blocks]
+    across = 1 if drawing.narrow else len(chart.panels)
+    each = max(0.1 + 0.12 * per_row, 0.14 * lines)
+    heights = [
+        0.45 + each * max(len(rows) for rows, _ in places[first : first + across])
+        for first in range(0, len(places), across)
+    ]
+    drawing.figure, axes = plt.subplots(
+        len(heights), across, sharey=False if chart.alone else "row", squeeze=False, layout="constrained",
+        figsize=(NARROW if drawing.narrow else WIDTH, 0.25 + sum(heights) + legend), height_ratios=heights,
+    )  # fmt: skip
     for ax, (rows, panel) in zip(axes.flat, places, strict=True):
         frame = chart.frame[(chart.frame["panel"] == panel) & chart.frame["row"].isin(rows)]
         if panel in chart.band:
             ax.axvspan(*chart.band[panel], color="#999999", alpha=0.18, linewidth=0, label="margin of the claim")
         if panel in chart.zero:
             ax.axvline(chart.zero[panel], color=INK, linewidth=0.8)
-        for place, name in enumerate(series):
-            shift = 0.0 if per_row == 1 else (place - (len(series) - 1) / 2) * 0.7 / len(series)
+        there = [name for name in series if not chart.alone or name in set(frame["series"])]
+        for place, name in enumerate(there):
+            shift = 0.0 if per_row == 1 else (place - (len(there) - 1) / 2) * 0.7 / len(there)
             heights_of = {row: y + shift for y, row in enumerate(rows)}
-            _dots(drawing, ax, frame[frame["series"] == name], heights_of, styles[name])
+            _dots(
+                drawing,
+                ax,
+                frame[frame["series"] == name],
+                heights_of,
+                styles[name],
+                written=chart.panels[panel] if chart.alone else None,
+            )
+        for side, (text, where) in enumerate(zip(chart.sides.get(panel, ()), ("right", "left"), strict=False)):
+            ax.annotate(
+                text, (chart.zero[panel], 1), xycoords=ax.get_xaxis_transform(), xytext=(8 * side - 4, 2),
+                textcoords="offset points", ha=where, color=FAINT, fontsize=7,
+            )  # fmt: skip
         drawing.axis(ax, "x", chart.panels[panel])
         ax.set_yticks(range(len(rows)), [labels[row] for row in rows])
         ax.set_ylim(len(rows) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
     if not named:
-        drawing.legend(*axes.flat[0].get_legend_handles_labels())
+        handles = {
+            label: handle for ax in axes.flat for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
+        }
+        drawing.legend(list(handles.values()), list(handles))
 
 
-def _dots(drawing: Drawing, ax: Axes, own: pd.DataFrame, heights: Mapping[str, float], style: CellStyle) -> None:
-    """One series' seeds (pale), intervals and estimates, each in one artist however many there are."""
+def _dots(
+    drawing: Drawing,
+    ax: Axes,
+    own: pd.DataFrame,
+    heights: Mapping[str, float],
+    style: CellStyle,
+    *,
+    written: Axis | None,
+) -> None:
+    """One series' seeds (pale), intervals and estimates (hollow where emulated), each in one artist for all rows."""
     own = own.assign(y=own["row"].map(heights))
-    seeds, estimates = (own[own["role"] == role] for role in ("seed", "estimate"))
+    seeds, estimates = own[own["role"] == "seed"], own[own["role"] != "seed"]
     (pale,) = ax.plot(seeds["value"], seeds["y"], marker=style.marker, color=style.colour, alpha=0.35, markersize=3,
                       linestyle="")  # fmt: skip
     singles = zip(seeds["row"], seeds["value"], strict=True)
@@ -250,9 +297,18 @@ def _dots(drawing: Drawing, ax: Axes, own: pd.DataFrame, heights: Mapping[str, f
     known = estimates.dropna(subset="low").astype({"low": float, "high": float})
     bars = ax.hlines(known["y"], known["low"], known["high"], color=style.colour, linewidth=1.6)
     drawing.mark(bars, style.cell)
-    (dots,) = ax.plot(estimates["value"], estimates["y"], marker=style.marker, color=style.colour, markersize=5,
-                      linestyle="", markeredgecolor=PAPER, markeredgewidth=0.6, label=style.label)  # fmt: skip
-    drawing.mark(dots, style.cell, [said(one) for one in estimates.to_dict("records")])
+    solid = {"markerfacecolor": style.colour, "markeredgecolor": PAPER, "markeredgewidth": 0.6}
+    hollow = {"markerfacecolor": PAPER, "markeredgecolor": style.colour, "markeredgewidth": 1.0}
+    for role, look in (("estimate", solid), ("emulated", hollow)):
+        part = estimates[estimates["role"] == role]
+        label = style.label if role == "estimate" or set(estimates["role"]) == {role} else None
+        if len(part):
+            (dots,) = ax.plot(part["value"], part["y"], marker=style.marker, markersize=5, linestyle="", label=label,
+                              **look)  # fmt: skip
+            drawing.mark(dots, style.cell, [said(one) for one in part.to_dict("records")])
+    for one in estimates.to_dict("records") if written else ():
+        text = f"{one['value']:.2f}" if written and written.log else percent(one["value"])
+        ax.text(1.02, one["y"], text, transform=ax.get_yaxis_transform(), va="center", fontsize=7)
 
 
 def said(one: Mapping[Any, Any]) -> str:

@@ -114,9 +114,11 @@ def percent(value: float | None, digits: int = 2) -> str:
 
 
 def money(value: float | None, currency: str | None) -> str:
-    """An amount with its currency."""
+    """An amount with its currency, in cents below one of it."""
     if value is None or not math.isfinite(value):
         return MISSING
+    if currency in ("USD", "EUR") and 0 < abs(value) < 1:
+        return f"{number(100 * value, 2)} cents"
     symbol = {"USD": "$", "EUR": "€", "GBP": "£"}.get(currency or "", f"{currency} " if currency else "")
     return f"{symbol}{number(value)}"
 

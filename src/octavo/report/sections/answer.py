@@ -1,14 +1,19 @@
-"""Page one: who is ahead, the loss curves, the grid and the verdicts."""
+"""Page one: what was found, three questions with their verdicts, the main figure, the grid and the claims."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
 from octavo.evidence.cells import SIZES, summary
 from octavo.evidence.names import listed
-from octavo.evidence.verdicts import p_words
-from octavo.records import ClaimResult, Comparison
+from octavo.records import ClaimResult, Comparison, Estimate, Verdict
 from octavo.report.charts import Chart, Curves
-from octavo.report.document import Block, Picture, Section, Table, Text
-from octavo.report.inputs import Inputs
+from octavo.report.document import Block, Picture, Section, Strip, Table, Text, Tile, Tiles
+from octavo.report.figures import MARGIN
+from octavo.report.inputs import Inputs, shared
 from octavo.report.sections.phrases import (
     capitalised,
     comparison_key,
@@ -18,7 +23,12 @@ from octavo.report.sections.phrases import (
     mean_words,
     provisional_ledger,
 )
-from octavo.report.style import count, money, number
+from octavo.report.style import MISSING, count, duration, money, number, percent
+from octavo.statistics import ALPHA, test
+
+HOURS, EIGHT_BITS = "01-moe-saves-device-hours", "02-fp8-loss-error"
+"""The claims that page one asks about, by their files in configs/claims."""
+LOSS_HEADER = "loss (nats per token)"
 
 EMULATED = (
     "FP8 is emulated here: its numbers are real (values are rounded to FP8 with the recipe's scales in every product), "
@@ -27,32 +37,38 @@ EMULATED = (
 
 
 def answer(inputs: Inputs, charts: dict[str, Chart]) -> Section:
-    """Page one: who is ahead, the loss curves, the grid's table and the verdicts."""
-    compared = headline(inputs)
-    said = [loss_words(inputs, one) for one in compared]
-    said += diverged_runs(inputs) + unknown_text(compared)
-    if inputs.seeds == 1 and not inputs.ablation:
-        said.append("One seed decides nothing: every verdict that rests on runs is inconclusive.")
-    nothing = "There are no two cells here that differ in one thing: nothing is compared."
-    keys = [comparison_key(one, "loss_difference") for one in compared if one.loss_difference]
-    blocks: list[Block] = [Text(" ".join(said) or nothing, "lead", keys)]
-    if inputs.emulated:
-        blocks.append(Text(EMULATED, "note"))
+    """Page one: questions with their verdicts, the main figure, the grid and the claims."""
+    if inputs.ablation:
+        return _of_ablation(inputs, charts)
+    blocks: list[Block] = [Tiles(tiles)] if (tiles := [tile for tile in questions(inputs) if tile]) else []
+    compared = [one for one in inputs.comparisons.comparisons if one.kind != "ablation"]
+    blocks += [Text(said, "note") for said in diverged_runs(inputs) + unknown_text(compared)]
     blocks += provisional_ledger(inputs)
-    curves = charts.get("loss")
-    if isinstance(curves, Curves):
-        over = listed([axis.label for axis in curves.panels.values()])
-        windows = "" if inputs.losses == "validation" else " Training losses are averaged over windows of steps."
+    if "answer" in charts:
+        early = any(one.ratio_bias > 0 for one in inputs.compared("architecture"))
+        hollow = " Hollow: rests on the time of emulated FP8, which says nothing of FP8." if inputs.emulated else ""
         blocks.append(
             Picture(
-                "loss",
-                f"{capitalised(inputs.losses)} loss against {over}. Lines are means over seeds; bands reach from the "
-                f"lowest to the highest seed, in the loss and in what was spent for it.{windows}",
-                f"Line chart of {inputs.losses} loss against {over} for every cell.",
+                "answer",
+                "Left: what a mixture of experts needs to reach the dense model's loss, as a multiple of what the "
+                "dense model needs (logarithmic scale). Right: how far FP8's final loss is from BF16's; grey: "
+                f"harmless, within {MARGIN:g} %. Pale: single seeds. Bars: 95 % intervals over paired seeds.{hollow}"
+                + " A run read before its decay needs more than one planned for that length."
+                * early,
+                "Dot plots of what a mixture needs for the dense model's loss and of FP8's change of the loss.",
             )
         )
-    blocks.append(grid_table(inputs))
-    blocks.append(verdict_table(inputs.claims.claims))
+    if "loss_differences" in charts:
+        blocks.append(
+            Picture(
+                "loss_differences",
+                "The loss on the way, as a difference from the dense model's in BF16 at equal tokens and at equal "
+                f"{inputs.hours} of training (below zero: better). Lines: means over seeds; bands: lowest to highest "
+                "seed. On the way learning rates have not decayed: whole runs meet at the right end alone.",
+                "Line charts of each cell's loss difference from the dense model in BF16.",
+            )
+        )
+    blocks += [short_table(inputs), strip(inputs.claims.claims), Text(_foot(inputs), "note")]
     return Section("The answer", blocks)
 
 
@@ -77,14 +93,205 @@ def unknown_text(compared: list[Comparison]) -> list[str]:
     )
 
 
-def headline(inputs: Inputs) -> list[Comparison]:
-    """What is compared first: the mixture against the dense model at equal tokens and at equal device-hours; FP8."""
-    at_equal_tokens = [one for one in inputs.comparisons.comparisons if one.axis == "tokens"]
-    if inputs.ablation:
-        return [one for one in at_equal_tokens if one.kind == "ablation"]
-    architectures = inputs.compared("architecture")
-    first = [next((one for one in architectures if one.axis == axis), None) for axis in ("tokens", "device_hours")]
-    return [*(one for one in first if one), *(one for one in at_equal_tokens if one.kind == "precision")]
+def _of_ablation(inputs: Inputs, charts: dict[str, Chart]) -> Section:
+    """Page one of an ablation's report: sentences, curves, the grid and the claims that it tests."""
+    compared = [one for one in inputs.compared("ablation") if one.axis == "tokens"]
+    keys = [comparison_key(one, "loss_difference") for one in compared if one.loss_difference]
+    tested = [claim for claim in inputs.claims.claims if claim.runs and claim.verdict != "not testable here"]
+    said = [*(loss_words(inputs, one) for one in compared), *diverged_runs(inputs), *unknown_text(compared)]
+    blocks: list[Block] = [Text(" ".join(said), "lead", keys)]
+    if inputs.emulated:
+        blocks.append(Text(EMULATED, "note"))
+    blocks += [*provisional_ledger(inputs), *curves(inputs, charts), grid_table(inputs)]
+    return Section("The answer", [*blocks, strip(tested)] if tested else blocks)
+
+
+def curves(inputs: Inputs, charts: dict[str, Chart]) -> list[Block]:
+    """The loss curves."""
+    chart = charts.get("loss")
+    if not isinstance(chart, Curves):
+        return []
+    over = listed([axis.label for axis in chart.panels.values()])
+    windows = "" if inputs.losses == "validation" else " Training losses are averaged over windows of steps."
+    caption = (
+        f"{capitalised(inputs.losses)} loss against {over}. Lines are means over seeds; bands reach from the lowest to "
+        f"the highest seed, in the loss and in what was spent for it.{windows}"
+    )
+    return [Picture("loss", caption, f"Line chart of {inputs.losses} loss against {over} for every cell.")]
+
+
+# --- what was found ---------------------------------------------------------------------------------------------------
+
+
+def questions(inputs: Inputs) -> tuple[Tile | None, Tile | None, Tile | None]:
+    """The three questions of page one: the same text, fewer hours, eight bits. None where nothing is compared."""
+    claims = {claim.name: claim for claim in inputs.claims.claims}
+    return _same_text(inputs), _fewer_hours(inputs, claims.get(HOURS)), _eight_bits(claims.get(EIGHT_BITS))
+
+
+def _same_text(inputs: Inputs) -> Tile | None:
+    """The mixture's loss at equal tokens, judged at 5 % divided by the claims that are tested and itself.
+
+    Where runs diverged, or a run was read before its decay and looks as it does for that, nothing is decided.
+    """
+    one = next((one for one in inputs.compared("architecture") if one.axis == "tokens"), None)
+    if one is None or one.loss_difference is None:
+        return None
+    found = one.loss_difference
+    tests = 1 + sum(claim.p_adjusted is not None for claim in inputs.claims.claims)
+    tested = test(np.array(one.loss_differences), "below", 0.0)
+    diverged = set(inputs.runs.loc[inputs.runs["status"] == "diverged", "cell"])
+    fair = found.value * one.loss_bias <= 0 and not diverged & {one.cell, one.against} and one.unlike is None
+    decided = fair and tested is not None and tests * min(tested.supports, tested.refutes) <= ALPHA
+    verdict: Verdict = "inconclusive" if not decided else "supported" if found.value < 0 else "refuted"
+    words = {
+        "supported": "yes",
+        "refuted": "no: higher",
+        "inconclusive": "too close to call" if fair else "not decided",
+    }
+    key = comparison_key(one, "loss_difference")
+    return Tile("Same text, lower loss?", rounded(found.value), _interval(found), verdict, words[verdict], key)
+
+
+def _fewer_hours(inputs: Inputs, claim: ClaimResult | None) -> Tile | None:
+    """The claim about device-hours for the same loss."""
+    if claim is None:
+        return None
+    value = more_or_fewer(claim.effect.value) if claim.effect else MISSING
+    answer = WORDS[claim.verdict]
+    if claim.verdict == "refuted" and claim.effect and claim.effect.value > 1:
+        answer += ": more"
+    return _of_claim(f"Fewer {inputs.hours} for the same loss?", claim, value, answer, more_or_fewer)
+
+
+def _eight_bits(claim: ClaimResult | None) -> Tile | None:
+    """The claim about FP8's loss error."""
+    if claim is None:
+        return None
+    value = rounded(claim.effect.value) if claim.effect else MISSING
+    answer = WORDS[claim.verdict]
+    if claim.verdict in ("supported", "refuted"):
+        answer += f": {_error(claim).removeprefix('raise the loss by ')}"
+    return _of_claim("Eight bits harmless?", claim, value, answer, percent)
+
+
+WORDS: dict[Verdict, str] = {
+    "supported": "yes",
+    "refuted": "no",
+    "inconclusive": "not decided",
+    "not testable here": "not testable here",
+}
+
+
+def _error(claim: ClaimResult) -> str:
+    """What eight bits do to the loss: `raise the loss by less than 0.25 %`."""
+    relation, _, margin = (claim.expectation or "").partition(" ")
+    held = claim.verdict == "supported"
+    if relation == "within":
+        return f"{'keep' if held else 'do not keep'} the loss within {margin}"
+    return f"raise the loss by {'less' if held else 'more'} than {margin}"
+
+
+def _of_claim(question: str, claim: ClaimResult, value: str, answer: str, show: Callable[[float], str]) -> Tile:
+    said = [
+        _interval(claim.effect, show) if claim.effect else "",
+        claim.effect_of or "",
+        claim.reason or "",
+        f"about {claim.seeds_needed} seeds would tell" if claim.seeds_needed else "",
+    ]
+    detail = " · ".join(filter(None, said))
+    return Tile(question, value, detail, claim.verdict, answer, f"claims.{claim.number}.effect")
+
+
+def _interval(found: Estimate, show: Callable[[float], str] = percent) -> str:
+    seeds = f"{found.n} seed{'s' * (found.n != 1)}"
+    if found.low is None or found.high is None:
+        return f"{seeds}, no interval"
+    low, high = show(found.low), show(found.high)
+    for unit in (" %", " % more", " % fewer"):
+        if low.endswith(unit) and high.endswith(unit):
+            low = low.removesuffix(unit)
+    return f"{100 * found.confidence:.0f} %: {low} to {high} · {seeds}"
+
+
+def rounded(value: float) -> str:
+    """A percentage in as many digits as a heading has room for: `−4.4 %`, `+0.02 %`."""
+    return percent(value, 1 if abs(value) >= 1 else 2)
+
+
+def more_or_fewer(ratio: float) -> str:
+    """A ratio as people say it: 0.94 -> `6.0 % fewer`, 1.37 -> `37 % more`, 12 -> `× 12.0`."""
+    if ratio >= 10:
+        return f"× {number(ratio)}"
+    change = 100 * abs(ratio - 1)
+    return f"{change:.{0 if change >= 10 else 1}f} % {'more' if ratio > 1 else 'fewer'}"
+
+
+def finding(inputs: Inputs) -> str:
+    """What was found, in one sentence that says as much as the verdicts allow."""
+    text, hours, bits = questions(inputs)
+    if not (text or hours or bits) or not inputs.comparisons.comparisons:
+        return "Nothing is compared: no two cells here differ in one thing"
+    if inputs.seeds == 1:
+        return "One seed decides nothing: every verdict that rests on runs is inconclusive"
+    loss = text and {"supported": "lower", "refuted": "higher"}.get(text.verdict)
+    mixture, open_questions = [], []
+    if text and loss:
+        mixture.append(f"reaches a {text.value.lstrip('+−')} {loss} loss on the same text")
+    elif text:
+        open_questions.append("a mixture of experts learns more from the same text")
+    if hours and hours.verdict in ("supported", "refuted"):
+        saved = hours.value if hours.value != MISSING else "fewer" if hours.verdict == "supported" else "not fewer"
+        mixture.append(f"needs {saved} {inputs.hours} for the same loss")
+    elif hours and hours.verdict == "inconclusive":
+        open_questions.append(f"a mixture needs fewer {inputs.hours} for the same loss")
+    against = text and hours and {text.verdict, hours.verdict} == {"supported", "refuted"}
+    clauses = ["a mixture of experts " + (" but " if against else " and ").join(mixture)] if mixture else []
+    if bits and bits.verdict in ("supported", "refuted"):
+        clauses += [f"eight bits {_error(claim)}" for claim in inputs.claims.claims if claim.name == EIGHT_BITS]
+    elif bits and bits.verdict == "inconclusive":
+        open_questions.append("eight bits are harmless")
+    if open_questions:
+        undecided = " or ".join(filter(None, (", ".join(open_questions[:-1]), open_questions[-1])))
+        clauses.append(f"it is not decided whether {undecided}")
+    return f"At this size {'; '.join(clauses)}" if clauses else "None of the three questions can be tested here"
+
+
+def facts(inputs: Inputs) -> str:
+    """Runs, seeds, tokens, machine, cost, and what is emulated."""
+    runs = inputs.complete
+    devices = runs["device_count"].max()
+    kinds = {str(kind) for kind in runs["device_kind"].dropna()}
+    device = "CPU core" if kinds == {"cpu"} else "device" if len(kinds) != 1 else kinds.pop()
+    hours, cost = (runs[f"{name}_{'final' if inputs.imported else 'all_in'}"].sum(min_count=1)
+                   for name in ("device_hours", "cost"))  # fmt: skip
+    said = [
+        f"{len(runs)} runs",
+        f"{inputs.seeds} seed{'s' * (inputs.seeds != 1)}",
+        "" if pd.isna(runs["tokens"].max()) else f"up to {count(runs['tokens'].max())} tokens each",
+        "" if pd.isna(devices) else f"{int(devices)} {device}{'s' * bool(devices != 1)} a run",
+        "" if pd.isna(hours) else f"{duration(3600 * hours)} of {inputs.hours.removesuffix('-hours')} time",
+        "" if pd.isna(cost) else money(cost, inputs.currency),
+        "FP8 is emulated: its numbers are real, its speed is not and is not judged" if inputs.emulated else "",
+    ]
+    return " · ".join(filter(None, said))
+
+
+def _foot(inputs: Inputs) -> str:
+    """Commit, text, verification, how to follow a number."""
+    found = list(inputs.provenance.values())
+    checked = inputs.verification
+    verified = "not verified yet"
+    if checked is not None:
+        verified = f"verification {'passed' if checked.get('passed') else 'FAILED'} ({len(checked['checks'])} checks)"
+    said = [
+        f"Commit {shared([(one.git_commit or 'unknown')[:10] for one in found])}" if found else "",
+        f"text {shared([one.data_manifest_sha256[:10] for one in found])}" if found else "",
+        "" if inputs.imported else verified,
+        f"follow a number: octavo trace --results results/{inputs.whole.name} KEY (report.html shows the keys)",
+    ]  # fmt: skip
+    text = " · ".join(filter(None, said))
+    return text[0].upper() + text[1:]
 
 
 def grid_table(inputs: Inputs) -> Table:
@@ -104,7 +311,7 @@ def grid_table(inputs: Inputs) -> Table:
         rows.append([inputs.label(cell), *columns.values()])
         keys.append(["", *(f"cells.{cell}.{name}" for name in columns)])
     hours, scope = inputs.hours, "final" if inputs.imported else "all-in"
-    header = ["cell", "total parameters", "active parameters", "FLOPs per token", "loss (nats per token)",
+    header = ["cell", "total parameters", "active parameters", "FLOPs per token", LOSS_HEADER,
               "bits per byte", f"{hours}, final", f"{hours}, all-in", f"cost, {scope}",
               "runs done"]  # fmt: skip
     counted = (
@@ -122,31 +329,51 @@ def grid_table(inputs: Inputs) -> Table:
     return filled(Table(header, rows, "l" + "r" * 9, caption, widths, small=True, keys=keys))
 
 
-def verdict_table(results: list[ClaimResult]) -> Table:
-    """One line per claim."""
-    rows = [
+def short_table(inputs: Inputs) -> Table:
+    """What each cell is, how well it ended and what it took: page one's table."""
+    whole = grid_table(inputs)
+    loss = "bits per byte" if "bits per byte" in whole.header else LOSS_HEADER
+    kept = [header for header in ("cell", "active parameters", "total parameters", loss) if header in whole.header]
+    places = [whole.header.index(header) for header in kept]
+    spent = {
+        "device_hours_all_in": f"{inputs.hours.removesuffix('-hours')} time, all seeds",
+        "cost_all_in": "cost, all seeds",
+    }
+    if inputs.imported:
+        spent = {name.replace("all_in", "final"): header for name, header in spent.items()}
+    cells = summary(inputs.runs[inputs.runs["ablation"].isna()])
+    rows, keys = [], []
+    for row, of_row, (cell, found) in zip(whole.rows, whole.keys or [], cells.items(), strict=True):
+        hours, cost = (found.numbers[name] for name in spent)
+        shown = [MISSING if hours is None else duration(3600 * hours), money(cost, inputs.currency)]
+        rows.append([*(row[place] for place in places), *shown])
+        keys.append([*(of_row[place] for place in places), *(f"cells.{cell}.{name}" for name in spent)])
+    header = [*kept, *spent.values()]
+    return filled(Table(header, rows, "l" + "r" * (len(header) - 1), "", [2.4, *[1.2] * (len(header) - 1)], True, keys))
+
+
+def _in_short(effect: Estimate | None) -> str:
+    """An effect without its interval."""
+    if effect is None:
+        return MISSING
+    if effect.unit.startswith("% of"):
+        return f"{effect.value:.1f} %"
+    if effect.unit == "USD":
+        return money(effect.value, effect.unit)
+    return effect_words(effect.model_copy(update={"low": None, "high": None}))
+
+
+def strip(results: list[ClaimResult]) -> Strip:
+    """The claims' verdicts, those that were tested first, the others in one sentence."""
+    order = ["supported", "refuted", "inconclusive"]
+    tested = sorted((one for one in results if one.verdict in order), key=lambda one: order.index(one.verdict))
+    others = [f"{one.number} {one.title}" for one in results if one.verdict not in order]
+    return Strip(
         [
-            str(claim.number),
-            claim.title,
-            claim.verdict + (f": {claim.reason}" if claim.reason else ""),
-            _effect(claim),
-            p_words(claim.p_adjusted) if claim.p_adjusted is not None else "",
-        ]
-        for claim in results
-    ]
-    keys = [
-        ["", "", *(f"claims.{claim.number}.{part}" for part in ("verdict", "effect", "p_adjusted"))]
-        for claim in results
-    ]
-    return Table(
-            ["", "claim", "verdict", "effect", "p"], rows, "rlllr",
-            "The verdicts; the sentences behind them, sources, and what would decide the open ones: see Claims. "
-            "Intervals are those of the comparison alone; p is adjusted for the other comparisons and claims.",
-            [0.3, 3.6, 2.3, 3.2, 0.8], small=True, keys=keys,
+            Tile(f"{one.number} {one.title}", _in_short(one.effect), "", one.verdict,
+                 one.verdict + (f" ({one.reason})" if one.reason else ""),
+                 f"claims.{one.number}.effect")
+            for one in tested
+        ],
+        f"– not testable here: {' · '.join(others)}. What each would need stands under Claims." if others else "",
     )  # fmt: skip
-
-
-def _effect(claim: ClaimResult) -> str:
-    """The effect that decides, after the comparison that it is of."""
-    words = effect_words(claim.effect)
-    return f"{claim.effect_of}: {words}" if claim.effect_of and claim.effect else words

@@ -13,6 +13,7 @@ from octavo.report.charts import Chart
 from octavo.report.document import Block, Picture, Section, Table, Text
 from octavo.report.figures import MARGIN, axis_name, losses_of, pair_name, rates
 from octavo.report.inputs import Inputs
+from octavo.report.sections.answer import EMULATED, curves, grid_table
 from octavo.report.sections.phrases import effect_words, filled, loss_words, mean_words, ratio_words
 from octavo.report.sentences import rate_sentence
 from octavo.report.style import MISSING, count, number, percent
@@ -39,7 +40,7 @@ def _asked(claim: ClaimResult) -> str:
 
 def losses(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     """Loss against what was spent."""
-    blocks: list[Block] = []
+    blocks: list[Block] = [*curves(inputs, charts), grid_table(inputs)]
     for one in inputs.compared("architecture"):
         if one.axis in ("tokens", "model_flops", "device_hours"):
             blocks.append(Text(f"{loss_words(inputs, one)} {ratio_words(inputs, one)}"))
@@ -127,7 +128,7 @@ def fairness(inputs: Inputs, charts: dict[str, Chart]) -> Section:
 
 def precision(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     """FP8 against BF16: the error of the loss and what happens to the numbers."""
-    blocks: list[Block] = []
+    blocks: list[Block] = [Text(EMULATED, "note")] if inputs.emulated else []
     if "loss_error" in charts:
         blocks.append(
             Picture(

@@ -25,6 +25,7 @@ SCATTER = 10
 def methods(inputs: Inputs) -> Section:
     """How the runs were made and compared."""
     blocks: list[Block] = [
+        *([Text(inputs.description)] if inputs.description else []),
         *(how_trained(inputs.experiment) if inputs.experiment else _trained_elsewhere()),
         _recipes(inputs),
         Text(
