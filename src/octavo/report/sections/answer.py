@@ -9,6 +9,7 @@ import pandas as pd
 
 from octavo.evidence.cells import SIZES, summary
 from octavo.evidence.names import listed
+from octavo.evidence.verdicts import p_words
 from octavo.records import ClaimResult, Comparison, Estimate, Verdict
 from octavo.report.charts import Chart, Curves
 from octavo.report.document import Block, Picture, Section, Strip, Table, Text, Tile, Tiles
@@ -377,3 +378,33 @@ def strip(results: list[ClaimResult]) -> Strip:
         ],
         f"– not testable here: {' · '.join(others)}. What each would need stands under Claims." if others else "",
     )  # fmt: skip
+
+
+def verdict_table(results: list[ClaimResult]) -> Table:
+    """One line per claim."""
+    rows = [
+        [
+            str(claim.number),
+            claim.title,
+            claim.verdict + (f": {claim.reason}" if claim.reason else ""),
+            _effect(claim),
+            p_words(claim.p_adjusted) if claim.p_adjusted is not None else "",
+        ]
+        for claim in results
+    ]
+    keys = [
+        ["", "", *(f"claims.{claim.number}.{part}" for part in ("verdict", "effect", "p_adjusted"))]
+        for claim in results
+    ]
+    caption = (
+        "The verdicts in numbers. Intervals are those of the comparison alone; p is adjusted for the other comparisons "
+        "and claims."
+    )
+    widths = [0.3, 3.6, 2.3, 3.2, 0.8]
+    return Table(["", "claim", "verdict", "effect", "p"], rows, "rlllr", caption, widths, small=True, keys=keys)
+
+
+def _effect(claim: ClaimResult) -> str:
+    """The effect that decides, after the comparison that it is of."""
+    words = effect_words(claim.effect)
+    return f"{claim.effect_of}: {words}" if claim.effect_of and claim.effect else words

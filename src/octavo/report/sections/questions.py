@@ -13,7 +13,7 @@ from octavo.report.charts import Chart
 from octavo.report.document import Block, Picture, Section, Table, Text
 from octavo.report.figures import MARGIN, axis_name, losses_of, pair_name, rates
 from octavo.report.inputs import Inputs
-from octavo.report.sections.answer import EMULATED, curves, grid_table
+from octavo.report.sections.answer import EMULATED, curves, grid_table, verdict_table
 from octavo.report.sections.phrases import effect_words, filled, loss_words, mean_words, ratio_words
 from octavo.report.sentences import rate_sentence
 from octavo.report.style import MISSING, count, number, percent
@@ -30,7 +30,7 @@ def claims(inputs: Inputs) -> Section:
     )
     header = ["", "claim and source", "verdict", "what the runs say"]
     table = Table(header, rows, "rlll", caption, [0.3, 3.6, 1.3, 4.8], small=True)
-    return Section("Claims", [table] if rows else [], page=True)
+    return Section("Claims", [verdict_table(inputs.claims.claims), table] if rows else [], page=True)
 
 
 def _asked(claim: ClaimResult) -> str:
