@@ -1,7 +1,8 @@
 """What a layer is made of: one table of its weights, which parameters, FLOPs, traffic, memory and step times sum over.
 
 Names and splits over tensor-parallel ranks are those of Megatron-Core's modules built with Transformer Engine's layers
-(tests hold them to these). Routed experts are whole on their rank: expert tensor parallelism is 1.
+(tests hold them to these). Routed experts are whole on their rank: expert tensor parallelism is 1. On CPUs, where there
+is no Transformer Engine, the down projections of MLA are split by their outputs instead of whole.
 """
 
 from __future__ import annotations
