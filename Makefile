@@ -10,7 +10,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 LOCKED := $(PIP) --no-deps --require-hashes
 
-.PHONY: help setup report test lint verify clean
+.PHONY: help setup report test lint verify clean distclean
 help: ## show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
@@ -42,13 +42,23 @@ test: setup ## run all tests that this machine can run
 	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile -m 'not ($(WHOLE) or gpu_image)'
 	$(BIN)/python -m pytest -m '$(WHOLE)'
 
-lint: setup ## ruff, pyright, and the order of packages
+lint: setup ## ruff, pyright, the order of packages, and snakefmt
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports
+	$(BIN)/snakefmt --check Snakefile workflow/rules
 
 verify: setup ## train a sample of the laptop experiment again and compare it bit by bit
 	$(BIN)/snakemake --profile workflow/profiles/local --cores $(CORES) --forcerun verify -- results/laptop/verification.json
 	@$(BIN)/octavo verification results/laptop
 
-clean: ## remove what the pipeline made and the set-up (not results/reference)
-	rm -rf $(VENV) .snakemake .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	find results -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +
+clean: ## remove caches; results and the set-up stay
+	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage .coverage.* build
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Runs are paid for: nothing of them is removed before somebody has said so.
+distclean: ## remove results (not results/reference), the set-up and caches: make distclean CONFIRM=1
+	@echo "$(if $(filter 1,$(CONFIRM)),Removing,This removes) for good: $(VENV), .snakemake and"
+	@find results/ -mindepth 1 -maxdepth 1 ! -name reference -exec du -sh {} + 2>/dev/null || true
+	@test "$(CONFIRM)" = 1 || { echo "Nothing was removed. To remove it: make distclean CONFIRM=1"; exit 1; }
+	@$(MAKE) --no-print-directory clean
+	@rm -rf $(VENV) .snakemake
+	@if [ -d results ]; then find results/ -mindepth 1 -maxdepth 1 ! -name reference -exec rm -rf {} +; fi

@@ -7,6 +7,10 @@
 #   results/<experiment>/ablations/<name>/report.pdf   one ablation against its baseline
 #   results/<experiment>/verification.json             are the results reproducible?
 
+
+report: "workflow/report/workflow.rst"
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/images.smk"
 include: "workflow/rules/data.smk"
@@ -16,8 +20,17 @@ include: "workflow/rules/evidence.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/verify.smk"
 
+
 # On a cluster: small, or in need of the network, so not worth a place in the queue. Training is the rest.
-localrules: all, image, data, plan, aggregate, claims, figures, report
+localrules:
+    all,
+    image,
+    data,
+    plan,
+    aggregate,
+    claims,
+    figures,
+    report,
 
 
 rule all:

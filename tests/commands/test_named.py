@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo.commands.named import enter, enter_run
+from octavo.commands.named import enter, enter_path
 from octavo.errors import OctavoError
 from octavo.layout import ExperimentFolder, repository
 from tests.tiny import Checkout, octavo
@@ -61,7 +61,7 @@ def test_results_belong_to_the_checkout_that_they_lie_in(
     enter(two / "results" / "tiny")
     assert Path.cwd() == repository() == two
     monkeypatch.chdir(one)
-    assert enter_run(two / "results/tiny/runs/dense-bf16/seed-1") == Path("results/tiny/runs/dense-bf16/seed-1")
+    assert enter_path(two / "results/tiny/runs/dense-bf16/seed-1") == Path("results/tiny/runs/dense-bf16/seed-1")
     assert Path.cwd() == repository() == two
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from pypdf import PdfReader
 
-from tests.tiny import LIMIT, SNAKEMAKE, TINY, Checkout, octavo
+from tests.tiny import LIMIT, REPOSITORY, SNAKEMAKE, TINY, Checkout, environment, octavo
 
 REPORT = "results/tiny/report.pdf"
 
@@ -93,6 +94,69 @@ def test_data_made_anew_of_other_text_train_every_run_again(undisturbed: Pipelin
     shutil.rmtree(folder)
     checkout.octavo("data", "tiny")
     assert {one for one in checkout.would_run() if "/" in one} == RUNS
+
+
+def test_what_verdicts_and_reports_rest_on_makes_them_again_and_trains_nothing(undisturbed: Pipeline) -> None:
+    """A claim, and a price; on one device-hour rest the plan and the tables too."""
+    evidence = {"claims", "figures", "report"}
+    for name, again in (
+        ("claims/02-fp8-loss-error.yaml", evidence),
+        ("clusters/laptop.yaml", {"plan", "aggregate", *evidence}),
+    ):
+        path = undisturbed.root / "configs" / name
+        text = path.read_text()
+        path.write_text(text + "# a remark\n")
+        changed = undisturbed.would_run()
+        path.write_text(text)
+        assert changed == again, name
+
+
+def test_a_plan_that_is_gone_is_made_again_and_starts_no_finished_run(undisturbed: Pipeline) -> None:
+    """Also where something else runs again, and where a run is missing: that one alone is trained."""
+    plan, result = (
+        undisturbed.root / "results/tiny" / name for name in ("plan.csv", "runs/dense-bf16/seed-1/result.json")
+    )
+    kept = plan.read_bytes(), result.read_bytes()
+    plan.unlink()
+    without_plan = undisturbed.would_run(REPORT, "--forcerun", "aggregate")
+    result.unlink()
+    without_run = undisturbed.would_run(REPORT, "--forcerun", "aggregate")
+    for path, content in zip((plan, result), kept, strict=True):
+        path.write_bytes(content)
+    assert without_plan == {"plan", "aggregate", "claims", "figures", "report"}
+    assert without_run == {*without_plan, "dense-bf16/seed-1"}
+
+
+def test_an_experiment_on_the_same_text_does_not_prepare_it_again(undisturbed: Pipeline) -> None:
+    undisturbed.write({**TINY, "seeds": [2]}, "before_tiny")  # the first by name that has this text
+    listed = undisturbed.snakemake("results/before_tiny/report.pdf", "--dry-run")
+    (undisturbed.root / "configs/experiments/before_tiny.yaml").unlink()
+    assert "rule train:" in listed
+    assert "rule data:" not in listed
+
+
+def test_snakemakes_own_report_shows_figures_reports_and_the_plan(undisturbed: Pipeline, tmp_path: Path) -> None:
+    undisturbed.snakemake(REPORT, "--report", str(tmp_path / "report.zip"))
+    with zipfile.ZipFile(tmp_path / "report.zip") as archive:
+        shown = "\n".join(archive.namelist())
+    for name in ("plan.pdf", "report.pdf", "report.html", "loss.svg"):
+        assert name in shown, shown
+
+
+def test_snakemakes_lint_finds_no_more_than_what_common_smk_says_is_meant() -> None:
+    """`snakefmt` is run by `make lint`."""
+    done = subprocess.run(
+        [str(SNAKEMAKE), "--lint"], cwd=REPOSITORY, env=environment(REPOSITORY), text=True, capture_output=True,
+        check=False, timeout=LIMIT,
+    )  # fmt: skip
+    found = re.findall(r"^ +\* (.*?):?$", done.stdout + done.stderr, re.MULTILINE)
+    assert set(found) == {"Specify a conda environment or container for each rule."}
+
+
+def test_what_a_run_took_is_measured(undisturbed: Pipeline) -> None:
+    table = undisturbed.root / "results/tiny/benchmarks/dense-bf16-seed-1.tsv"
+    header, row = (line.split("\t") for line in table.read_text().splitlines())
+    assert float(dict(zip(header, row, strict=True))["s"]) > 0
 
 
 def test_more_frequent_checkpoints_train_nothing(undisturbed: Pipeline) -> None:

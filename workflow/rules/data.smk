@@ -1,4 +1,4 @@
-# Text -> tokens. Experiments with the same data and tokenizer share the folder.
+# Text -> tokens. Experiments with the same data and tokenizer share the folder, which is all that the verb is told.
 
 
 rule data:
@@ -6,8 +6,6 @@ rule data:
         "results/data/{data}/manifest.json",
     log:
         "results/data/{data}/data.log",
-    params:
-        experiment=lambda wildcards: experiment_with_data(wildcards.data),
-    threads: max(1, THIS_MACHINE - 1)  # leaves one for the forecast, which needs none of it
+    threads: max(1, octavo.CORES - 1)  # leaves one for the forecast, which needs none of it
     shell:
-        "octavo data {params.experiment} > {log} 2>&1"
+        "octavo data results/data/{wildcards.data} > {log} 2>&1"

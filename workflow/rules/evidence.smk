@@ -3,7 +3,7 @@
 
 rule aggregate:
     input:
-        scope_results,
+        octavo.scope_results,
     output:
         "results/{scope}/runs.parquet",
         "results/{scope}/steps.parquet",
@@ -11,10 +11,10 @@ rule aggregate:
     log:
         "results/{scope}/logs/aggregate.log",
     params:
-        arguments=scope_arguments,
-        fingerprints=scope_fingerprints,
-        # a ledger that was left provisional is made again: Slurm's accounting may answer now
-        times_provisional=lambda wildcards: times_provisional(ExperimentFolder(Path("results") / wildcards.scope)),
+        arguments=octavo.scope_arguments,
+        fingerprint=octavo.scope_fingerprint,
+        digest=octavo.tables_digest,
+        provisional=octavo.ledger_provisional,
     shell:
         "octavo aggregate {params.arguments} > {log} 2>&1"
 
@@ -28,6 +28,7 @@ rule claims:
     log:
         "results/{scope}/logs/claims.log",
     params:
-        arguments=scope_arguments,
+        arguments=octavo.scope_arguments,
+        digest=octavo.claims_digest,
     shell:
         "octavo claims {params.arguments} > {log} 2>&1"

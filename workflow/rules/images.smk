@@ -5,13 +5,13 @@
 rule image:
     input:
         ancient("container.def"),
-        ancient(lambda wildcards: str(images.LOCKS[wildcards.variant])),
+        ancient(octavo.image_lock),
     output:
         "results/images/{variant}.sif",
         "results/images/{variant}.json",
     log:
         "results/images/{variant}.log",
     params:
-        digest=lambda wildcards: images.inputs_digest(Path.cwd(), wildcards.variant),
+        digest=octavo.image_digest,
     shell:
         "octavo image {wildcards.variant} > {log} 2>&1"

@@ -6,8 +6,15 @@ rule plan:
         "configs/experiments/{experiment}.yaml",
     output:
         "results/{experiment}/plan.csv",
-        "results/{experiment}/plan.pdf",
+        report(
+            "results/{experiment}/plan.pdf",
+            caption="../report/plan.rst",
+            category="Forecast",
+            labels={"experiment": "{experiment}", "what": "plan"},
+        ),
     log:
         "results/{experiment}/logs/plan.log",
+    params:
+        digest=octavo.plan_digest,
     shell:
         "octavo plan results/{wildcards.experiment} > {log} 2>&1"

@@ -5,21 +5,24 @@ rule figures:
     input:
         rules.aggregate.output,
         rules.claims.output,
+        octavo.scope_plan,
     output:
-        directory("results/{scope}/figures"),
+        report(
+            directory("results/{scope}/figures"),
+            patterns=["{figure}.svg"],
+            caption="../report/figure.rst",
+            category="Figures",
+            subcategory="{scope}",
+            labels={"figure": "{figure}"},
+        ),
     log:
         "results/{scope}/logs/figures.log",
+    threads: octavo.CORES
     params:
-        arguments=scope_arguments,
-    threads: THIS_MACHINE
+        arguments=octavo.scope_arguments,
+        digest=octavo.figures_digest,
     shell:
         "octavo figures {params.arguments} > {log} 2>&1"
-
-
-def verification_digest(wildcards):
-    """Changes when the results were verified since: the report has a page about it, but does not wait for it."""
-    path = ExperimentFolder(Path("results") / wildcards.scope).verification
-    return sha256(path) if path.exists() else None
 
 
 rule report:
@@ -27,13 +30,25 @@ rule report:
         rules.aggregate.output,
         rules.claims.output,
         rules.figures.output,
+        octavo.scope_plan,
     output:
-        "results/{scope}/report.pdf",
-        "results/{scope}/report.html",
+        report(
+            "results/{scope}/report.pdf",
+            caption="../report/report.rst",
+            category="Report",
+            labels={"scope": "{scope}", "as": "PDF"},
+        ),
+        report(
+            "results/{scope}/report.html",
+            caption="../report/report.rst",
+            category="Report",
+            labels={"scope": "{scope}", "as": "HTML"},
+        ),
     log:
         "results/{scope}/logs/report.log",
     params:
-        arguments=scope_arguments,
-        verification=verification_digest,
+        arguments=octavo.scope_arguments,
+        digest=octavo.report_digest,
+        verification=octavo.verification_digest,
     shell:
         "octavo report {params.arguments} > {log} 2>&1"

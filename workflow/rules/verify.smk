@@ -3,24 +3,20 @@
 # `octavo verification results/<experiment>` gives the verdict as an exit status.
 
 
-def largest_cell(wildcards):
-    """The cell whose runs take the most devices: what is made again may be one of its."""
-    return max(experiment(wildcards.experiment).cells.values(), key=lambda cell: cell.parallelism.world_size).cell
-
-
-def verification_resource(key):
-    return lambda wildcards: job_resources(wildcards.experiment, largest_cell(wildcards)).get(key)
-
-
 rule verify:
     input:
         "results/{experiment}/claims.json",
     output:
-        "results/{experiment}/verification.json",
+        report(
+            "results/{experiment}/verification.json",
+            caption="../report/verification.rst",
+            category="Verification",
+            labels={"experiment": "{experiment}", "what": "verification"},
+        ),
     log:
         "results/{experiment}/logs/verify.log",
-    threads: THIS_MACHINE
+    threads: octavo.CORES
     resources:
-        **{key: verification_resource(key) for key in [*jobs.RESOURCES, *jobs.caps()]},
+        **octavo.verification_resources(),
     shell:
         "octavo verify results/{wildcards.experiment} --record > {log} 2>&1"

@@ -19,6 +19,8 @@ class SchemaName(StrEnum):
     data = "data"
     cluster = "cluster"
     device = "device"
+    claim = "claim"
+    import_ = "import"
 
 
 def register(app: typer.Typer) -> None:
@@ -28,17 +30,33 @@ def register(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
-def schema(of: Annotated[SchemaName, typer.Argument(help="Which kind of file.")] = SchemaName.experiment) -> None:
+def schema(
+    of: Annotated[SchemaName, typer.Argument(help="Which kind of file.")] = SchemaName.experiment,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Instead: every key of every kind of file, as docs/configuration.md.")
+    ] = False,
+) -> None:
     """Print the JSON schema of a kind of configuration file, for editors."""
+    from octavo.commands import reference
+    from octavo.evidence.verdicts import Claim
     from octavo.experiment.cluster import Cluster, Device
     from octavo.experiment.config import Data, ExperimentFile
+    from octavo.imports.file import ImportFile
     from octavo.models.architecture import Architecture
 
-    sections = {
-        "experiment": ExperimentFile, "model": Architecture, "data": Data, "cluster": Cluster, "device": Device,
-    }  # fmt: skip
-    section = sections[of.value]
-    typer.echo(json.dumps(section.model_json_schema(), indent=2))
+    kinds = {
+        "experiment": ("configs/experiments/<name>.yaml", ExperimentFile),
+        "model": ("configs/models/<name>.yaml", Architecture),
+        "data": ("configs/data/<name>.yaml", Data),
+        "cluster": ("configs/clusters/<name>.yaml", Cluster),
+        "device": ("configs/clusters/devices/<name>.yaml", Device),
+        "claim": ("configs/claims/<name>.yaml", Claim),
+        "import": ("<anywhere>.yaml", ImportFile),
+    }
+    if markdown:
+        typer.echo(reference.markdown(kinds), nl=False)
+    else:
+        typer.echo(json.dumps(kinds[of.value][1].model_json_schema(), indent=2))
 
 
 def check(

@@ -52,14 +52,14 @@ def enter(experiment: Path) -> ExperimentFolder:
     )
 
 
-def enter_run(folder: Path) -> Path:
-    """Make the checkout that a run's folder lies in the working folder; the run's folder, relative to it."""
-    path = _absolute(folder)
-    checkout = checkout_of(path)
+def enter_path(path: Path) -> Path:
+    """Make the checkout that a path lies in the working folder; the path, relative to it. As it is in no checkout."""
+    absolute = _absolute(path)
+    checkout = checkout_of(absolute)
     if checkout is None:
-        return folder
+        return path
     _go(checkout)
-    return path.relative_to(checkout)
+    return absolute.relative_to(checkout)
 
 
 def _absolute(path: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from octavo.commands.named import enter_run
+from octavo.commands.named import enter_path
 from octavo.errors import OctavoError
 from octavo.layout import ExperimentFolder, RunFolder
 
@@ -43,7 +43,7 @@ def train(
     from octavo.training.requirements import check_layout
 
     config = config and config.absolute()
-    folder = RunFolder(enter_run(run_folder))
+    folder = RunFolder(enter_path(run_folder))
     run = _resolve(folder, config)
     if finished(folder, run.run_fingerprint, current_manifest(run.data, run.tokenizer)):
         typer.echo(f"complete: {folder.result}")

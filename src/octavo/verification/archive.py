@@ -45,7 +45,7 @@ ALLOWED = re.compile(
     "|".join(
         [
             r"Snakefile|requirements\.lock",
-            rf"workflow/rules/{_PART}\.smk|workflow/profiles/{_PART}/config\.yaml",
+            rf"workflow/rules/{_PART}\.smk|workflow/report/{_PART}\.rst|workflow/profiles/{_PART}/config\.yaml",
             rf"configs/experiments/{_PART}\.yaml",
             rf"configs/(models|data|clusters|claims|published)/({_PART}/)?{_PART}\.(yaml|csv)",
             r"results/data/[0-9a-f]{16}/manifest\.json",
