@@ -178,3 +178,15 @@ def test_without_slurm_a_run_asks_for_nothing_and_with_it_for_what_the_cluster_f
     assert workflow.verification_resources()["gres"](largest) == "gpu:h100:1"
     assert workflow.retries(submits=False) == 0
     assert workflow.retries(submits=True) > 0
+
+
+def test_seeds_until_decided_are_asked_for_as_far_as_looks_asked(checkout: Checkout) -> None:
+    """First the design's first two; any of its seeds is a run that can be asked for."""
+    checkout.write(changed(TINY, {"precisions": ["bf16"], "seeds": {"from": 2, "to": 4}}))
+    forget()
+    assert workflow.scope_results(WHOLE) == [
+        f"results/tiny/runs/{cell}/seed-{seed}/result.json" for cell in ("dense-bf16", "moe-bf16") for seed in (1, 2)
+    ]
+    assert workflow.run_config(SimpleNamespace(**{**vars(RUN), "seed": "4"})).cell == "dense-bf16"
+    with pytest.raises(WorkflowError, match="has no run"):
+        workflow.run_config(SimpleNamespace(**{**vars(RUN), "seed": "5"}))

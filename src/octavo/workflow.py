@@ -108,7 +108,11 @@ def _cells(scope: str) -> list[CellConfig]:
 def scope_results(wildcards: Any) -> list[str]:
     """The result files that a report rests on."""
     of = experiment(split_scope(wildcards.scope)[0])
-    return [str(of.folder.run(cell.cell, seed).result) for cell in _cells(wildcards.scope) for seed in of.file.seeds]
+    return [
+        str(of.folder.run(cell.cell, seed).result)
+        for cell in _cells(wildcards.scope)
+        for seed in of.seeds_of(cell.cell, of.folder)
+    ]
 
 
 def scope_plan(wildcards: Any) -> str:
@@ -121,8 +125,8 @@ def scope_plan(wildcards: Any) -> str:
 
 def scope_fingerprint(wildcards: Any) -> str:
     """Changes when any run that a report rests on is configured otherwise."""
-    seeds = experiment(split_scope(wildcards.scope)[0]).file.seeds
-    return fingerprint([*(cell.fingerprint for cell in _cells(wildcards.scope)), seeds])
+    of = experiment(split_scope(wildcards.scope)[0])
+    return fingerprint([[cell.fingerprint, of.seeds_of(cell.cell, of.folder)] for cell in _cells(wildcards.scope)])
 
 
 @cache
@@ -200,7 +204,7 @@ def _data_set(name: str) -> str | None:
 def run_config(wildcards: Any) -> CellConfig:
     """The cell of a run."""
     of = experiment(wildcards.experiment)
-    if wildcards.cell not in of.cells or int(wildcards.seed) not in of.file.seeds:
+    if wildcards.cell not in of.cells or int(wildcards.seed) not in of.file.all_seeds:
         raise WorkflowError(f"{of.path} has no run {wildcards.cell}/seed-{wildcards.seed}")
     return of.cells[wildcards.cell]
 
