@@ -52,18 +52,22 @@ def open_library(path: Path) -> Any:
     return library
 
 
+_OTHER = "{} was compiled from other C files than those beside it"
+
+
 def find_library(folder: Path) -> tuple[Any, str]:
     """The library of the C files in a folder, and '' or, where it is None, why there is none."""
     refused = "the C files were not compiled"
     for path in sorted(folder.glob("_library*.so")):
         try:
             library = open_library(path)
-        except (OSError, AttributeError) as error:
-            refused = f"{path.name} cannot be used ({error})"
-            continue
-        if library.octavo_sources().decode() == digest(folder):
-            return library, ""
-        refused = f"{path.name} was compiled from other C files than those beside it"
+            if library.octavo_sources().decode() == digest(folder):
+                return library, ""
+            refused = _OTHER.format(path.name)
+        except AttributeError:
+            refused = _OTHER.format(path.name)
+        except OSError as error:
+            refused = f"{path.name} cannot be loaded ({error})"
     return None, refused
 
 
