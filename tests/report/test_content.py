@@ -13,6 +13,7 @@ import pytest
 from pypdf import PdfReader
 from typer.testing import CliRunner
 
+from octavo.accounting.slurm import PROVISIONAL
 from octavo.cli import app
 from octavo.experiment.load import load_experiment
 from octavo.layout import ConfigFolders, ExperimentFolder
@@ -210,6 +211,21 @@ def test_loss_differences_are_those_of_the_truth(report: Path) -> None:
     tokens = own["x"].to_numpy()
     expected = 100 * (TRUTH.loss("moe", [], tokens) / TRUTH.loss("dense", [], tokens) - 1)
     assert own["y"].to_numpy() == pytest.approx(expected, abs=0.3)  # seeds scatter by 0.05 % of the loss each
+
+
+def test_a_provisional_ledger_is_said_first_and_where_the_hours_are(report: Path) -> None:
+    """sacct did not answer for any attempt: the note is in two sections, the first of all and the ledger."""
+    inputs = load_inputs(ExperimentFolder(report))
+    attempts = inputs.attempts.assign(source="attempts.jsonl" + PROVISIONAL)
+    found = []
+    for one in (inputs, replace(inputs, attempts=attempts)):
+        sections = document(one, {}).sections
+        notes = [number for number, section in enumerate(sections) for block in section.blocks
+                 if isinstance(block, Text) and block.text.startswith("The ledger is provisional: Slurm")]  # fmt: skip
+        found.append(notes)
+    assert found[0] == []
+    assert len(found[1]) == 2
+    assert found[1][0] == 0
 
 
 def test_what_fp8_does_to_the_numbers_is_drawn_for_every_tensor_and_product(report: Path) -> None:

@@ -145,7 +145,7 @@ def test_results_of_two_runs_swapped(folder: ExperimentFolder) -> None:
 
 def test_a_changed_configuration(folder: ExperimentFolder) -> None:
     path = folder.run(CELL, 1).config
-    path.write_text(path.read_text().replace("learning_rate: ", "learning_rate: 1"))
+    path.write_text(path.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
     assert "moe-bf16/seed-1: config.yaml is not the configuration that result.json was made under" in damaged(folder)
 
 

@@ -63,6 +63,18 @@ def test_nothing_runs_twice(undisturbed: Pipeline) -> None:
     assert undisturbed.would_run() == set()
 
 
+def test_a_provisional_ledger_is_made_again_and_then_no_more(undisturbed: Pipeline, tmp_path: Path) -> None:
+    """`octavo aggregate` counts how often it left the ledger provisional, as where sacct did not answer."""
+    tables, root = "results/tiny/runs.parquet", tmp_path / "checkout"
+    shutil.copytree(undisturbed.root, root)
+    checkout = Pipeline(root)
+    assert checkout.would_run(tables) == set()
+    (root / "results" / "tiny" / "ledger.json").write_text('{"schema_version": 1, "times_provisional": 1}')
+    assert checkout.would_run(tables) == {"aggregate"}
+    checkout.snakemake(tables)
+    assert checkout.would_run(tables) == set()
+
+
 def test_figures_made_again_train_nothing(undisturbed: Pipeline) -> None:
     assert undisturbed.would_run(REPORT, "--forcerun", "figures") == {"figures", "report"}
 
