@@ -102,7 +102,7 @@ def _accounting() -> Finding:
     if shutil.which("sacct") is None:
         return Finding("sacct", "note", "not found; hours come from attempts.jsonl", "use Slurm's accounting")
     if output_of(["sacct", "--noheader", "--allocations", "--starttime", "now"]) is None:
-        return Finding("sacct", "note", "Slurm keeps no accounting here; hours come from attempts.jsonl",
+        return Finding("sacct", "note", "it fails: either Slurm keeps no accounting here, or slurmdbd is away",
                        "ask for slurmdbd")  # fmt: skip
     return Finding("sacct", "ok", "Slurm's own books are used")
 
