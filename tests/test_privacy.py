@@ -10,6 +10,7 @@ from tests.tiny import REPOSITORY
 SECRETS = [
     "HF_TOKEN=hf_123", "hf_token=abc", "HF_TOKEN: x", '{"HF_TOKEN": "x"}', "{'api_key': 'x1'}", "wandb_api_key = x",
     "AWS_SECRET_ACCESS_KEY=x", "export MYSQL_PASS=hunter2", "DB_PASSWD: y", "password=hunter2", "Password: hunter2",
+    "API_KEY=0123",
     "GOOGLE_CREDENTIALS=x.json", "credentials: x", "--token=abc", "https://user:hunter2@host/x", "postgres://u:p@host",
     "user:hunter2@host.example.org", "Authorization: Bearer abcdefgh12345678", "Bearer abcdefgh12345678",
     "Authorization: Basic dXNlcjpwYXNz", "hf_abcdefghijklmnopqrst", "ghp_abcdefghijklmnopqrst0123456789",
@@ -22,9 +23,12 @@ HOMES = [
     "/gpfs/home/somebody", "/data/users/somebody/x", "/cluster/nfs/homes/somebody", "C:\\Users\\somebody\\x",
 ]  # fmt: skip
 NEITHER = [
+    '"token_type": "uint16"',
+    '{"flops_per_token": 1.5e9, "token": 7}',
+    "nats per token: about 2",
     "tokens: 5", '{"tokens": 512, "tokens_per_second": 1.0}', "tokenizer: bytes", "tokenizer: {kind: bytes}",
     "end_of_document: x", "passed: results", "--signal=USR1@120", "debian@sha256:0123abcd", "https://w3id.org/ro/crate",
-    "https://example.org/users/somebody", "/rooted", "homes of", "a/home/x.txt", "HF_TOKEN=...", "token: 7",
+    "https://example.org/users/somebody", "/rooted", "homes of", "a/home/x.txt", "HF_TOKEN=...",
     "the bearer of news", "docker://debian:12", "12:30 at noon", "git@github.com:x/y", "null_token: null",
 ]  # fmt: skip
 

@@ -26,17 +26,20 @@ HOME = re.compile(
 """The home of anybody, below whatever file system: /home/x, /Users/x, /gpfs/users/x, C:\\Users\\x, /root."""
 
 _NAMED = (
-    r"(?:secret|token|passw(?:or)?d|passphrase|pwd|credentials?|api[_-]?key|access[_-]?key|private[_-]?key)(?![a-z])"
+    r"(?:secret|passw(?:or)?d|passphrase|pwd|credentials?|api[_-]?key|access[_-]?key|private[_-]?key|_pass)(?![a-z])"
 )
-_GIVEN = r"[\w-]{0,40}[\"']?\s{0,3}[=:]\s{0,3}[\"']?"
+_TOKEN = r"(?<!per[_ -])token(?![a-z])"
+_GIVEN = r"(?:[_-]?(?:[0-9]{1,3}|key|value|secret|base64))?[\"']?\s{0,3}[=:]\s{0,3}[\"']?"
 """NAME=x, name: x, {"name": "x"}, --name=x."""
-_VALUE = r"((?!null\b|none\b|true\b|false\b|-?[0-9][0-9.e+-]*(?![\w/+=-]))[^\s\"',;{}\[\]()<>&]+)"
+_VALUE = r"((?!null\b|none\b|true\b|false\b)[^\s\"',;{}\[\]()<>&]+)"
+_NO_NUMBER = r"(?!-?[0-9][0-9.e+-]*(?![\w/+=-]))"
+"""Where a token is one of text, its value is a number."""
 _VARIABLE = "the value of a variable that is named like a secret"
 _PASSWORD = "a password in an address"
 SECRETS: tuple[tuple[str, re.Pattern[str]], ...] = (
     # what it is, and how it looks: the group is the secret
     (_VARIABLE, re.compile(_NAMED + _GIVEN + _VALUE, re.IGNORECASE)),
-    (_VARIABLE, re.compile("_PASS" + r"(?![A-Z_a-z])" + _GIVEN + _VALUE, re.IGNORECASE)),
+    (_VARIABLE, re.compile(_TOKEN + _GIVEN + _NO_NUMBER + _VALUE, re.IGNORECASE)),
     (_PASSWORD, re.compile(r"://[^\s/:@\"'<>]{0,64}:([^\s/@\"'<>]{1,256})@")),
     (_PASSWORD, re.compile(r"(?<![\w/:.@-])[A-Za-z][\w.+-]{0,63}:([^\s:@/\"'<>,]{1,128})@[A-Za-z]")),
     ("a bearer's token", re.compile(r"\bbearer\s{1,3}([\w.~+/=-]{8,})", re.IGNORECASE)),
@@ -68,16 +71,23 @@ def redact(text: str) -> str:
 
 def leak(text: str) -> str | None:
     """What of a text must not leave the machine; None where there is nothing."""
-    for place in _own_places():
-        if f"{place}/" in text:
-            return f"a place of this machine: {place}"
-    if found := HOME.search(text):
-        return f"somebody's home folder: {found.group()}"
+    if found := own_path(text):
+        return found
     for what, pattern in SECRETS:
         for found in pattern.finditer(text):
             if found.group(1) != CLEANED:
                 name = re.search(r"[\w-]*$", text[max(0, found.start() - 64) : found.start()])
                 return f"{what}: {name.group() if name else ''}{text[found.start() : found.start(1)]}{CLEANED}"
+    return None
+
+
+def own_path(text: str) -> str | None:
+    """A path of this machine or of anybody's home; all that can be looked for in what is no text."""
+    for place in _own_places():
+        if f"{place}/" in text:
+            return f"a place of this machine: {place}"
+    if found := HOME.search(text):
+        return f"somebody's home folder: {found.group()}"
     return None
 
 

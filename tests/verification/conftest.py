@@ -15,6 +15,7 @@ from octavo.experiment.load import load_experiment
 from octavo.experiment.run import data_identifier
 from octavo.files import sha256
 from octavo.layout import ExperimentFolder, data_folder
+from octavo.verification.bundle import write_bundle
 from tests.tiny import REPOSITORY, copy_configs, copy_workflow
 
 
@@ -89,3 +90,14 @@ def root(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def folder(root: Path) -> ExperimentFolder:
     """The experiment's results, relative to the working directory as on the command line."""
     return ExperimentFolder(Path("results/synthetic"))
+
+
+@pytest.fixture(scope="session")
+def bundle(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The experiment as an archive."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCTAVO_ROOT", str(whole))
+        patch.chdir(whole)
+        return write_bundle(
+            ExperimentFolder(Path("results/synthetic")), tmp_path_factory.mktemp("bundle") / "bundle.zip"
+        )

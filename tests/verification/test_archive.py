@@ -16,22 +16,10 @@ from urllib.parse import quote
 import pytest
 
 from octavo.errors import OctavoError
-from octavo.layout import ExperimentFolder
 from octavo.verification.archive import METADATA, unpack
-from octavo.verification.bundle import write_bundle
 from tests.tiny import octavo
 
 EXPERIMENT = "configs/experiments/synthetic.yaml"
-
-
-@pytest.fixture(scope="module")
-def bundle(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OCTAVO_ROOT", str(whole))
-        patch.chdir(whole)
-        return write_bundle(
-            ExperimentFolder(Path("results/synthetic")), tmp_path_factory.mktemp("bundle") / "bundle.zip"
-        )
 
 
 def contents(archive: Path) -> dict[str, bytes]:
@@ -93,7 +81,7 @@ def test_no_code_of_a_bundle_runs(bundle: Path, tmp_path: Path) -> None:
     archive = repack({**contents(bundle), **evil}, tmp_path / "evil.zip")
     empty = tmp_path / "empty"
     empty.mkdir()
-    done = octavo(empty, "verify", "--bundle", str(archive))
+    done = octavo(empty, "verify-bundle", str(archive))
     assert done.returncode == 1
     assert "which no bundle does" in done.stderr
     assert not mark.exists()

@@ -32,11 +32,6 @@ CONTEXT: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def bundle(folder: ExperimentFolder, tmp_path: Path) -> Path:
-    return write_bundle(folder, tmp_path / "bundle.zip")
-
-
 def rewrite(archive: Path, target: Path, changes: dict[str, bytes]) -> Path:
     """The archive with other contents for some members."""
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(target, "w") as new:
@@ -101,10 +96,10 @@ def test_it_is_a_workflow_run_crate(bundle: Path, tmp_path: Path, monkeypatch: p
     assert result.passed()
 
 
-def test_no_home_and_no_checkout_is_in_it(bundle: Path, root: Path) -> None:
+def test_no_home_and_no_checkout_is_in_it(bundle: Path, whole: Path) -> None:
     with zipfile.ZipFile(bundle) as packed:
         everything = b"".join(packed.read(name) for name in packed.namelist())
-    assert f"{root}/".encode() not in everything
+    assert f"{whole}/".encode() not in everything
     assert f"{Path.home()}/".encode() not in everything
 
 
@@ -177,3 +172,20 @@ def test_no_checkpoint_and_no_text_is_in_it(bundle: Path) -> None:
     with zipfile.ZipFile(bundle) as packed:
         names = packed.namelist()
     assert not [name for name in names if "checkpoints" in name or name.endswith((".bin", ".idx"))]
+
+
+def test_computers_have_labels_instead_of_their_names(folder: ExperimentFolder, tmp_path: Path) -> None:
+    """`node0` in every book and error becomes `node-1`, and the tables are what `octavo aggregate` makes of that."""
+    with_text(folder, "node0: cannot reach node0.cluster:29500")
+
+    def said(archive: Path) -> str:
+        unpack(archive, tmp_path / archive.stem)
+        results = tmp_path / archive.stem / "results" / "synthetic"
+        books = "".join(path.read_text() for path in results.rglob("attempts.jsonl"))
+        return books + str(pd.read_parquet(results / "attempts.parquet")["nodes"].unique())
+
+    labelled = said(write_bundle(folder, tmp_path / "labelled.zip"))
+    assert "node0" not in labelled
+    assert '"node-1: cannot reach node-1.cluster:29500"' in labelled
+    assert "['node-1']" in labelled
+    assert "['node0']" in said(write_bundle(folder, tmp_path / "named.zip", host_names=True))

@@ -136,6 +136,9 @@ def bundle(
     reference: Annotated[
         bool, typer.Option(help="Instead: write results/reference/EXPERIMENT, to be published.")
     ] = False,
+    host_names: Annotated[
+        bool, typer.Option("--host-names", help="Keep the names of computers: else they are node-1, node-2, ...")
+    ] = False,
 ) -> None:
     """Pack the runs without checkpoints, and what was made of them, as an RO-Crate that makes the same again."""
     output = output and output.absolute()
@@ -150,7 +153,7 @@ def bundle(
 
     archive = output or folder.path / "bundle.zip"
     with atomic_path(archive) as temporary:  # an archive is one only when its report could be made again from it
-        write_bundle(folder, temporary)
+        write_bundle(folder, temporary, host_names=host_names)
         different = [one.run for one in verify_bundle(temporary) if one.status != "identical"]
         if different:
             raise OctavoError(

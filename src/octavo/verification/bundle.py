@@ -5,11 +5,12 @@ the workflow, and making the report from the runs the action. Inside, files lie 
 the archive is one, as far as a report needs. The same results give the same bytes.
 
 No checkpoint is in it, no text, no variable outside the trainer's allow-list, and nothing that `octavo.privacy` finds:
-no path of a home folder or of the checkout, and no secret's value. What is damaged is not packed.
+no path of a home folder or of the checkout, no secret's value, and no computer's name. What is damaged is not packed.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -27,9 +28,9 @@ from octavo.errors import OctavoError, shown
 from octavo.experiment.config import FileTokenizer
 from octavo.experiment.load import load_experiment
 from octavo.experiment.run import Experiment, data_identifier
-from octavo.files import atomic_path, sha256
+from octavo.files import atomic_path, sha256, write_json
 from octavo.layout import ExperimentFolder, RunFolder, data_folder, repository
-from octavo.privacy import leak
+from octavo.privacy import Labels, leak, own_path
 from octavo.records import AttemptRecord, Provenance, VerificationCheck, read_lines, read_record
 from octavo.training.provenance import ALLOWED_ENVIRONMENT
 from octavo.verification.archive import METADATA, TOKENIZER, allowed, described_hashes, unpack
@@ -58,8 +59,11 @@ MADE = (
 VERBS = ("aggregate", "claims", "figures", "report")
 
 
-def write_bundle(folder: ExperimentFolder, target: Path) -> Path:
-    """Write the archive. Raises OctavoError where something is missing or damaged, or tells what it must not."""
+def write_bundle(folder: ExperimentFolder, target: Path, *, host_names: bool = False) -> Path:
+    """Write the archive. Raises OctavoError where something is missing or damaged, or tells what it must not.
+
+    Unless `host_names`, the computers that runs were on are `node-1`, `node-2`, ... in it.
+    """
     experiment = load_experiment(folder.name)
     root = repository()
     files = dict(sorted(_files(experiment, folder, root)))
@@ -82,6 +86,10 @@ def write_bundle(folder: ExperimentFolder, target: Path) -> Path:
         for place, path in files.items():
             (crate / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, crate / place)
+        if not host_names:
+            _label_hosts(crate, ExperimentFolder(crate / "results" / folder.name))
+            for _, ablation in _reported(folder):
+                _run("aggregate", crate, folder.name, ablation)
         _check_secrets(crate)
         _describe(crate, experiment, sorted(files))
         _zip(crate, target)
@@ -175,17 +183,47 @@ def _reported(folder: ExperimentFolder) -> list[tuple[ExperimentFolder, str | No
     return [(scope, ablation) for scope, ablation in scopes(folder) if ablation is None or scope.report_pdf.exists()]
 
 
+def _label_hosts(crate: Path, folder: ExperimentFolder) -> None:
+    """Give computers labels in the books that a bundle holds, in the order in which runs began on them.
+
+    A result holds the hash of its attempts, so it is made to fit.
+    """
+    labels = Labels()
+    books = {path: [json.loads(line) for line in _whole_lines(path)] for path in sorted(crate.rglob("attempts.jsonl"))}
+    for attempt in sorted((one for lines in books.values() for one in lines), key=lambda one: str(one["start"])):
+        attempt["nodes"] = [labels.of(nodes) for nodes in attempt["nodes"]]
+        attempt["host"] = labels.of(attempt["host"])
+    for path, lines in books.items():
+        for attempt in lines:
+            attempt["error"] = attempt.get("error") and labels.within(attempt["error"])
+        path.write_text("".join(f"{json.dumps(one)}\n" for one in lines), encoding="utf-8")
+        result = RunFolder(path.parent).result
+        if result.exists():
+            value = json.loads(result.read_bytes())
+            value["files_sha256"][path.name] = sha256(path)
+            write_json(result, value)
+    if folder.sacct.exists():
+        value = json.loads(folder.sacct.read_bytes())
+        for row in value["rows"]:
+            row["nodes"] = labels.of(row["nodes"])
+        write_json(folder.sacct, value)
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file, without a last one that its writer did not finish."""
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
 def _check_secrets(crate: Path) -> None:
     for path in sorted(path for path in crate.rglob("*") if path.is_file()):
         name = path.relative_to(crate).as_posix()
-        for text in _texts(path):
-            if found := leak(text):
-                raise OctavoError(
-                    f"the file names {found}",
-                    where=name,
-                    expected="nothing that is this machine's or somebody's own",
-                    fix="use paths relative to the checkout, then make the results again",
-                )
+        if found := _leak(path):
+            raise OctavoError(
+                f"the file names {found}",
+                where=name,
+                expected="nothing that is this machine's or somebody's own",
+                fix="use paths relative to the checkout, then make the results again",
+            )
         if path.name == "provenance.json":
             recorded = read_record(path, Provenance, made_by="octavo train")
             if unknown := sorted(set(recorded.environment) - set(ALLOWED_ENVIRONMENT)):
@@ -196,19 +234,26 @@ def _check_secrets(crate: Path) -> None:
                 )
 
 
-def _texts(path: Path) -> Iterator[str]:
-    """What a file says: its bytes as text, and of a table, which is compressed, every text in it."""
-    yield path.read_bytes().decode("utf-8", errors="replace")
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.compute as pc
-        import pyarrow.parquet as pq
+def _leak(path: Path) -> str | None:
+    """What a file tells that it must not. Of packed ones, in which chance makes short patterns, places and tables."""
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    if path.suffix not in (".pdf", ".png", ".parquet"):
+        return leak(text)
+    texts = _texts(path) if path.suffix == ".parquet" else iter(())
+    return own_path(text) or next((found for one in texts if (found := leak(one))), None)
 
-        table = pq.read_table(path)
-        yield str(table.schema.metadata)
-        for column in table.columns:
-            if pa.types.is_string(column.type):
-                yield "\n".join(str(one) for one in pc.unique(column).to_pylist())
+
+def _texts(path: Path) -> Iterator[str]:
+    """Every text in a table."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    yield str(table.schema.metadata)
+    for column in table.columns:
+        if pa.types.is_string(column.type):
+            yield "\n".join(str(one) for one in pc.unique(column).to_pylist())
 
 
 # --- the crate ------------------------------------------------------------------------------------------------------
