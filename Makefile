@@ -10,7 +10,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 LOCKED := $(PIP) --no-deps --require-hashes
 
-.PHONY: help setup report test lint verify clean distclean
+.PHONY: help setup report test coverage lint verify clean distclean
 help: ## show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
@@ -41,6 +41,11 @@ WHOLE := cluster or container or faults
 test: setup ## run all tests that this machine can run
 	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile -m 'not ($(WHOLE) or gpu_image)'
 	$(BIN)/python -m pytest -m '$(WHOLE)'
+
+coverage: setup ## run the quick tests and show which lines of the package they never reach, subprocesses included
+	@rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest --numprocesses $(CORES) --dist loadfile -m 'not ($(WHOLE) or gpu_image)'
+	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 lint: setup ## ruff, pyright, the order of packages, and snakefmt
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports

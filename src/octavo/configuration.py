@@ -276,7 +276,10 @@ def _problem(
 
 
 def _keys_of(loc: Keys, value: Any, *, missing: bool) -> Keys:
-    """The keys of a pydantic location: without its marks (a union's member, a key itself), which stand in no file."""
+    """The keys in the file that a pydantic error location names.
+
+    pydantic adds parts that are no keys of the file (the member of a union, the mark of a mapping's key): left out.
+    """
     keys: Keys = ()
     for part in loc:
         held: Any = dict(enumerate(value)) if isinstance(value, list) else value

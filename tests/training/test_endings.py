@@ -96,8 +96,9 @@ def test_a_checkpoint_that_takes_longer_than_slurms_notice_is_warned_of(
 
 
 def test_a_diverged_run_has_a_result_that_says_so(workshop: Workshop) -> None:
-    # a step of 1e38 along every axis overflows BF16 at once
-    workshop.experiment("diverged", {"training.optimizer": {"learning_rate": 1e38, "weight_decay": 0.0}})
+    # a step of 1e38 along every axis of the embedding overflows BF16 at once
+    optimizer = {"learning_rate": 10.0, "embedding_multiplier": 1e37, "weight_decay": 0.0}
+    workshop.experiment("diverged", {"training.optimizer": optimizer})
     run = workshop.run("dense-bf16", "diverged")
     run.train()
     result = run.result()

@@ -101,8 +101,8 @@ def swiglu_gradient(gradient: Tensor, both: Tensor, weight: Tensor | None = None
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Nats of each label [...] under logits [..., vocabulary] (contiguous), and two numbers a row for the gradient:
-    the largest logit, and the sum of the exponentials of what the others are below it.
+    """Cross-entropy in nats of each label [...] under logits [..., vocabulary] (contiguous), and what its gradient
+    needs of each row: m, the largest logit, and the sum of exp(logit - m) over the vocabulary.
     """
     if _compiled(logits):
         numbers = torch.empty(3, *labels.shape)

@@ -331,7 +331,10 @@ def _steps(
 
 
 def _numbered_on(number: np.ndarray, run: np.ndarray) -> tuple[np.ndarray, int]:
-    """Numbers from 0 of several runs, each run's above those of the run before; by how much a run's are moved."""
+    """Make a number (from 0) unique over runs: number + run x stride; the result and the stride.
+
+    One array operation then works on several runs at once, as on one whose numbers go on.
+    """
     apart = int(number.max(initial=0)) + 1
     return number + run * apart, apart
 

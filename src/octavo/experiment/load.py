@@ -216,7 +216,7 @@ def _change(cell: CellConfig, change: dict[str, Any], path: Path, at: tuple[str,
     except ValidationError as error:
 
         def in_file(keys: Keys) -> Keys:
-            """The change that a value is, is part of, or has a part in."""
+            """The ablation's key path that changed the value at `keys`, or a value above or below it."""
             for dotted_path in change:
                 changed = tuple(dotted_path.split("."))
                 if changed[: len(keys)] == keys[: len(changed)]:

@@ -224,7 +224,10 @@ class Quantiser:
         return _parts(tensor, self.counts)
 
     def operand_type(self, tensor: Tensor) -> torch.dtype:
-        """The type of a tensor's operands and, where there is no bias, of the products that are not added."""
+        """The type in which a tensor's GEMM operands are kept: BF16 where one BF16 GEMM gives the same bits, else FP32.
+
+        Where there is no bias and nothing is accumulated, the GEMM's output has this type, too.
+        """
         alone = len(self.counts) == 1 and self.numerics.accumulation == "fp32" and _multiplies_bf16(tensor.device)
         fits = in_one_call(tensor) or (alone and tensor.dtype == torch.bfloat16)
         return torch.bfloat16 if fits else torch.float32

@@ -121,7 +121,10 @@ def close_dangling(folder: RunFolder) -> list[AttemptRecord]:
 
 
 def enter_unbegun(folder: RunFolder, attempt: AttemptRecord) -> None:
-    """Enter a try that ended before its trainer opened the journal. Nothing where it did, or another process trains."""
+    """Add an attempt that failed before its trainer could write to attempts.jsonl, so that its hours are counted.
+
+    Does nothing where the trainer did write it, or where another process trains this run.
+    """
     with suppress(OctavoError), only_trainer(folder):
         attempts = close_dangling(folder)
         if not attempts or attempts[-1].start < attempt.start:

@@ -127,7 +127,7 @@ class _Gates:
         return draw.sample(self.runs, len(self.runs))
 
     def _relaid(self, layout: str, draw: random.Random) -> Iterator[tuple[RunConfig, RunConfig]]:
-        """Runs in an order drawn at random, each with itself under another layout, of those that allow one."""
+        """Pairs of a run and the same run under another parallel layout, in random order; some runs allow none."""
         fits = cache(lambda cell: relaid(self.experiment, first[cell], layout) is not None)
         first = {run.cell: run for run in self.runs}
         for run in self._drawn(draw):
