@@ -94,11 +94,11 @@ class Checkout:
     def octavo(self, *arguments: str) -> str:
         """Run a verb; what it printed."""
         process = self.start("octavo", *arguments)
-        printed, _ = process.communicate(timeout=300)
+        printed, _ = process.communicate(timeout=1800)
         assert process.returncode == 0, printed
         return printed
 
-    def finish(self, process: subprocess.Popen[str], seconds: float = 600) -> str:
+    def finish(self, process: subprocess.Popen[str], seconds: float = 1800) -> str:
         """Wait for a pipeline to end well; what it printed."""
         printed, _ = process.communicate(timeout=seconds)
         assert process.returncode == 0, printed + self.logs()

@@ -18,7 +18,7 @@ from octavo.layout import ConfigFolders, image_file
 from tests.cluster.conftest import Checkout, checkout_with_image, other_packages
 from tests.cluster.slurm_cluster import SlurmCluster
 
-pytestmark = [pytest.mark.container, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.container, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")

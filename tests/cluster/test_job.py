@@ -221,7 +221,7 @@ def test_a_job_that_is_told_to_stop_while_data_are_staged_stops(
     script = f"kill -{signalled} {'$$' if signalled == 'KILL' else '$PPID'}; sleep 60; touch {tmp_path}/trained"
     call = f"run_script({script!r}, {str(tmp_path)!r}, login=False)"
     program = f"from octavo.cluster.launch import run_script; print({call})"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout == f"{expected}\n", done.stderr
     assert not (tmp_path / "trained").exists()
 

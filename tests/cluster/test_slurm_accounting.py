@@ -20,7 +20,7 @@ from octavo.records import AttemptRecord
 from tests.cluster.slurm_cluster import ACCOUNT, SlurmCluster
 from tests.synthetic import write_experiment
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600)]
 
 OURS = "rule_train_wildcards_books_dense-bf16_1"
 FORGED = "\n14|1795529275|COMPLETED|99999|cpu=64|1795529275|1795629274|node1||{folder}|" + OURS + "|sbatch\n"

@@ -217,7 +217,7 @@ def story(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Stor
     try:
         disturb(checkout, pipeline, {PREEMPTED: preempt, KILLED: kill})
         second = checkout.snakemake(report)
-        said, _ = second.communicate(timeout=300)
+        said, _ = second.communicate(timeout=1800)
         printed = checkout.finish(pipeline, seconds=1200)
     except BaseException:
         pipeline.kill()

@@ -30,7 +30,7 @@ from octavo.verification.compare import counted_metrics, first_difference
 from tests.tiny import LIMIT
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
 
 def test_training_killed_at_random_points(campaign: Campaign) -> None:

@@ -14,7 +14,7 @@ from octavo.layout import ExperimentFolder
 from octavo.records import AttemptRecord, VerificationFile, read_lines, read_record
 
 CELLS = ("dense-bf16", "moe-bf16")
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
 
 def verified(campaign: Campaign) -> VerificationFile:

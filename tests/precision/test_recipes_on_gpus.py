@@ -32,7 +32,7 @@ from octavo.precision.recipes import RECIPES
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"),
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(3600),
 ]
 
 STEPS = 20

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.training.conftest import Run, Workshop
 
 pytest.importorskip("torch")
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(3600)
 
 
 def message(run: Run) -> str:
@@ -109,7 +109,7 @@ def test_a_diverged_run_has_a_result_that_says_so(workshop: Workshop) -> None:
     assert "complete" in run.train()  # it is the run's result: nothing trains it again
 
 
-@pytest.mark.timeout(1200)  # three processes that import torch
+@pytest.mark.timeout(3600)  # three processes that import torch
 def test_a_diverging_run_that_is_interrupted_ends_at_the_step_where_it_would_have(workshop: Workshop) -> None:
     """50 steps on end above 1.5 ln 320 = 8.65 nats: those before the interruption count."""
     ends = []

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.training.conftest import Workshop
 
 pytest.importorskip("torch")
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 
 EQUAL, CLOSE = 0.0, 2e-3
 """Relative differences from one rank. Pipeline stages compute what one rank does, in the same order. Data-parallel

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tests.training.conftest import Run, Workshop
 
 pytest.importorskip("torch")
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(3600)
 STEPS = 8
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.training.conftest import Run, Workshop
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(3600)
 
 
 class Payload:

@@ -87,7 +87,7 @@ def test_a_gate_that_is_named_twice_is_tried_once(folder: ExperimentFolder) -> N
     assert sum(line.startswith("restart ") for line in done.stdout.splitlines()) == 1
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3600)
 def test_what_is_trained_again_ends_with_what_watches_it(tmp_path: Path) -> None:
     """SIGKILL leaves no word: the kernel ends the run that was started to be compared."""
     pid = tmp_path / "pid"
