@@ -38,7 +38,7 @@ class Curves:
     titles: Mapping[str, str] = field(default_factory=dict)
     shared: bool = True
     ends: bool = False
-    """Lines are named where they end, in the last panel, in place of a legend."""
+    """Lines are named where they end, in the last panel, in place of a legend (where there is room beside it)."""
 
 
 def mean_and_spread(points: pd.DataFrame) -> pd.DataFrame:

@@ -165,7 +165,11 @@ def paint(chart: Chart, styles: Styles, *, narrow: bool = False) -> Drawing:
 
 def _curves(drawing: Drawing, chart: Curves, styles: Styles) -> None:
     # panels of their own scales come several to a page
-    axes = drawing.panels(len(chart.panels), 1.5 if chart.ends else 2.6 if chart.shared else 2.1, share=chart.shared)
+    axes = drawing.panels(
+        len(chart.panels),
+        1.5 if chart.ends and not drawing.narrow else 2.6 if chart.shared else 2.1,
+        share=chart.shared,
+    )
     shown = {name: style for name, style in styles.items() if name in set(chart.frame["series"])}
     for place, (ax, (panel, x)) in enumerate(zip(axes, chart.panels.items(), strict=True)):
         frame = chart.frame[chart.frame["panel"] == panel]
@@ -176,14 +180,14 @@ def _curves(drawing: Drawing, chart: Curves, styles: Styles) -> None:
         drawing.axis(ax, "x", x)
         drawing.axis(ax, "y", chart.y, label=place == 0 or drawing.narrow or not chart.shared)
         ax.set_title(chart.titles.get(panel, ""))
-    if chart.ends:
-        _names_at_ends(drawing, axes[-1], chart.frame[chart.frame["panel"] == list(chart.panels)[-1]], shown)
+    if chart.ends and not drawing.narrow:
+        _names_at_ends(axes[-1], chart.frame[chart.frame["panel"] == list(chart.panels)[-1]], shown)
     else:
         handles = [axes[0].plot([], [], **_line(style))[0] for style in shown.values()]
         drawing.legend(handles, [style.label for style in shown.values()])
 
 
-def _names_at_ends(drawing: Drawing, ax: Axes, frame: pd.DataFrame, styles: Styles) -> None:
+def _names_at_ends(ax: Axes, frame: pd.DataFrame, styles: Styles) -> None:
     """Each line's name right of the panel at the height of its end, moved apart where they would overprint."""
     ends = {name: float(mean_and_spread(own)["y", "mean"].iloc[-1]) for name, own in frame.groupby("series")}
     low, high = ax.get_ylim()
@@ -191,7 +195,7 @@ def _names_at_ends(drawing: Drawing, ax: Axes, frame: pd.DataFrame, styles: Styl
     at = -np.inf
     for name in sorted(ends, key=lambda one: ends[one]):
         at = max(ends[name], at + gap)
-        label = fill(styles[name].label, 12 if drawing.narrow else 40)
+        label = fill(styles[name].label, 40)
         ax.text(1.02, at, label, transform=ax.get_yaxis_transform(), va="center", fontsize=7)
         ax.plot(1.0, at, transform=ax.get_yaxis_transform(), clip_on=False, **_line(styles[name]))
 
