@@ -462,18 +462,23 @@ def test_one_answer_after_a_failure_is_enough(on_slurm: Experiment, tmp_path: Pa
     assert len(calls(tmp_path)) == 2
 
 
-def test_a_slurm_without_accounting_leaves_the_trainers_hours_final(on_slurm: Experiment, tmp_path: Path) -> None:
+def test_a_slurm_without_accounting_leaves_the_trainers_hours_final(
+    on_slurm: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Slurm says so in so many words (accounting_storage/none); elsewhere it is known to have been asked."""
     write_sacct(tmp_path, 'echo "Slurm accounting storage is disabled" >&2; exit 1')
     frame = books.attempts_frame(on_slurm)
     assert frame["source"].tolist() == ["attempts.jsonl"]
     assert books.provisional(frame) == []
-    (tmp_path / "bin" / "sacct").unlink()
+    monkeypatch.setattr(slurm, "available", lambda: False)
     assert books.attempts_frame(on_slurm)["source"].tolist() == ["attempts.jsonl"]
 
 
-def test_hours_of_slurm_jobs_that_were_never_asked_for_are_provisional(on_slurm: Experiment) -> None:
+def test_hours_of_slurm_jobs_that_were_never_asked_for_are_provisional(
+    on_slurm: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where there is no sacct, and it was never read where there was one."""
+    monkeypatch.setattr(slurm, "available", lambda: False)
     frame = books.attempts_frame(on_slurm)
     assert frame["source"].tolist() == ["attempts.jsonl; provisional: sacct was not read"]
 
