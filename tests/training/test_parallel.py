@@ -1,4 +1,4 @@
-"""`octavo train` spread over ranks (`test_layouts.py` has every layout), and the architectures that are options."""
+"""`octavo train` spread over ranks (`test_every_layout.py`: in every layout), and architectures that are options."""
 
 from __future__ import annotations
 
