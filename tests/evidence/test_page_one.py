@@ -31,6 +31,12 @@ def test_a_line_of_the_verdicts_names_the_pair_the_reason_and_the_adjusted_p() -
     assert row[4] == "0.0502"
 
 
+def test_an_effect_has_digits_enough_to_see_which_side_of_1_it_is_on() -> None:
+    effect = Estimate(value=0.99853, low=0.99851, high=0.99855, n=3, unit="ratio")
+    (row,) = verdict_table([claim(verdict="supported", effect=effect)]).rows
+    assert row[3] == "× 0.99853 [× 0.99851, × 0.99855]"
+
+
 @pytest.mark.parametrize(("p", "shown"), [(0.05000001, "0.05000001"), (0.0499999, "0.05"), (0.0321, "0.0321")])
 def test_a_p_value_shows_on_which_side_of_5_percent_it_is(p: float, shown: str) -> None:
     (row,) = verdict_table([claim(p_adjusted=p)]).rows

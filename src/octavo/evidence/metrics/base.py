@@ -127,10 +127,15 @@ def times(effect: Estimate) -> str:
 
 def number_like(value: float, effect: Estimate) -> str:
     """A value of an effect or of its interval, two decimals or as many as its interval needs."""
+    return f"{value:.{decimals_like(effect)}f}"
+
+
+def decimals_like(effect: Estimate) -> int:
+    """How many decimals it takes to see an effect and the width of its interval; two to six."""
     away = abs(effect.value - 1) if effect.unit == "ratio" else abs(effect.value)
     width = effect.high - effect.low if effect.low is not None and effect.high is not None else 0.0
     scale = max(width, away / 10, 1e-6)
-    return f"{value:.{int(np.clip(np.ceil(-np.log10(scale)), 2, 6))}f}"
+    return int(np.clip(np.ceil(-np.log10(scale)), 2, 6))
 
 
 def divergence(cell: Cell, against: Cell) -> Divergence | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from octavo.accounting.ledger import provisional
+from octavo.evidence.metrics.base import decimals_like
 from octavo.records import Comparison, Estimate
 from octavo.report.document import Table, Text
 from octavo.report.figures import axis_name
@@ -41,20 +43,22 @@ def mean_words(found: Estimate | None) -> str:
 
 
 def effect_words(effect: Estimate | None) -> str:
-    """A value and its interval, in its unit."""
+    """A value and its interval, in its unit, with digits enough to see the interval's width."""
     if effect is None:
         return MISSING
-    value = _quantity(effect.value, effect.unit)
-    if effect.low is not None and effect.high is not None:
-        value += f" [{_quantity(effect.low, effect.unit)}, {_quantity(effect.high, effect.unit)}]"
-    return value
+    if effect.low is None or effect.high is None:
+        return _quantity(effect.value, effect.unit)
+    decimals = decimals_like(effect)
+    value, low, high = (_quantity(one, effect.unit, decimals) for one in (effect.value, effect.low, effect.high))
+    return f"{value} [{low}, {high}]"
 
 
-def _quantity(value: float, unit: str) -> str:
+def _quantity(value: float, unit: str, decimals: int = 2) -> str:
     if unit == "%":
-        return percent(value)
+        return percent(value, decimals)
     if unit == "ratio":
-        return f"× {number(value)}"
+        before_point = 1 if value < 1 else 1 + math.floor(math.log10(value))
+        return f"× {number(value, max(3, before_point + decimals))}"
     return f"{number(value)} {unit}"
 
 
