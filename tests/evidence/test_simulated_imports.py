@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from octavo.errors import OctavoError
 from octavo.records import ClaimResult, ComparisonsFile, read_record
 from tests.simulated import SimulatedCell, bring
 from tests.tiny import REPOSITORY
@@ -166,6 +167,29 @@ def test_a_step_that_compiles_does_not_set_the_speed(claims: Bring) -> None:
     assert claim.effect is not None
     assert claim.effect.value == pytest.approx(0.7)
     assert "takes 0.70 times as long" in claim.sentence
+
+
+def test_times_on_different_devices_are_not_compared(claims: Bring, tmp_path: Path) -> None:
+    """FP8 on the faster device, the same speed on the same one: 0.7 times as long says nothing of FP8."""
+    a100 = {"device_kind": "A100"}
+    found = claims(replace(DENSE, keys=a100), fp8())
+    assert found[3].verdict == "not testable here"
+    assert "ran on different devices (H100 SXM, A100)" in found[3].sentence
+    assert found[2].verdict == "supported"
+    path = tmp_path / "results" / "simulated" / "comparisons.json"
+    (hours,) = [
+        one
+        for one in read_record(path, ComparisonsFile, made_by="octavo claims").comparisons
+        if one.axis == "device_hours"
+    ]
+    assert hours.resource_ratio is None
+    assert "different devices" in str(hours.note)
+    assert claims(replace(DENSE, keys=a100), mixture(0.5))[1].verdict == "not testable here"
+
+
+def test_one_price_is_not_charged_for_two_kinds_of_device(claims: Bring) -> None:
+    with pytest.raises(OctavoError, match="one price for A100 and H100 SXM"):
+        claims(replace(DENSE, keys={"device_kind": "A100"}), fp8(), cluster="h100-node")
 
 
 def test_digits_are_enough_to_see_a_difference(claims: Bring) -> None:

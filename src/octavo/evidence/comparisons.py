@@ -75,7 +75,8 @@ def paired(grid: Grid, pair: Pair, resource: Resource) -> Paired | None:
     """Differences by seed; None where the resource is not known, or losses cannot be compared (`refusal`)."""
     key = (pair.cell.name, pair.against.name, resource)
     if key not in grid.paired:
-        grid.paired[key] = None if refusal(grid, pair) else _paired(grid, pair, resource)
+        unlike = resource in ("device_hours", "cost") and grid.unlike_devices(pair)
+        grid.paired[key] = None if unlike or refusal(grid, pair) else _paired(grid, pair, resource)
     return grid.paired[key]
 
 
@@ -324,9 +325,16 @@ def _curves(grid: Grid, pair: Pair, axis: Axis) -> bool:
 
 
 def _why_not(grid: Grid, pair: Pair, axis: Axis) -> str:
+    if axis in ("device_hours", "cost") and (unlike := grid.unlike_devices(pair)):
+        return unlike_devices_words(unlike)
     if _curves(grid, pair, axis):
         return "the curves of the two do not overlap"
     return f"the runs do not say their {words(AXES[axis])}, or have too few losses for a curve"
+
+
+def unlike_devices_words(kinds: str) -> str:
+    """Why times of a pair on different kinds of device are not compared."""
+    return f"the two ran on different devices ({kinds}), so their times are not compared"
 
 
 def words(axis: Axis) -> str:

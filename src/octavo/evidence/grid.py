@@ -295,6 +295,15 @@ class Grid:
                 self.from_training.add(cell)
         return found
 
+    def unlike_devices(self, pair: Pair) -> str | None:
+        """The kinds of device of the first seed that the two ran on different ones, in words; None where there is none:
+        an hour of one is no hour of the other."""
+        for seed in pair.ended:
+            one, other = (self.device_kinds[cell.name, seed] for cell in (pair.cell, pair.against))
+            if one and other and one != other:
+                return f"{one[:40]}, {other[:40]}"
+        return None
+
     def seconds_per_token(self, cell: str, seeds: list[int]) -> np.ndarray:
         """Device-seconds a token of the median step, by seed; NaN where it is not known."""
         courses = [self.courses.get((cell, seed)) for seed in seeds]
@@ -304,6 +313,13 @@ class Grid:
     def devices(self) -> dict[tuple[str, int], float]:
         """By run, how many devices it had."""
         return self._by_run("device_count")
+
+    @cached_property
+    def device_kinds(self) -> dict[tuple[str, int], str | None]:
+        """By run, what it ran on; None where an import does not say."""
+        kinds = self.runs["device_kind"].astype(object).where(self.runs["device_kind"].notna(), None)
+        runs = zip(self.runs["cell"], self.runs["seed"], strict=True)
+        return dict(zip(runs, kinds, strict=True))
 
     @cached_property
     def training_seconds(self) -> dict[tuple[str, int], float]:

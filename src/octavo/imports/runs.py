@@ -89,7 +89,7 @@ def import_runs(
     asked = read_section(path, ImportFile)
     _check_folder(folder, configs)
     _check_cells(asked, path)
-    price = _price(asked.cluster, configs)
+    price = _price(asked, path, configs)
     found = [
         Source(path, asked, index, seed, allow_outside) for index, cell in enumerate(asked.cells) for seed in cell.runs
     ]
@@ -130,12 +130,19 @@ def _check_cells(asked: ImportFile, path: Path) -> None:
             )
 
 
-def _price(cluster: str | None, configs: ConfigFolders) -> tuple[Cluster, Device] | None:
-    if cluster is None:
+def _price(asked: ImportFile, path: Path, configs: ConfigFolders) -> tuple[Cluster, Device] | None:
+    if asked.cluster is None:
         return None
     from octavo.experiment.load import load_cluster
 
-    return load_cluster(cluster, configs)
+    if len(kinds := sorted({cell.device_kind for cell in asked.cells} - {None}, key=str)) > 1:
+        raise OctavoError(
+            f"one price for {' and '.join(map(str, kinds))}",
+            where=place(path, ("cluster",)),
+            expected="cells that ran on one kind of device where a cluster prices them",
+            fix="leave the cluster out, or import the cells of each kind on their own",
+        )
+    return load_cluster(asked.cluster, configs)
 
 
 @dataclass(frozen=True)

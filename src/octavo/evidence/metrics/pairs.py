@@ -18,6 +18,7 @@ from octavo.evidence.comparisons import (
     paired,
     read_early,
     refusal,
+    unlike_devices_words,
     words,
 )
 from octavo.evidence.grid import Cell, Grid, Kind, Pair
@@ -109,6 +110,8 @@ def _samples_of_pairs(
         why = measured if isinstance(measured, str) else None
         if timed and pair.emulated:
             why = "its FP8 is emulated on this device, so its times say nothing about FP8"
+        elif timed and (unlike := grid.unlike_devices(pair)):
+            why = unlike_devices_words(unlike)
         elif not seeds and lost is None:
             why, incomplete = "no seed is complete for both cells", True
         if why is not None or isinstance(measured, str):
