@@ -16,7 +16,7 @@ from octavo.report.sections.phrases import filled
 from octavo.report.style import MISSING, count, duration, number
 from octavo.statistics import ALPHA
 
-SKEWED = "simulated: 16 to 26 % with lognormal noise, 60 to 71 % where one seed in ten is bad"
+SKEWED = "simulated: 15 to 26 % with lognormal noise, 60 to 71 % where one seed in ten is bad"
 """How often; `benchmarks/seeds_until_decided.py` simulates it."""
 SCATTER = 10
 """%, by which seeds may differ in step time before the limits of an experiment say so."""
