@@ -27,6 +27,7 @@ localrules:
     image,
     data,
     plan,
+    look,
     aggregate,
     claims,
     figures,

@@ -26,6 +26,7 @@ from octavo.cluster import job as jobs
 from octavo.cluster import launch
 from octavo.data import manifest as data_sets
 from octavo.errors import OctavoError
+from octavo.evidence.looks import seeds_asked
 from octavo.experiment.load import load_experiment
 from octavo.experiment.run import CellConfig, Experiment, data_identifier, run_fingerprint
 from octavo.files import fingerprint, sha256
@@ -115,6 +116,25 @@ def scope_results(wildcards: Any) -> list[str]:
     ]
 
 
+def asked_results(look: Callable[[], Any]) -> Callable[[Any], list[str]]:
+    """The same of seeds until decided: those that all looks ask for, or before the look `after` so many seeds.
+
+    `look` gives the checkpoint, which stops Snakemake until the look that is asked for is there.
+    """
+    return _told_by_snakemake(lambda wildcards: _asked(wildcards, look))
+
+
+def _asked(wildcards: Any, look: Callable[[], Any]) -> list[str]:
+    of, after = experiment(split_scope(wildcards.scope)[0]), getattr(wildcards, "after", None)
+
+    def looked(seeds: int) -> Path:
+        return Path(look().get(scope=wildcards.scope, after=seeds).output[0])
+
+    cells = [cell.cell for cell in _cells(wildcards.scope)]
+    asked = seeds_asked(of, cells, looked, None if after is None else int(after))
+    return [str(of.folder.run(cell, seed).result) for cell, seeds in asked.items() for seed in seeds]
+
+
 def scope_plan(wildcards: Any) -> str:
     """The forecast that a report holds against the runs."""
     return str(ExperimentFolder(Path("results") / split_scope(wildcards.scope)[0]).plan_csv)
@@ -126,7 +146,7 @@ def scope_plan(wildcards: Any) -> str:
 def scope_fingerprint(wildcards: Any) -> str:
     """Changes when any run that a report rests on is configured otherwise."""
     of = experiment(split_scope(wildcards.scope)[0])
-    return fingerprint([[cell.fingerprint, of.seeds_of(cell.cell, of.folder)] for cell in _cells(wildcards.scope)])
+    return fingerprint([[cell.fingerprint, of.file.all_seeds] for cell in _cells(wildcards.scope)])
 
 
 @cache

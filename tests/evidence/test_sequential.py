@@ -66,7 +66,7 @@ DESIGN = {"seeds": {"from": 3, "to": 5}}
 
 def test_a_look_asks_for_the_cells_of_undecided_comparisons_alone(judged: Callable[..., Judged]) -> None:
     """The mixture in FP8 is on the margin of 0.25 %, the dense model is BF16's equal: that pair needs no more."""
-    truth = Truth(offsets={"moe-fp8_blockwise": 0.0025}, run_sd=0.0003)
+    truth = Truth(offsets={"moe-fp8_blockwise": 0.0025}, run_sd=0.0002)
     found = judged(only=["02-fp8-loss-error"], ablations={}, changes=DESIGN, truth=truth)
     claim = found.claims[2]
     assert claim.verdict == "inconclusive"

@@ -18,5 +18,6 @@ wildcard_constraints:
     scope=r"[A-Za-z0-9][\w.-]*(/ablations/[A-Za-z0-9][\w.]*)?",
     cell=r"[\w.]+-[\w.]+(\+[\w.]+)?",
     seed=r"\d+",
+    after=r"\d+",
     data=r"[0-9a-f]{16}",
     variant=r"gpu|cpu",

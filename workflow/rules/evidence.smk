@@ -1,9 +1,25 @@
 # Runs -> tables -> verdicts, of an experiment or of one ablation.
 
 
+# where seeds are added until decided: which cells are to have one more than so many
+checkpoint look:
+    input:
+        octavo.asked_results(lambda: checkpoints.look),
+    output:
+        "results/{scope}/looks/{after}.json",
+    log:
+        "results/{scope}/logs/look-{after}.log",
+    params:
+        arguments=octavo.scope_arguments,
+        fingerprint=octavo.scope_fingerprint,
+        digest=octavo.claims_digest,
+    shell:
+        "octavo look {params.arguments} --after {wildcards.after} > {log} 2>&1"
+
+
 rule aggregate:
     input:
-        octavo.scope_results,
+        octavo.asked_results(lambda: checkpoints.look),
     output:
         "results/{scope}/runs.parquet",
         "results/{scope}/steps.parquet",
