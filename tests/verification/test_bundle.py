@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,20 @@ def test_a_report_older_than_its_verification_is_not_packed(folder: ExperimentFo
     assert done.returncode == 0, done.stderr
     with zipfile.ZipFile(folder.path / "bundle.zip") as packed:
         assert not [name for name in packed.namelist() if "/." in name]
+
+
+def test_seeds_that_were_changed_and_looks_are_packed(folder: ExperimentFolder, root: Path, tmp_path: Path) -> None:
+    """The report says that its seeds were changed: without the earlier plan it would be other bytes."""
+    shutil.rmtree(folder.path / "ablations")
+    folder.seed_plans.write_text(json.dumps({"schema_version": 1, "plans": [[1, 2, 3], [1, 2]]}))
+    folder.look(2).parent.mkdir()
+    folder.look(2).write_text(json.dumps({"schema_version": 1, "after": 2, "cells": []}))
+    for verb in ("claims", "figures", "report"):
+        assert octavo(root, verb, "results/synthetic").returncode == 0
+    archive = write_bundle(folder, tmp_path / "bundle.zip")
+    with zipfile.ZipFile(archive) as packed:
+        assert {"results/synthetic/seeds.json", "results/synthetic/looks/2.json"} <= set(packed.namelist())
+    assert not [one for one in verify_bundle(archive) if one.status in ("damaged", "different")]
 
 
 def test_the_same_results_make_the_same_archive(bundle: Path, folder: ExperimentFolder, tmp_path: Path) -> None:

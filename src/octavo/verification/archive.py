@@ -38,7 +38,7 @@ _PART = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}"
 _RUN = rf"runs/{_PART}/seed-[0-9]{{1,10}}/(superseded/{_PART}/)?"
 _RUN_FILES = r"(config\.yaml|metrics\.jsonl|attempts\.jsonl|provenance\.json|routing\.parquet|result\.json)"
 _MADE = (
-    r"((runs|steps|attempts)\.parquet|(claims|comparisons|report\.hashes)\.json|report\.(html|pdf)"
+    r"((runs|steps|attempts)\.parquet|(claims|comparisons|report\.hashes|seeds|looks/[0-9]{1,4})\.json|report\.(html|pdf)"
     rf"|figures/{_PART}\.(pdf|svg|png|csv|json))"
 )
 ALLOWED = re.compile(

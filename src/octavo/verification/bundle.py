@@ -165,8 +165,10 @@ def _files(experiment: Experiment, folder: ExperimentFolder, root: Path) -> Iter
         for scope, _ in _reported(folder)
         for path in [
             *(scope.path / one for one in MADE),
-            *scope.figures.glob("[!.]*"),
-        ]  # Snakemake's timestamp is hidden
+            scope.seed_plans,
+            *scope.path.glob("looks/*.json"),
+            *scope.figures.glob("[!.]*"),  # Snakemake's timestamp is hidden
+        ]
     ]
     for path in [folder.plan_csv, folder.plan_pdf, folder.verification, folder.sacct, *made]:
         if path.exists():
