@@ -44,9 +44,10 @@ def test_text_that_is_missing(
 
 
 def test_text_that_is_there(checkout: Path, load: Callable[..., Experiment]) -> None:
-    load()
+    load({"data.sources": [{**FILES, "held_out": ["a.txt"]}]})
     (checkout / "text").mkdir()
-    (checkout / "text" / "a.txt").write_text("words")
+    for name in ("a.txt", "b.txt"):
+        (checkout / "text" / name).write_text("words " * 200_000)
     assert check() is None
 
 

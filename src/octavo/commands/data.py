@@ -24,17 +24,23 @@ def data(
         ),
     ],
 ) -> None:
-    """Prepare an experiment's text as Megatron's indexed data sets; check it where it is there already."""
+    """Prepare an experiment's text as Megatron's indexed data sets; check it where it is there already.
+
+    Text that is too short for the training or the validation that the experiment asks for is an error, once it is
+    prepared.
+    """
     from rich.console import Console
 
+    from octavo.data.checks import check_prepared
     from octavo.data.manifest import data_set_folder
     from octavo.data.prepare import prepare
     from octavo.experiment.load import experiment_with_data, load_experiment
 
-    if experiment.absolute().parent.parts[-2:] == ("results", "data"):
-        asked = load_experiment(experiment_with_data(enter_path(experiment).name))
-    else:
-        asked = load_experiment(enter(experiment).name)
+    shared = experiment.absolute().parent.parts[-2:] == ("results", "data")
+    name = experiment_with_data(enter_path(experiment).name) if shared else enter(experiment).name
+    asked = load_experiment(name)
     text, tokenizer = asked.file.data, asked.file.tokenizer
     console = Console(stderr=True, soft_wrap=True)
     prepare(text, tokenizer, data_set_folder(text, tokenizer), console, asked.place)
+    if not shared:  # of those that share a data set, which is too short for one may do for the others
+        check_prepared(asked)

@@ -62,17 +62,16 @@ def schema(
 def check(
     experiment: ExperimentArgument,
 ) -> None:
-    """Read an experiment with everything it names, check it, see that its local text is there, and list its cells."""
-    from octavo.data.documents import source_files
-    from octavo.errors import asked_by
-    from octavo.experiment.config import PackageSource
+    """Read an experiment with everything it names, check it and its local text, and list its cells.
+
+    Text that is too short for the training or the validation asked for is an error where it is prepared, or local, of
+    at most 64 MiB and read byte by byte; of other text `octavo data` tells it.
+    """
+    from octavo.data.checks import check_text
     from octavo.experiment.load import load_experiment
 
     loaded = load_experiment(enter(experiment).name)
-    for number, source in enumerate(loaded.file.data.sources):
-        if not isinstance(source, PackageSource):  # packages are fetched when the text is prepared
-            with asked_by(loaded.place, "data", "sources", number):
-                source_files(source)
+    check_text(loaded)
     first, most = len(loaded.file.first_seeds), len(loaded.file.all_seeds)
     if first < most:
         typer.echo(f"seeds until decided: {first} for every cell, up to {most} for what is not", err=True)

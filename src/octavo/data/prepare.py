@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from octavo.configuration import dotted
+from octavo.data.checks import check_domains
 from octavo.data.documents import Document, file_name, is_held_out, read_source, source_files, source_name
 from octavo.data.indexed import IndexedWriter, token_type
 from octavo.data.manifest import (
@@ -115,7 +116,7 @@ class _Preparation:
             end = tokenizer.token_to_id(end_of_document(self.config))
             assert end is not None, "checked where the tokenizer was made"
             self._tokenise(tokenizer, end, task)
-        self._check_domains()
+        check_domains(self.counts.keys(), self.place)
         manifest = self._manifest(identifier, end)
         write_json(self.folder / "manifest.json", manifest.model_dump(mode="json"))
         return manifest
@@ -238,18 +239,6 @@ class _Preparation:
         count.tokens += tokens
         count.bytes = None if size is None or count.bytes is None else count.bytes + size
         self.documents[document.source] += 1
-
-    def _check_domains(self) -> None:
-        domains = sorted({domain for _, domain in self.counts})
-        for domain in domains:
-            for split in ("train", "validation"):
-                if (split, domain) not in self.counts:
-                    raise OctavoError(
-                        f"domain {domain!r} has no documents for {split}",
-                        where=self.place("data"),
-                        expected="at least one document of every domain in each split",
-                        fix="name documents under held_out, or change data.validation_fraction or data.split_seed",
-                    )
 
     def _manifest(self, identifier: str, end: int) -> Manifest:
         splits: dict[Split, dict[str, Counts]] = {"train": {}, "validation": {}}

@@ -20,8 +20,8 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from megatron.core.datasets.utils import Split
 from torch import Tensor
 
+from octavo.data.checks import check_evaluation, check_training, shares, whole_sequences
 from octavo.data.manifest import Manifest, check_files, read_manifest
-from octavo.errors import OctavoError
 from octavo.experiment.config import Training
 from octavo.experiment.run import RunConfig
 from octavo.files import sha256
@@ -62,12 +62,7 @@ class PreparedData:
         training = run.training
         documents = IndexedDataset(str(self.folder / "train"), mmap=True)
         tokens = sum(count.tokens for count in self.manifest.splits["train"].values())
-        if tokens <= training.sequence_length:
-            raise OctavoError(
-                f"the training split has {tokens:,} tokens",
-                where=self.folder,
-                expected=f"more than one sequence of {training.sequence_length:,}",
-            )
+        check_training(tokens, training)
         config = GPTDatasetConfig(
             random_seed=run.seed,
             sequence_length=training.sequence_length,
@@ -85,18 +80,14 @@ class PreparedData:
         samples = training.total_steps * training.global_batch_size
         return GPTDataset(documents, None, indices, samples, Split.train, config)
 
+    @cached_property
+    def _held_out(self) -> dict[str, int]:
+        """Domain -> tokens that are held out."""
+        return {domain: count.tokens for domain, count in self.manifest.splits["validation"].items()}
+
     def check_evaluation(self, training: Training) -> None:
         """Refuse to evaluate on more text than is held out; asks the manifest alone, so it is told before any step."""
-        evaluation = training.evaluation
-        for key, count in (("sequences", evaluation.sequences), ("final_sequences", evaluation.final_sequences)):
-            for domain, wanted in self._shares(count).items():
-                if (whole := self._whole_sequences(domain, training.sequence_length)) < wanted:
-                    raise OctavoError(
-                        f"domain {domain!r} has {whole} held-out sequences of {training.sequence_length:,} tokens",
-                        where=f"training.evaluation.{key}: {count}",
-                        expected=f"at least {wanted}, the domain's share of them",
-                        fix="ask for fewer, or hold out more text",
-                    )
+        check_evaluation(self._held_out, training)
 
     def validation_sequences(self, sequence_length: int, count: int) -> list[tuple[str, Tensor]]:
         """`count` (domain, tokens) pairs, spread evenly over the domains and over each domain's held-out text.
@@ -105,22 +96,14 @@ class PreparedData:
         """
         return [
             (domain, tokens)
-            for domain, wanted in self._shares(count).items()
+            for domain, wanted in shares(self._held_out, count).items()
             for tokens in self._cut(domain, sequence_length, wanted)
         ]
-
-    def _shares(self, count: int) -> dict[str, int]:
-        """`count` sequences dealt to the domains."""
-        domains = sorted(self.manifest.splits["validation"])
-        return {domain: count // len(domains) + (at < count % len(domains)) for at, domain in enumerate(domains)}
-
-    def _whole_sequences(self, domain: str, sequence_length: int) -> int:
-        return (self.manifest.splits["validation"][domain].tokens - 1) // sequence_length
 
     def _cut(self, domain: str, sequence_length: int, count: int) -> list[Tensor]:
         # documents lie end to end in the file; of a memory map only what is cut out is read
         tokens = np.memmap(self.folder / f"validation-{domain}.bin", self.manifest.token_type, mode="r")
-        whole = self._whole_sequences(domain, sequence_length)
+        whole = whole_sequences(self._held_out[domain], sequence_length)
         starts = [(index * whole // count) * sequence_length for index in range(count)]
         return [torch.from_numpy(tokens[start : start + sequence_length + 1].astype(np.int64)) for start in starts]
 
