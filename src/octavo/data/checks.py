@@ -130,9 +130,7 @@ def check_evaluation(tokens: Mapping[str, int], training: Training) -> None:
 
 def shares(domains: Collection[str], count: int) -> dict[str, int]:
     """`count` sequences dealt to the domains."""
-    return {
-        domain: count // len(domains) + (at < count % len(domains)) for at, domain in enumerate(sorted(domains))
-    }
+    return {domain: count // len(domains) + (at < count % len(domains)) for at, domain in enumerate(sorted(domains))}
 
 
 def whole_sequences(tokens: int, sequence_length: int) -> int:
