@@ -147,6 +147,17 @@ def test_a_packing_that_is_not_octavos_is_refused(bundle: Path, tmp_path: Path) 
         assert f"packed by method {method}" in refusal(other, tmp_path)
 
 
+def test_bytes_beside_the_files_are_refused(bundle: Path, tmp_path: Path) -> None:
+    """A program before them, which a shell would run, or anything in the comment behind them."""
+    script = tmp_path / "script.zip"
+    script.write_bytes(b"#!/bin/sh\nexit\n" + bundle.read_bytes())
+    assert "bytes before or behind its files" in refusal(script, tmp_path)
+    comment = Path(shutil.copy(bundle, tmp_path / "comment.zip"))
+    with zipfile.ZipFile(comment, "a") as packed:
+        packed.comment = b"anything"
+    assert "bytes before or behind its files" in refusal(comment, tmp_path)
+
+
 def test_links_twins_and_folders_are_refused(bundle: Path, tmp_path: Path) -> None:
     def add(member: zipfile.ZipInfo, content: bytes) -> str:
         archive = Path(shutil.copy(bundle, tmp_path / "evil.zip"))

@@ -115,6 +115,8 @@ def _refused(archive: Path, why: str) -> OctavoError:
 def _members(packed: zipfile.ZipFile, archive: Path) -> dict[str, zipfile.ZipInfo]:
     """The members by name: plain files, each once, in the clear, packed as `octavo bundle` packs."""
     listed = packed.infolist()
+    if packed.comment or min((member.header_offset for member in listed), default=0):  # another program, say
+        raise _refused(archive, "holds bytes before or behind its files")
     if len(listed) > MEMBERS:
         raise _refused(archive, f"holds {len(listed):,} files")
     members: dict[str, zipfile.ZipInfo] = {}
