@@ -53,8 +53,12 @@ def test_a_line_per_run_says_what_was_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["results/../../outside", "results/..", "elsewhere/theirs", "results/-x", "results/a b"]
-)
+    "name",
+    [
+        "results/../../outside", "results/..", "elsewhere/theirs", "results/-x", "results/a b", "results/" + "a" * 5000,
+        "results/data", "results/reference",
+    ],
+)  # fmt: skip
 def test_a_folder_that_is_none_of_results_is_refused(name: str, folder: Path) -> None:
     with pytest.raises(OctavoError, match="no folder of results"):
         CliRunner().invoke(app, ["import", name, "theirs.yaml"], catch_exceptions=False)
@@ -85,7 +89,7 @@ points:
     ],
 )
 def test_runs_that_converge_too_fast_end_with_status_1(
-    samples: list[int], status: int, said: str, folder: Path
+    samples: list[int], status: int, said: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1,024 tokens a step are 16 sequences of 64; each run is at 4.5 after step 2, 32 sequences."""
     (folder / "theirs.yaml").write_text(FILE.replace("{1: a.csv, 2: b.csv}", "{1: a.csv, 2: b.csv, 3: c.csv}"))
@@ -97,3 +101,8 @@ def test_runs_that_converge_too_fast_end_with_status_1(
     assert done.exit_code == status
     assert done.stdout.startswith(f"dense-bf16 (batch size 16): {said}")
     assert "32, 32, 32; olympic mean 32" in done.stdout
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    again = CliRunner().invoke(app, ["converges", "../results/theirs", "--reference", "../held.yaml"])
+    assert again.stdout == done.stdout

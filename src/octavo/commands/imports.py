@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from octavo.commands.named import ExperimentArgument, enter
 from octavo.errors import OctavoError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def import_(
 
 
 def converges(
-    results: Annotated[Path, typer.Argument(metavar="results/NAME", help="The results folder.")],
+    results: ExperimentArgument,
     reference: Annotated[
         str | None,
         typer.Option(help="A file of configs/published/convergence; otherwise the one for what the runs validate on."),
@@ -52,9 +53,11 @@ def converges(
 ) -> None:
     """Hold the samples that runs need for a loss against a reference, as MLPerf does; exit 1 where they are too few."""
     from octavo.evidence.convergence import convergence, read_reference
-    from octavo.layout import ExperimentFolder, configs
+    from octavo.layout import configs
 
-    folder = ExperimentFolder(results)
+    if reference is not None and reference.endswith(".yaml"):
+        reference = str(Path(reference).absolute())
+    folder = enter(results)
     held = read_reference(reference, folder, configs())
     found = convergence(folder, held)
     for one in found:
@@ -75,10 +78,12 @@ def _folder(path: Path) -> ExperimentFolder:
     if (
         ".." in path.parts
         or path.parent.name != "results"
-        or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", path.name)
+        or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}", path.name)
+        or path.name in ("data", "reference")  # Octavo's own: prepared text, published results
     ):
         raise OctavoError(
-            f"{str(path)[:200]!r} is no folder of results", expected="results/NAME, NAME of letters, digits, _ . -",
+            f"{str(path)[:200]!r} is no folder of results",
+            expected="results/NAME, NAME of at most 200 letters, digits, _ . - and not data or reference",
             fix="choose a name, octavo import results/theirs FILE",
-        )  # fmt: skip
+        )
     return ExperimentFolder(path)
