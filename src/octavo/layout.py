@@ -183,7 +183,7 @@ class ExperimentFolder:
 
     @property
     def sacct(self) -> Path:
-        """What Slurm's accounting said of the experiment's jobs (`octavo.records.SlurmBooks`)."""
+        """What Slurm's accounting said of the experiment's jobs (`octavo.records.SlurmAccounting`)."""
         return self.path / "sacct.json"
 
     @property
@@ -250,7 +250,7 @@ class ExperimentFolder:
         return self.path / "verification.json"
 
     def rerun(self, gate: str, cell: str, seed: int) -> RunFolder:
-        """The folder of a run made again to verify it; beside the runs, and no part of the books."""
+        """The folder of a run made again to verify it; beside the runs, and no part of the ledger."""
         return RunFolder(self.path / "verification" / gate / cell / f"seed-{seed}")
 
     def ablation(self, name: str) -> ExperimentFolder:

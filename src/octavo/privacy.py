@@ -1,6 +1,6 @@
 """What leaves no machine: paths of homes, values of secrets, and names of computers.
 
-Errors are written into the books of a run, and the books into bundles. They are cleaned where they are written
+Errors are written into the attempts of a run, and the attempts into bundles. They are cleaned where they are written
 (`redact`); whatever is packed is looked through all the same (`leak`), and computers are given other names (`Labels`).
 A secret is found by the name that it has (`HF_TOKEN=...`) or by its own form (`hf_...`).
 """

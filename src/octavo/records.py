@@ -218,7 +218,7 @@ class SlurmRow(Record):
         return self.job, self.submit
 
 
-class SlurmBooks(Record):
+class SlurmAccounting(Record):
     """`sacct.json`: what Slurm's accounting said of an experiment's jobs."""
 
     schema_version: int = SCHEMA_VERSION

@@ -1,4 +1,4 @@
-"""Every attempt is in the books, for as long as it held its devices, whatever became of it."""
+"""Every attempt is in the ledger, for as long as it held its devices, whatever became of it."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def books(root: Path, **arguments: object) -> tuple[Experiment, ExperimentFolder]:
+def synthetic(root: Path, **arguments: object) -> tuple[Experiment, ExperimentFolder]:
     folder = write_experiment(root, cells=CELLS, seeds=(1, 2), steps=100, ablations={}, **arguments)  # type: ignore[arg-type]
     return load_experiment(folder.name, ConfigFolders(root / "configs")), ExperimentFolder(Path("results/synthetic"))
 
 
 def test_hours_are_devices_times_wall_clock(root: Path) -> None:
     """Dense: 10 s of start-up and 100 steps of 1 s; MoE: steps of 1.35 s. One device, 2 dollars an hour."""
-    experiment, _ = books(root)
+    experiment, _ = synthetic(root)
     frame = attempts_frame(experiment).set_index(["cell", "seed"])
     assert frame.loc[("dense-bf16", 1), "device_hours"] == pytest.approx(110 / 3600)
     assert frame.loc[("moe-bf16", 2), "device_hours"] == pytest.approx(145 / 3600)
@@ -44,7 +44,7 @@ def test_hours_are_devices_times_wall_clock(root: Path) -> None:
 
 def test_a_lost_attempt_is_counted_beside_the_one_that_finished(root: Path) -> None:
     """Killed at step 60, gone on from the checkpoint at step 50: 10 + 60 s, and 10 + 50 s."""
-    experiment, _ = books(root, failures={("dense-bf16", 1): Failure(60)})
+    experiment, _ = synthetic(root, failures={("dense-bf16", 1): Failure(60)})
     own = attempts_frame(experiment).query("cell == 'dense-bf16' and seed == 1")
     assert own["state"].tolist() == ["node_failure", "completed"]
     assert own["first_step"].tolist() == [0, 50]
@@ -52,14 +52,14 @@ def test_a_lost_attempt_is_counted_beside_the_one_that_finished(root: Path) -> N
 
 
 def test_work_under_another_configuration_stays_paid_for(root: Path) -> None:
-    experiment, _ = books(root, superseded=[("moe-bf16", 1)])
+    experiment, _ = synthetic(root, superseded=[("moe-bf16", 1)])
     own = attempts_frame(experiment).query("cell == 'moe-bf16' and seed == 1")
     assert own["superseded"].tolist() == [True, False]
     assert own["device_hours"].iloc[0] == pytest.approx(1.0)  # the synthetic one took an hour
 
 
 def test_a_cell_that_the_experiment_dropped_stays_paid_for(root: Path) -> None:
-    experiment, _ = books(root)
+    experiment, _ = synthetic(root)
     fewer = load_experiment("synthetic", _without_moe(root))
     frame = attempts_frame(fewer).set_index("cell")
     assert set(frame.index) == set(CELLS)
@@ -79,7 +79,7 @@ def _without_moe(root: Path) -> ConfigFolders:
 
 
 def test_an_attempt_that_left_no_word_ends_at_its_last_line(root: Path) -> None:
-    experiment, folder = books(root, unfinished={("dense-bf16", 2): 40})
+    experiment, folder = synthetic(root, unfinished={("dense-bf16", 2): 40})
     run = folder.run("dense-bf16", 2)
     row = attempts_frame(experiment).query("cell == 'dense-bf16' and seed == 2").iloc[0]
     assert row["state"] == "killed"
@@ -88,7 +88,7 @@ def test_an_attempt_that_left_no_word_ends_at_its_last_line(root: Path) -> None:
 
 
 def test_an_attempt_that_runs_is_counted_until_now(root: Path) -> None:
-    experiment, folder = books(root, unfinished={("dense-bf16", 2): 40})
+    experiment, folder = synthetic(root, unfinished={("dense-bf16", 2): 40})
     run = folder.run("dense-bf16", 2)
     with (run.path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -101,7 +101,7 @@ def test_an_attempt_that_runs_is_counted_until_now(root: Path) -> None:
 
 
 def test_status_tells_what_is_done_how_far_the_rest_is_and_how_long_it_takes(root: Path) -> None:
-    experiment, _ = books(root, unfinished={("dense-bf16", 2): 40}, diverged=[("moe-bf16", 1)])
+    experiment, _ = synthetic(root, unfinished={("dense-bf16", 2): 40}, diverged=[("moe-bf16", 1)])
     states = {(one.cell, one.seed): one for one in run_statuses(experiment)}
     assert states[("dense-bf16", 1)].state == "done"
     assert states[("moe-bf16", 1)].state == "diverged"
@@ -112,7 +112,7 @@ def test_status_tells_what_is_done_how_far_the_rest_is_and_how_long_it_takes(roo
 
 
 def test_status_names_a_result_that_cannot_be_read(root: Path) -> None:
-    experiment, folder = books(root)
+    experiment, folder = synthetic(root)
     result = folder.run("dense-bf16", 1).result
     result.write_text(result.read_text()[:-20])
     (found,) = (one for one in run_statuses(experiment) if (one.cell, one.seed) == ("dense-bf16", 1))
@@ -122,13 +122,13 @@ def test_status_names_a_result_that_cannot_be_read(root: Path) -> None:
 
 
 def test_status_tells_a_run_on_other_text(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment, _ = books(root)
+    experiment, _ = synthetic(root)
     monkeypatch.setattr(status, "current_manifest", lambda *_: "another")
     assert {one.state for one in run_statuses(experiment) if one.cell in CELLS} == {"changed"}
 
 
 def test_the_table_survives_its_file(root: Path) -> None:
-    experiment, folder = books(root, failures={("dense-bf16", 1): Failure(60)})
+    experiment, folder = synthetic(root, failures={("dense-bf16", 1): Failure(60)})
     frame = attempts_frame(experiment)
     write_table(folder.attempts_table, frame, "attempts")
     again = read_table(folder.attempts_table, "attempts", made_by="test")

@@ -18,8 +18,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from octavo.accounting import ledger as books
-from octavo.accounting import slurm
+from octavo.accounting import ledger, slurm
 from octavo.accounting.reconcile import reconcile
 from octavo.cli import app
 from octavo.errors import OctavoError
@@ -219,7 +218,7 @@ def test_an_attempt_ended_as_slurm_says_but_for_what_only_the_trainer_knows(
 
 
 def attempt(start: datetime, seconds: float, job: str, number: int = 1) -> dict[str, Any]:
-    """A row of the books by the trainer's word, one device."""
+    """A row of the ledger by the trainer's word, one device."""
     return {
         "experiment": "books", "cell": "moe-bf16", "seed": 1, "attempt": number, "job": job, "submit": None,
         "state": "signalled", "nodes": "node1", "devices": 1, "device_kind": "cpu", "start": start,
@@ -262,7 +261,7 @@ def test_two_attempts_in_one_allocation_share_its_time(experiment: Experiment, r
 
 @pytest.mark.parametrize("lag", [40, 20, -20, -40, -80])
 def test_a_nodes_clock_may_be_off(experiment: Experiment, rows: list[SlurmRow], lag: int) -> None:
-    """Of job 14's two rows, 5 s and 15 s on 4 GPUs and 35 s apart, each stays in the books once, whatever it is off."""
+    """Of job 14's two rows, 5 s and 15 s on 4 GPUs and 35 s apart, each is in the ledger once, whatever it is off."""
     own, off = of_run(rows, "moe-bf16", 1), timedelta(seconds=lag)
     trained = [attempt(row.start + off, row.elapsed_seconds, "14", n) for n, row in enumerate(own, 1)]
     joined = slurm.join(experiment, trained, own)
@@ -293,9 +292,9 @@ def test_what_was_read_is_kept_for_where_there_is_no_slurm(
 ) -> None:
     monkeypatch.setattr(slurm, "available", lambda: True)
     monkeypatch.setattr(slurm, "query", lambda *_, **__: rows)
-    there = books.attempts_frame(experiment)
+    there = ledger.attempts_frame(experiment)
     monkeypatch.setattr(slurm, "available", lambda: False)
-    elsewhere = books.attempts_frame(experiment)
+    elsewhere = ledger.attempts_frame(experiment)
     assert json.loads(experiment.folder.sacct.read_text())["schema_version"] == 1
     assert len(there) == len(rows)
     assert there.equals(elsewhere)
@@ -314,7 +313,7 @@ def test_rows_that_slurm_has_forgotten_stay(
 def test_our_books_reconcile(experiment: Experiment, rows: list[SlurmRow], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "available", lambda: True)
     monkeypatch.setattr(slurm, "query", lambda *_, **__: rows)
-    found = reconcile(books.attempts_frame(experiment), rows, [], {"14": 4})
+    found = reconcile(ledger.attempts_frame(experiment), rows, [], {"14": 4})
     assert found.differences == []
     ended = [row for row in rows if row.state != "RUNNING"]
     assert found.compared == len(ended) == 13
@@ -327,7 +326,7 @@ def test_reconcile_names_what_differs(
     """Two seconds more, a GPU fewer, a row that only sacct has, one that only we have: four differences."""
     monkeypatch.setattr(slurm, "available", lambda: True)
     monkeypatch.setattr(slurm, "query", lambda *_, **__: rows[:-1])
-    frame = books.attempts_frame(experiment)
+    frame = ledger.attempts_frame(experiment)
     ended = [row for row in rows if row.state != "RUNNING"]
     ended[0] = ended[0].model_copy(update={"elapsed_seconds": ended[0].elapsed_seconds + 2})
     ended[1] = ended[1].model_copy(update={"devices": 1})
@@ -348,7 +347,7 @@ def test_attempts_of_jobs_that_sacct_does_not_know_do_not_reconcile(experiment: 
         device_count=1, exit_reason="completed", first_step=0, last_step=9, slurm_job_id="5", run_fingerprint="x",
     )  # fmt: skip
     folder.attempts.write_text(record.model_dump_json() + "\n")
-    (difference,) = reconcile(books.attempts_frame(experiment), [], [], {}).differences
+    (difference,) = reconcile(ledger.attempts_frame(experiment), [], [], {}).differences
     assert difference.job == "5"
 
 
@@ -358,7 +357,7 @@ def test_our_own_copy_of_what_sacct_has_purged_is_no_witness(
     """Three rows are gone: they are neither compared nor different, but counted."""
     monkeypatch.setattr(slurm, "available", lambda: True)
     monkeypatch.setattr(slurm, "query", lambda *_, **__: rows)
-    found = reconcile(books.attempts_frame(experiment), rows[3:], rows, {})
+    found = reconcile(ledger.attempts_frame(experiment), rows[3:], rows, {})
     assert (found.compared, found.purged, found.differences) == (10, 3, [])
 
 
@@ -368,7 +367,7 @@ def test_gpus_fewer_than_were_trained_on_do_not_reconcile(
     """Both sides would read the same number out of sacct: the trainer's is another witness."""
     monkeypatch.setattr(slurm, "available", lambda: True)
     monkeypatch.setattr(slurm, "query", lambda *_, **__: rows)
-    (difference,) = reconcile(books.attempts_frame(experiment), rows, [], {"15": 8}).differences
+    (difference,) = reconcile(ledger.attempts_frame(experiment), rows, [], {"15": 8}).differences
     assert difference.what == "6 devices in sacct, but 8 trained"
 
 
@@ -378,7 +377,7 @@ def test_where_slurm_counts_no_gpus_the_seconds_alone_are_compared(
     untracked = parsed(UNTRACKED)
     monkeypatch.setattr(slurm, "available", lambda: True)
     monkeypatch.setattr(slurm, "query", lambda *_, **__: untracked)
-    found = reconcile(books.attempts_frame(experiment), untracked, [], {})
+    found = reconcile(ledger.attempts_frame(experiment), untracked, [], {})
     assert (found.compared, found.seconds_only, found.differences) == (13, 13, [])
     assert found.slurm_device_hours == pytest.approx(found.device_hours)
 
@@ -436,29 +435,29 @@ def test_a_sacct_that_fails_is_asked_again_and_then_the_ledger_is_provisional(
 ) -> None:
     """The trainer's 60 s on 1 core stand in for 90 s on 4: said, not silent; the next time is Slurm's again."""
     write_sacct(tmp_path, REFUSED)
-    frame = books.attempts_frame(on_slurm)
+    frame = ledger.attempts_frame(on_slurm)
     assert len(calls(tmp_path)) == 3
     assert frame["device_hours"].tolist() == [60 / 3600]
     assert frame["source"].tolist() == ["attempts.jsonl; provisional: sacct was not read"]
-    (reason,) = books.provisional(frame)
+    (reason,) = ledger.provisional(frame)
     assert reason.startswith("Slurm's accounting was not read for 1 of 1 attempts")
     assert not on_slurm.folder.sacct.exists()
 
     write_sacct(tmp_path, ANSWERS)
-    frame = books.attempts_frame(on_slurm)
+    frame = ledger.attempts_frame(on_slurm)
     assert frame["device_hours"].tolist() == [4 * 90 / 3600]
     assert frame["source"].tolist() == ["sacct"]
-    assert books.provisional(frame) == []
+    assert ledger.provisional(frame) == []
 
     write_sacct(tmp_path, REFUSED)  # what was read is kept, but there may be more by now
-    frame = books.attempts_frame(on_slurm)
+    frame = ledger.attempts_frame(on_slurm)
     assert frame["device_hours"].tolist() == [4 * 90 / 3600]
     assert frame["source"].tolist() == ["sacct; provisional: sacct was not read"]
 
 
 def test_one_answer_after_a_failure_is_enough(on_slurm: Experiment, tmp_path: Path) -> None:
     write_sacct(tmp_path, f"if [ $(wc -l < {tmp_path}/calls) = 1 ]; then {REFUSED}; fi\n{ANSWERS}")
-    assert books.attempts_frame(on_slurm)["source"].tolist() == ["sacct"]
+    assert ledger.attempts_frame(on_slurm)["source"].tolist() == ["sacct"]
     assert len(calls(tmp_path)) == 2
 
 
@@ -467,11 +466,11 @@ def test_a_slurm_without_accounting_leaves_the_trainers_hours_final(
 ) -> None:
     """Slurm says so in so many words (accounting_storage/none); elsewhere it is known to have been asked."""
     write_sacct(tmp_path, 'echo "Slurm accounting storage is disabled" >&2; exit 1')
-    frame = books.attempts_frame(on_slurm)
+    frame = ledger.attempts_frame(on_slurm)
     assert frame["source"].tolist() == ["attempts.jsonl"]
-    assert books.provisional(frame) == []
+    assert ledger.provisional(frame) == []
     monkeypatch.setattr(slurm, "available", lambda: False)
-    assert books.attempts_frame(on_slurm)["source"].tolist() == ["attempts.jsonl"]
+    assert ledger.attempts_frame(on_slurm)["source"].tolist() == ["attempts.jsonl"]
 
 
 def test_hours_of_slurm_jobs_that_were_never_asked_for_are_provisional(
@@ -479,14 +478,14 @@ def test_hours_of_slurm_jobs_that_were_never_asked_for_are_provisional(
 ) -> None:
     """Where there is no sacct, and it was never read where there was one."""
     monkeypatch.setattr(slurm, "available", lambda: False)
-    frame = books.attempts_frame(on_slurm)
+    frame = ledger.attempts_frame(on_slurm)
     assert frame["source"].tolist() == ["attempts.jsonl; provisional: sacct was not read"]
 
 
 def test_rows_that_still_run_are_provisional(experiment: Experiment, rows: list[SlurmRow]) -> None:
     running = pd.DataFrame(slurm.join(experiment, [], rows))
     assert (running["state"] == "running").sum() == 1
-    assert books.provisional(running) == ["1 of 14 attempts had not ended: their hours go on"]
+    assert ledger.provisional(running) == ["1 of 14 attempts had not ended: their hours go on"]
 
 
 def test_reconcile_with_nothing_to_compare_says_so_and_fails(on_slurm: Experiment, tmp_path: Path) -> None:
@@ -515,7 +514,7 @@ def test_an_ablation_alone_reconciles(on_slurm: Experiment, tmp_path: Path) -> N
     assert not on_slurm.folder.attempts_table.exists()
     done = run(app, ["reconcile", "results/books"])
     assert done.exit_code == 0, done.stdout
-    assert done.stdout.startswith("1 attempts compared: 0.1000 device-hours in our books, 0.1000 in sacct")  # 4 x 90 s
+    assert done.stdout.startswith("1 attempts compared: 0.1000 device-hours in our ledger, 0.1000 in sacct")  # 4 x 90 s
 
 
 def test_aggregate_and_status_say_that_the_ledger_is_provisional(on_slurm: Experiment, tmp_path: Path) -> None:
@@ -527,11 +526,11 @@ def test_aggregate_and_status_say_that_the_ledger_is_provisional(on_slurm: Exper
         done = run(app, ["aggregate", "results/books"])
         assert done.exit_code == 0
         assert "the ledger is provisional: Slurm's accounting was not read for 1 of 1 attempts" in done.stderr
-        assert books.times_provisional(on_slurm.folder) == count
+        assert ledger.times_provisional(on_slurm.folder) == count
     assert "the ledger is provisional: Slurm's" in run(app, ["status", "results/books"]).stdout
     write_sacct(tmp_path, ANSWERS)
     assert run(app, ["aggregate", "results/books"]).stderr == ""
-    assert books.times_provisional(on_slurm.folder) == 2
+    assert ledger.times_provisional(on_slurm.folder) == 2
     assert "provisional" not in run(app, ["status", "results/books"]).stdout
 
 

@@ -187,7 +187,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "8 not testable": ("08-less-traffic", "not testable here", {}),
     # claim 9: arithmetic on published figures (its other verdict: see below)
     "9 supported": ("09-published-figures", "supported", {"precisions": BF16}),
-    # claim 10: the books
+    # claim 10: the ledger
     "10 supported": ("10-all-in-cost", "supported", {}),
     "10 not testable, nothing else was run": (
         "10-all-in-cost", "not testable here", {"precisions": BF16, "ablations": {}},

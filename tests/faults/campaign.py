@@ -136,7 +136,7 @@ class Campaign:
         return self.folder.run(cell, 1)
 
     def attempts(self, cell: str) -> list[AttemptRecord]:
-        """The books of a run."""
+        """The attempts of a run."""
         return read_lines(self.run_folder(cell).attempts, AttemptRecord)
 
     def restore(self) -> None:

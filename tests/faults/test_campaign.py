@@ -1,6 +1,6 @@
 """Kill, fill, freeze and break; then the same command again: the results must be those of an undisturbed run.
 
-Every kill is SIGKILL to the process and its children at a seeded random time of its undisturbed duration. The books
+Every kill is SIGKILL to the process and its children at a seeded random time of its undisturbed duration. The attempts
 must hold every attempt that got as far as writing itself down.
 """
 
@@ -51,7 +51,7 @@ def test_training_killed_at_random_points(campaign: Campaign) -> None:
             assert campaign.forge.run(*campaign.train(cell)) == 0, campaign.forge.said()
             campaign.assert_same_run(cell)
             attempts = campaign.attempts(cell)
-            assert len(attempts) == written + (not was_complete)  # every attempt is in the books
+            assert len(attempts) == written + (not was_complete)  # every attempt is in the ledger
             assert [one.attempt for one in attempts] == list(range(1, len(attempts) + 1))
             # the attempt ends before its result is written: a kill between the two leaves one without the other
             assert all(one.exit_reason in ("killed", "completed") for one in attempts[:-1])
@@ -75,7 +75,7 @@ def test_a_stage_killed_at_random_points(campaign: Campaign, stage: str) -> None
 @pytest.mark.parametrize("cell", ["dense-bf16", "moe-fp8_tensorwise"])
 @pytest.mark.parametrize("free", [0, 12_000, 80_000])
 def test_disk_full_while_training(campaign: Campaign, cell: str, free: int) -> None:
-    """No room for the configuration; for some of the books; for a part of a checkpoint."""
+    """No room for the configuration; for some of the attempts; for a part of a checkpoint."""
     with disk(campaign):
         clear(campaign, cell)
         with campaign.count("disk full while training"):

@@ -337,7 +337,7 @@ def test_what_a_lost_attempt_took_is_in_the_ledger(report: Path) -> None:
 
 def test_the_ledger_says_where_its_hours_are_from_and_what_they_leave_out(report: Path) -> None:
     text = flat(" ".join(page.extract_text() for page in PdfReader(report / "report.pdf").pages))
-    assert "The books are from attempts.jsonl. Runs that octavo verify makes again are in none." in text
+    assert "The ledger is from attempts.jsonl. It does not count runs that octavo verify makes again." in text
 
 
 def test_an_ablation_has_two_pages_and_its_own_cells_alone(report: Path, root: Path) -> None:

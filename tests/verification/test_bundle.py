@@ -118,7 +118,7 @@ def test_no_home_and_no_checkout_is_in_it(bundle: Path, whole: Path) -> None:
     assert f"{Path.home()}/".encode() not in everything
 
 
-def test_what_the_books_say_of_an_error_is_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_attempts_say_of_an_error_is_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OCTAVO_ROOT", str(tmp_path))
     said = f"no such file: {tmp_path}/results/x, {Path.home()}/y, /home/else/z, /root/w, /Users/else/v; HF_TOKEN=hf_123"
     assert redact(said) == "no such file: results/x, ~/y, ~/z, ~/w, ~/v; HF_TOKEN=..."
@@ -127,7 +127,7 @@ def test_what_the_books_say_of_an_error_is_cleaned(tmp_path: Path, monkeypatch: 
 
 
 def with_text(folder: ExperimentFolder, text: str) -> None:
-    """The text as an error in the books, with all hashes made to fit."""
+    """The text as an error in the attempts, with all hashes made to fit."""
     run = folder.run("moe-bf16", 1)
     value = json.loads(run.attempts.read_text())
     run.attempts.write_text(json.dumps({**value, "error": text}) + "\n")
@@ -190,14 +190,14 @@ def test_no_checkpoint_and_no_text_is_in_it(bundle: Path) -> None:
 
 
 def test_computers_have_labels_instead_of_their_names(folder: ExperimentFolder, tmp_path: Path) -> None:
-    """`node0` in every book and error becomes `node-1`, and the tables are what `octavo aggregate` makes of that."""
+    """`node0` in every attempt and error becomes `node-1`, and the tables are what `octavo aggregate` makes of that."""
     with_text(folder, "node0: cannot reach node0.cluster:29500")
 
     def said(archive: Path) -> str:
         unpack(archive, tmp_path / archive.stem)
         results = tmp_path / archive.stem / "results" / "synthetic"
-        books = "".join(path.read_text() for path in results.rglob("attempts.jsonl"))
-        return books + str(pd.read_parquet(results / "attempts.parquet")["nodes"].unique())
+        attempts = "".join(path.read_text() for path in results.rglob("attempts.jsonl"))
+        return attempts + str(pd.read_parquet(results / "attempts.parquet")["nodes"].unique())
 
     labelled = said(write_bundle(folder, tmp_path / "labelled.zip"))
     assert "node0" not in labelled

@@ -1,4 +1,4 @@
-"""The books: every attempt at every run, with what it held, for how long, and what that cost.
+"""The ledger: every attempt at every run, with what it held, for how long, and what that cost.
 
 Nothing is free: attempts that failed, were pre-empted, ran under a configuration that the experiment no longer has, or
 belong to a cell that it no longer names are all in here (they are marked `superseded`); which hours the final results
@@ -77,7 +77,7 @@ def times_provisional(folder: ExperimentFolder) -> int:
 
 
 def trainers_rows(experiment: Experiment) -> list[dict[str, Any]]:
-    """The books by the trainer's word alone: every line of every `attempts.jsonl`."""
+    """The ledger by the trainer's word alone: every line of every `attempts.jsonl`."""
     return [row for folder in experiment.folder.run_folders() for row in _rows(experiment, folder)]
 
 

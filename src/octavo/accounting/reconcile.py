@@ -1,4 +1,4 @@
-"""Do our books agree with Slurm's? Every attempt against what `sacct` says now, to the second.
+"""Does our ledger agree with Slurm's accounting? Every attempt against what `sacct` says now, to the second.
 
 Rows that we kept (`sacct.json`) are no witnesses: what sacct has purged since is not compared, and that is said. Nor is
 a number of GPUs that Slurm did not count. Where it did, it is held against what the trainer found as well, which is not
@@ -30,7 +30,7 @@ Key = tuple[str, datetime]
 
 @dataclass(frozen=True)
 class Difference:
-    """One row that the two books do not agree on."""
+    """One row that the ledger and sacct do not agree on."""
 
     job: str
     submit: datetime | None
@@ -44,18 +44,18 @@ class Reconciliation:
 
     compared: int
     device_hours: float
-    """By our books, over the rows compared."""
+    """By our ledger, over the rows compared."""
     slurm_device_hours: float
     differences: list[Difference]
     purged: int
-    """Rows of our books that sacct had once and has no more: not compared."""
+    """Rows of our ledger that sacct had once and has no more: not compared."""
     seconds_only: int
     """Rows compared whose number of devices Slurm does not count; it is ours in both sums."""
 
 
 @dataclass
 class _Ours:
-    """What our books say of one row of Slurm's: the attempts made in it, added up."""
+    """What our ledger says of one row of Slurm's: the attempts made in it, added up."""
 
     run: str
     devices: int
@@ -69,7 +69,7 @@ def reconcile(
 ) -> Reconciliation:
     """Compare `attempts.parquet` with `rows`, which sacct has now; attempts without a Slurm job are not compared.
 
-    `kept`: the rows that it had when the books were made; `trained`: job -> devices that the trainer found (GPUs alone:
+    `kept`: the rows that it had when the ledger was made; `trained`: job -> devices that the trainer found (GPUs alone:
     a process on a CPU may hold several cores).
     """
     ours, differences = _our_rows(attempts.loc[attempts["job"].notna()].to_dict("records"))
@@ -85,7 +85,7 @@ def reconcile(
     gone = [key for key in ours if key not in ended and key not in moving]
     for key in gone:
         if key not in before:
-            differences.append(Difference(*key, ours[key].run, f"in our books alone: {ours[key].seconds:.0f} s"))
+            differences.append(Difference(*key, ours[key].run, f"in our ledger alone: {ours[key].seconds:.0f} s"))
     return Reconciliation(
         compared=len(both),
         device_hours=sum(ours[key].device_hours for key in both),
@@ -120,7 +120,7 @@ def made_tables(experiment: Experiment, folder: ExperimentFolder) -> tuple[pd.Da
 
 
 def _our_rows(attempts: list[dict[Any, Any]]) -> tuple[dict[Key, _Ours], list[Difference]]:
-    """Our books by Slurm's key, and the attempts of jobs that they found no row for."""
+    """Our ledger by Slurm's key, and the attempts of jobs that they found no row for."""
     ours: dict[Key, _Ours] = {}
     strangers = []
     for one in attempts:

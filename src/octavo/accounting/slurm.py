@@ -1,11 +1,11 @@
-"""Slurm's own books: what `sacct` says of an experiment's jobs, joined to its runs.
+"""Slurm's own accounting: what `sacct` says of an experiment's jobs, joined to its runs.
 
 Slurm keeps one row for every time that a job held devices: a job that was pre-empted or requeued has earlier rows under
 the same number, shown only with `--duplicates`, so a row's key is (JobID, Submit). Device-hours are the row's allocated
 GPUs (AllocTRES gres/gpu), or cores on a cluster of CPUs, x ElapsedRaw, whole seconds. Where AccountingStorageTRES does
-not list gres/gpu a row has no GPUs: they are then those that the trainer found, or that were asked for, and the books'
-column `source` says so. What has been read is kept in `results/<experiment>/sacct.json`, so that a report can be made
-again where there is no Slurm, and after the site has purged its accounting.
+not list gres/gpu a row has no GPUs: they are then those that the trainer found, or that were asked for, and the
+ledger's column `source` says so. What has been read is kept in `results/<experiment>/sacct.json`, so that a report can
+be made again where there is no Slurm, and after the site has purged its accounting.
 
 A `sacct` that does not answer is not a Slurm without accounting: it is asked again, and where that fails the rows that
 rest on it are marked PROVISIONAL, because what it would have said is not known.
@@ -36,7 +36,7 @@ from octavo.experiment.cluster import gives_gpus
 from octavo.experiment.run import Experiment
 from octavo.files import write_json
 from octavo.layout import repository
-from octavo.records import ExitReason, SlurmBooks, SlurmRow, read_record
+from octavo.records import ExitReason, SlurmAccounting, SlurmRow, read_record
 
 WAITS = (2.0, 10.0)
 """Seconds before sacct is asked a second and a third time: slurmdbd is restarted in less."""
@@ -113,7 +113,7 @@ def read_accounting(experiment: Experiment, attempts: list[dict[str, Any]], *, a
 
     `attempts` are the ledger's rows by the trainer's word. What is read is kept in `sacct.json`.
     """
-    kept = kept_books(experiment)
+    kept = kept_accounting(experiment)
     if not (ask and available()):
         return Accounting(kept.rows, frozenset(kept.unknown), unanswered=False)
     try:
@@ -122,17 +122,17 @@ def read_accounting(experiment: Experiment, attempts: list[dict[str, Any]], *, a
         return Accounting(kept.rows, frozenset(kept.unknown), unanswered=True)
     rows = _ordered({row.key: row for row in [*kept.rows, *found]})
     unknown = sorted({one["job"] for one in attempts if one["job"]} - {row.job for row in rows})
-    books = SlurmBooks(rows=rows, unknown=unknown)
-    if books != kept:
-        write_json(experiment.folder.sacct, books.model_dump(mode="json"))
+    read = SlurmAccounting(rows=rows, unknown=unknown)
+    if read != kept:
+        write_json(experiment.folder.sacct, read.model_dump(mode="json"))
     return Accounting(rows, frozenset(unknown), unanswered=False)
 
 
-def kept_books(experiment: Experiment) -> SlurmBooks:
+def kept_accounting(experiment: Experiment) -> SlurmAccounting:
     """What was read before; empty where nothing was."""
     path = experiment.folder.sacct
     made_by = f"octavo aggregate {experiment.folder.path}, on the cluster"
-    return read_record(path, SlurmBooks, made_by=made_by) if path.exists() else SlurmBooks(rows=[])
+    return read_record(path, SlurmAccounting, made_by=made_by) if path.exists() else SlurmAccounting(rows=[])
 
 
 def with_slurms_hours(
@@ -280,7 +280,7 @@ def exit_reason(state: str, said: str | None) -> str:
 
 
 def join(experiment: Experiment, attempts: list[dict[str, Any]], rows: list[SlurmRow]) -> list[dict[str, Any]]:
-    """The books' rows with Slurm's hours in place of the trainer's.
+    """The ledger's rows with Slurm's hours in place of the trainer's.
 
     `attempts` are rows of `octavo.accounting.ledger` by the trainer's word. One whose job Slurm knows takes the job's
     hours from the time it was allocated to its release, start of the container included; a row of Slurm's in which
@@ -318,19 +318,19 @@ def _row_of(attempt: dict[str, Any], rows: list[SlurmRow]) -> SlurmRow | None:
 
 
 def _of_row(experiment: Experiment, row: SlurmRow, attempts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The books' rows of one row of Slurm's: its time, divided where more than one attempt was made in it."""
+    """The ledger's rows of one row of Slurm's: its time, divided where more than one attempt was made in it."""
     if not attempts:
         attempts = [_orphan(experiment, row)]
     attempts = sorted(attempts, key=lambda one: one["start"])
     inner = (min(max(one["start"], row.start), row.end) for one in attempts[1:])  # by the node's clock
     borders = [row.start, *inner, row.end]
     whole = max((row.end - row.start).total_seconds(), 1e-9)
-    books = []
+    divided = []
     for attempt, (start, end) in zip(attempts, pairwise(borders), strict=True):
         share = (end - start).total_seconds() / whole if len(attempts) > 1 else 1.0
         devices, source = _devices(row, attempt)
         hours = devices * row.elapsed_seconds * share / 3600  # suspended time is not in elapsed
-        books.append(
+        divided.append(
             attempt
             | {
                 "job": row.job,
@@ -346,7 +346,7 @@ def _of_row(experiment: Experiment, row: SlurmRow, attempts: list[dict[str, Any]
                 "source": source,
             }
         )
-    return books
+    return divided
 
 
 def _devices(row: SlurmRow, attempt: dict[str, Any]) -> tuple[int, str]:

@@ -153,7 +153,7 @@ def _numbers(key: str, default: int | None) -> dict[str, int]:
 
 
 def comment(experiment: str, cell: str, seed: int) -> str:
-    """The comment that the executor gives a training job: what joins Slurm's books to runs (`check_comments`)."""
+    """The comment that the executor gives a training job: what joins Slurm's rows to runs (`check_comments`)."""
     return f"rule_train_wildcards_{experiment}_{cell}_{seed}"
 
 

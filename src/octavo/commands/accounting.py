@@ -1,4 +1,4 @@
-"""`octavo status`: how far an experiment is. `octavo reconcile`: whether its books agree with Slurm's."""
+"""`octavo status`: how far an experiment is. `octavo reconcile`: whether its ledger agrees with Slurm's."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def reconcile(experiment: ExperimentArgument) -> None:
     if not slurm.available():
         raise OctavoError("Slurm's accounting cannot be read here", where="sacct", fix="run this on the cluster")
     attempts, cells = made_tables(loaded, folder)
-    kept, word = slurm.kept_books(loaded).rows, trainers_rows(loaded)
+    kept, word = slurm.kept_accounting(loaded).rows, trainers_rows(loaded)
     gpus = gives_gpus(loaded.cluster, loaded.device)
     trained = {row["job"]: row["devices"] for row in word if gpus and row["job"]}
     rows = [row for row in slurm.query(loaded, word, kept) if row.cell in cells]
@@ -82,7 +82,7 @@ def reconcile(experiment: ExperimentArgument) -> None:
     for one in found.differences:
         typer.echo(f"{one.run}  job {one.job}  {one.what}")
     typer.echo(
-        f"{found.compared} attempts compared: {found.device_hours:.4f} device-hours in our books, "
+        f"{found.compared} attempts compared: {found.device_hours:.4f} device-hours in our ledger, "
         f"{found.slurm_device_hours:.4f} in sacct, {len(found.differences)} differences"
     )
     if found.purged:

@@ -112,7 +112,7 @@ def aggregate(
 ) -> ExperimentFolder:
     """Write the tables of an experiment, or of one ablation and its baselines; the folder that they are in.
 
-    `attempts` are the experiment's books (`octavo.accounting.ledger.attempts_frame`); `into` is another folder.
+    `attempts` are the experiment's ledger (`octavo.accounting.ledger.attempts_frame`); `into` is another folder.
     Raises OctavoError for a run that was trained under another configuration or on another data set than the others,
     or whose files are damaged or not those that its result was written with.
     """
@@ -120,9 +120,9 @@ def aggregate(
 
     cells = experiment.ablation_cells(ablation) if ablation else list(experiment.cells.values())
     target = into or (folder.ablation(ablation) if ablation else folder)
-    if ablation:  # otherwise cells and seeds that the experiment no longer has stay in the books: they were paid for
+    if ablation:  # otherwise cells and seeds that the experiment no longer has stay in the ledger: they were paid for
         attempts = attempts.loc[attempts["cell"].isin([cell.cell for cell in cells])]
-    books = _Books.of(attempts)
+    ledger = _Ledger.of(attempts)
     rows, damaged = [], {}
     data = current_manifest(experiment.file.data, experiment.file.tokenizer)
     with _StepsWriter(target.steps_table) as steps:
@@ -131,7 +131,7 @@ def aggregate(
             steps.add(table)
             for run in runs:
                 data = _same_data(run, data)
-                rows.append(_run_row(run, books))
+                rows.append(_run_row(run, ledger))
                 damaged |= {run.name: run.contradictions} if run.contradictions else {}
         _refuse(damaged, folder)
     write_table(target.attempts_table, attempts, "attempts")
@@ -397,7 +397,7 @@ class _StepsWriter:
 
 
 @dataclass(frozen=True)
-class _Books:
+class _Ledger:
     """The attempts of all runs, by column: to cut a frame out of another for every run takes longer than to read it."""
 
     rows: dict[tuple[str, int], np.ndarray]
@@ -409,7 +409,7 @@ class _Books:
     """Hours, energy and money; NaN where an attempt's is not known."""
 
     @classmethod
-    def of(cls, attempts: pd.DataFrame) -> _Books:
+    def of(cls, attempts: pd.DataFrame) -> _Ledger:
         amounts = {
             name: attempts[name].to_numpy(dtype=float, na_value=np.nan)
             for name in ("device_hours", "energy_kwh", "cost")
@@ -440,7 +440,7 @@ class _Books:
         }
 
 
-def _run_row(run: _Run, books: _Books) -> dict[str, Any]:
+def _run_row(run: _Run, ledger: _Ledger) -> dict[str, Any]:
     cell, result = run.cell.config, run.result
     experts = cell.model.experts
     counted = result or run.cell
@@ -471,7 +471,7 @@ def _run_row(run: _Run, books: _Books) -> dict[str, Any]:
         "device_kind": result.device_kind if result else None,
         "device_count": result.device_count if result else cell.parallelism.world_size,
         "emulated": counted.emulated,
-        **books.costs(cell.cell, run.seed, run.kept),
+        **ledger.costs(cell.cell, run.seed, run.kept),
         "run_fingerprint": run.fingerprint,
         "data_manifest_sha256": result.data_manifest_sha256 if result else None,
         **(_losses_of(cell, result) if result else {}),

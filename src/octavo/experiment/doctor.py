@@ -104,7 +104,7 @@ def _accounting() -> Finding:
     if output_of(["sacct", "--noheader", "--allocations", "--starttime", "now"]) is None:
         return Finding("sacct", "note", "it fails: either Slurm keeps no accounting here, or slurmdbd is away",
                        "ask for slurmdbd")  # fmt: skip
-    return Finding("sacct", "ok", "Slurm's own books are used")
+    return Finding("sacct", "ok", "Slurm's own accounting is used")
 
 
 def output_of(command: list[str]) -> str | None:

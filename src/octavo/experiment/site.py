@@ -227,7 +227,7 @@ def _wall_of(slurm: Slurm, qos: str) -> Finding:
 
 
 def _counted(settings: dict[str, str]) -> Finding:
-    """Whether the books will have Slurm's own GPUs."""
+    """Whether Slurm counts GPUs: the ledger then has its numbers."""
     tracked = settings.get("AccountingStorageTRES", "").lower().split(",")
     if any(one.startswith("gres/gpu") for one in tracked):
         return Finding("accounting", "ok", "counts GPUs")

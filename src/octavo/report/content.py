@@ -72,7 +72,7 @@ def against_baseline(inputs: Inputs, charts: dict[str, Chart]) -> list[Section]:
 
 
 def _date(inputs: Inputs) -> tuple[int, int, int, int, int, int]:
-    """When the last attempt ended; the epoch's beginning for imports without books."""
+    """When the last attempt ended; the epoch's beginning for imports, which have no attempts."""
     last = inputs.attempts["end"].max()
     last = pd.Timestamp(0, tz="UTC") if pd.isna(last) else last
     return last.year, last.month, last.day, last.hour, last.minute, last.second

@@ -170,7 +170,7 @@ class Journal:
             raise unwritable(self.folder.metrics, error) from error
 
     def close(self, reason: ExitReason, last_step: int, error: str | None = None, **measured: Any) -> None:
-        """End the attempt. Errors may name places and secrets of the machine, which the books do not hold."""
+        """End the attempt. Errors may name places and secrets of the machine, which the ledger does not hold."""
         self._metrics.close()
         ended = self.attempt.model_copy(
             update={

@@ -297,7 +297,7 @@ class _Trainer:
     # --- ending -------------------------------------------------------------------------------------------------------
 
     def _write_result(self, ending: Ending) -> None:
-        """End the attempt and write what the run came to: the result vouches for the books, so it is the last."""
+        """End the attempt, then write the result, which holds the hash of the attempts."""
         run, validation = self.run, None
         if ending == "completed":
             probe = self.routers if self.routers.layers else None

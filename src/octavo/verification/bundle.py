@@ -186,16 +186,18 @@ def _reported(folder: ExperimentFolder) -> list[tuple[ExperimentFolder, str | No
 
 
 def _label_hosts(crate: Path, folder: ExperimentFolder) -> None:
-    """Give computers labels in the books that a bundle holds, in the order in which runs began on them.
+    """Give computers labels in the attempts that a bundle holds, in the order in which runs began on them.
 
     A result holds the hash of its attempts, so it is made to fit.
     """
     labels = Labels()
-    books = {path: [json.loads(line) for line in _whole_lines(path)] for path in sorted(crate.rglob("attempts.jsonl"))}
-    for attempt in sorted((one for lines in books.values() for one in lines), key=lambda one: str(one["start"])):
+    attempts = {
+        path: [json.loads(line) for line in _whole_lines(path)] for path in sorted(crate.rglob("attempts.jsonl"))
+    }
+    for attempt in sorted((one for lines in attempts.values() for one in lines), key=lambda one: str(one["start"])):
         attempt["nodes"] = [labels.of(nodes) for nodes in attempt["nodes"]]
         attempt["host"] = labels.of(attempt["host"])
-    for path, lines in books.items():
+    for path, lines in attempts.items():
         for attempt in lines:
             attempt["error"] = attempt.get("error") and labels.within(attempt["error"])
         path.write_text("".join(f"{json.dumps(one)}\n" for one in lines), encoding="utf-8")

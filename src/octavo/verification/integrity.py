@@ -156,7 +156,7 @@ def _check_result(experiment: Experiment, cell: CellConfig, seed: int, folder: R
 
 
 def _check_attempts(folder: RunFolder) -> Iterator[str]:
-    """Whether the books of a run are whole, and no attempt is shorter than what it logged took."""
+    """Whether the attempts of a run are all there, and no attempt is shorter than what it logged took."""
     attempts = read_lines(folder.attempts, AttemptRecord)
     if [one.attempt for one in attempts] != list(range(1, len(attempts) + 1)):
         yield "attempts.jsonl lacks an attempt"

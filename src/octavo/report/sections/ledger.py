@@ -37,7 +37,7 @@ def ledger(inputs: Inputs, charts: dict[str, Chart]) -> Section:
         Text(
             f"The final runs took {number(final)} {inputs.hours}; with every attempt they took {number(everything)}, "
             f"{number(everything / final) if final else MISSING} times as many, and cost {all_in}. "
-            f"The books are from {sources}. Runs that octavo verify makes again are in none."
+            f"The ledger is from {sources}. It does not count runs that octavo verify makes again."
         )
     )
     by_state = attempts.assign(state=attempts["state"].where(~attempts["superseded"], "superseded")).groupby("state")
