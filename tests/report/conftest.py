@@ -110,7 +110,7 @@ def content(drawn: dict[str, Chart]) -> Document:
         HOSTILE,
         (2026, 1, 2, 3, 4, 5),
         sections=[
-            Section("The answer", [Text("A is ahead.", "lead"), Text(HOSTILE, "note"), Text(HOSTILE)]),
+            Section("Summary", [Text("A is ahead.", "lead"), Text(HOSTILE, "note"), Text(HOSTILE)]),
             Section(
                 "Numbers",
                 [

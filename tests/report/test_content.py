@@ -92,16 +92,16 @@ def test_page_one_holds_the_numbers_of_the_tables(report: Path) -> None:
 
 
 def test_the_heading_says_who_is_ahead_on_the_same_text_and_that_hours_are_not_decided(report: Path) -> None:
-    """MoE learns 1.25 times as fast per token: a lower loss on the same text. Its steps take 1.35 times as long: by the
-    hour it is read at 74 % of its run, with its rate at 26 % of its peak, and nothing is said against it. Of eight bits
+    """MoE learns 1.25 times as fast per token: a lower loss at equal tokens. Its steps take 1.35 times as long: by the
+    hour it is read at 74 % of its run, with its rate at 26 % of its peak, and nothing is said against it. Of FP8
     three seeds tell too little."""
     page = first_page(report / "report.pdf")
     heading = re.split(r" \d+ runs ·", page.removeprefix("Octavo: synthetic "))[0]
     claims = {claim["number"]: claim for claim in json.loads((report / "claims.json").read_text())["claims"]}
     assert (claims[1]["verdict"], claims[2]["verdict"]) == ("inconclusive", "inconclusive")
     found = re.fullmatch(
-        r"At this size a mixture of experts reaches a ([\d.]+) % lower loss on the same text; it is not decided "
-        "whether a mixture needs fewer device-hours for the same loss or eight bits are harmless",
+        r"At this size a mixture of experts reaches a ([\d.]+) % lower loss at equal tokens; it is not decided "
+        "whether a mixture needs fewer device-hours for the same loss or FP8 is as accurate as BF16",
         heading,
     )
     assert found, heading
@@ -131,12 +131,12 @@ def test_page_one_has_every_verdict(report: Path) -> None:
     ("verdict", "hours", "bits", "heading"),
     [
         ("supported", "yes", "yes: less than 0.25 %",
-         ("needs 40 % fewer device-hours for the same loss; eight bits raise the loss by less than 0.25 %",)),
+         ("needs 40 % fewer device-hours for the same loss; FP8 raises the loss by less than 0.25 %",)),
         ("refuted", "no: more", "no: more than 0.25 %",
-         ("needs 40 % more device-hours for the same loss; eight bits raise the loss by more than 0.25 %",)),
+         ("needs 40 % more device-hours for the same loss; FP8 raises the loss by more than 0.25 %",)),
         ("inconclusive", "not decided", "not decided",
          ("it is not decided whether a mixture needs fewer device-hours for the same loss "
-          "or eight bits are harmless",)),
+          "or FP8 is as accurate as BF16",)),
         ("not testable here", "not testable here", "not testable here", ()),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-# Are the results reproducible? A sample of the runs is made again beside the originals. The rule records what was found
+# Verification: a sample of the runs is made again beside the originals. The rule records what was found
 # and fails only where it could not look: Snakemake deletes what a failed job wrote, and what differs is to be read.
 # `octavo verification results/<experiment>` gives the verdict as an exit status.
 

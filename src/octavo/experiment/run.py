@@ -139,7 +139,7 @@ class Experiment:
     def relative_length(self, cell: str) -> int:
         """About how long a cell's runs take, in percent of the longest, where nothing has been measured yet.
 
-        Tokens times parameters, and a tenth more where eight bits are emulated. (Times active parameters a matched
+        Tokens times parameters, and a tenth more where FP8 is emulated. (Times active parameters a matched
         pair would be even, but experts cost more than what they multiply.)
         """
 

@@ -1,4 +1,4 @@
-"""The error of FP8 sums against their length as a chart in the house's style, for `octavo accumulation --figure`."""
+"""The error of FP8 sums against their length as a chart in the report's style, for `octavo accumulation --figure`."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def charts(inputs: Inputs) -> dict[str, Chart]:
 
 
 def answer(inputs: Inputs) -> Chart | None:
-    """What a mixture needs for the dense model's loss, and what eight bits change: page one's figure."""
+    """What a mixture needs for the dense model's loss, and how FP8 changes the loss: page one's figure."""
     needs = {"tokens": "tokens", "model_flops": "model FLOPs", "device_hours": inputs.hours, "cost": "money"}
     frames = [
         _dots("needs", needs[axis], one.cell, one.resource_ratios, one.resource_ratio,
@@ -76,7 +76,7 @@ def answer(inputs: Inputs) -> Chart | None:
             frames.append(_dots("loss", row, one.cell, one.loss_differences, one.loss_difference))
     panels = {
         "needs": Axis("a mixture's need for the same loss (dense: 1)", log=True),
-        "loss": Axis("change of the loss by eight bits (%)"),
+        "loss": Axis("change of the loss by FP8 (%)"),
     }
     return _intervals(
         "answer", frames, panels, zero={"needs": 1.0, "loss": 0.0}, band={"loss": (-MARGIN, MARGIN)},

@@ -1,1 +1,1 @@
-"""Are the results reproducible, and does every number lead back to what made it?"""
+"""Verification that results are reproducible, and tracing of every number to what made it."""

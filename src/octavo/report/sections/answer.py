@@ -27,7 +27,7 @@ from octavo.report.sections.phrases import (
 from octavo.report.style import MISSING, count, duration, money, number, percent
 from octavo.statistics import ALPHA, test
 
-HOURS, EIGHT_BITS = "01-moe-saves-device-hours", "02-fp8-loss-error"
+HOURS, FP8_LOSS = "01-moe-saves-device-hours", "02-fp8-loss-error"
 """The claims that page one asks about, by their files in configs/claims."""
 LOSS_HEADER = "loss (nats per token)"
 
@@ -47,13 +47,13 @@ def answer(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     blocks += provisional_ledger(inputs)
     if "answer" in charts:
         early = any(one.ratio_bias > 0 for one in inputs.compared("architecture"))
-        hollow = " Hollow: rests on the time of emulated FP8, which says nothing of FP8." if inputs.emulated else ""
+        hollow = " Hollow: rests on the time of emulated FP8, not on FP8's own speed." if inputs.emulated else ""
         blocks.append(
             Picture(
                 "answer",
                 "Left: what a mixture of experts needs to reach the dense model's loss, as a multiple of what the "
                 "dense model needs (logarithmic scale). Right: how far FP8's final loss is from BF16's; grey: "
-                f"harmless, within {MARGIN:g} %. Pale: single seeds. Bars: 95 % intervals over paired seeds.{hollow}"
+                f"within {MARGIN:g} %. Pale: single seeds. Bars: 95 % intervals over paired seeds.{hollow}"
                 + " A run read before its decay needs more than one planned for that length."
                 * early,
                 "Dot plots of what a mixture needs for the dense model's loss and of FP8's change of the loss.",
@@ -70,7 +70,7 @@ def answer(inputs: Inputs, charts: dict[str, Chart]) -> Section:
             )
         )
     blocks += [short_table(inputs), strip(inputs.claims.claims), Text(_foot(inputs), "note")]
-    return Section("The answer", blocks)
+    return Section("Summary", blocks)
 
 
 def diverged_runs(inputs: Inputs) -> list[str]:
@@ -104,7 +104,7 @@ def _of_ablation(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     if inputs.emulated:
         blocks.append(Text(EMULATED, "note"))
     blocks += [*provisional_ledger(inputs), *curves(inputs, charts), grid_table(inputs)]
-    return Section("The answer", [*blocks, strip(tested)] if tested else blocks)
+    return Section("Summary", [*blocks, strip(tested)] if tested else blocks)
 
 
 def curves(inputs: Inputs, charts: dict[str, Chart]) -> list[Block]:
@@ -125,12 +125,12 @@ def curves(inputs: Inputs, charts: dict[str, Chart]) -> list[Block]:
 
 
 def questions(inputs: Inputs) -> tuple[Tile | None, Tile | None, Tile | None]:
-    """The three questions of page one: the same text, fewer hours, eight bits. None where nothing is compared."""
+    """Page one's tiles: loss at equal tokens, hours for the same loss, FP8's loss; None where nothing is compared."""
     claims = {claim.name: claim for claim in inputs.claims.claims}
-    return _same_text(inputs), _fewer_hours(inputs, claims.get(HOURS)), _eight_bits(claims.get(EIGHT_BITS))
+    return _loss_at_equal_tokens(inputs), _fewer_hours(inputs, claims.get(HOURS)), _fp8_loss(claims.get(FP8_LOSS))
 
 
-def _same_text(inputs: Inputs) -> Tile | None:
+def _loss_at_equal_tokens(inputs: Inputs) -> Tile | None:
     """The mixture's loss at equal tokens, judged at 5 % divided by the claims that are tested and itself.
 
     Where runs diverged, or a run was read before its decay and looks as it does for that, nothing is decided.
@@ -151,7 +151,7 @@ def _same_text(inputs: Inputs) -> Tile | None:
         "inconclusive": "too close to call" if fair else "not decided",
     }
     key = comparison_key(one, "loss_difference")
-    return Tile("Same text, lower loss?", rounded(found.value), _interval(found), verdict, words[verdict], key)
+    return Tile("Lower loss at equal tokens?", rounded(found.value), _interval(found), verdict, words[verdict], key)
 
 
 def _fewer_hours(inputs: Inputs, claim: ClaimResult | None) -> Tile | None:
@@ -165,15 +165,15 @@ def _fewer_hours(inputs: Inputs, claim: ClaimResult | None) -> Tile | None:
     return _of_claim(f"Fewer {inputs.hours} for the same loss?", claim, value, answer, more_or_fewer)
 
 
-def _eight_bits(claim: ClaimResult | None) -> Tile | None:
+def _fp8_loss(claim: ClaimResult | None) -> Tile | None:
     """The claim about FP8's loss error."""
     if claim is None:
         return None
     value = rounded(claim.effect.value) if claim.effect else MISSING
     answer = WORDS[claim.verdict]
     if claim.verdict in ("supported", "refuted"):
-        answer += f": {_error(claim).removeprefix('raise the loss by ')}"
-    return _of_claim("Eight bits harmless?", claim, value, answer, percent)
+        answer += f": {_error(claim).removeprefix('raises the loss by ')}"
+    return _of_claim("FP8 as accurate as BF16?", claim, value, answer, percent)
 
 
 WORDS: dict[Verdict, str] = {
@@ -185,12 +185,12 @@ WORDS: dict[Verdict, str] = {
 
 
 def _error(claim: ClaimResult) -> str:
-    """What eight bits do to the loss: `raise the loss by less than 0.25 %`."""
+    """What FP8 does to the loss: `raises the loss by less than 0.25 %`."""
     relation, _, margin = (claim.expectation or "").partition(" ")
     held = claim.verdict == "supported"
     if relation == "within":
-        return f"{'keep' if held else 'do not keep'} the loss within {margin}"
-    return f"raise the loss by {'less' if held else 'more'} than {margin}"
+        return f"{'keeps' if held else 'does not keep'} the loss within {margin}"
+    return f"raises the loss by {'less' if held else 'more'} than {margin}"
 
 
 def _of_claim(question: str, claim: ClaimResult, value: str, answer: str, show: Callable[[float], str]) -> Tile:
@@ -238,9 +238,9 @@ def finding(inputs: Inputs) -> str:
     loss = text and {"supported": "lower", "refuted": "higher"}.get(text.verdict)
     mixture, open_questions = [], []
     if text and loss:
-        mixture.append(f"reaches a {text.value.lstrip('+−')} {loss} loss on the same text")
+        mixture.append(f"reaches a {text.value.lstrip('+−')} {loss} loss at equal tokens")
     elif text:
-        open_questions.append("a mixture of experts learns more from the same text")
+        open_questions.append("a mixture of experts reaches a lower loss at equal tokens")
     if hours and hours.verdict in ("supported", "refuted"):
         saved = hours.value if hours.value != MISSING else "fewer" if hours.verdict == "supported" else "not fewer"
         mixture.append(f"needs {saved} {inputs.hours} for the same loss")
@@ -249,9 +249,9 @@ def finding(inputs: Inputs) -> str:
     against = text and hours and {text.verdict, hours.verdict} == {"supported", "refuted"}
     clauses = ["a mixture of experts " + (" but " if against else " and ").join(mixture)] if mixture else []
     if bits and bits.verdict in ("supported", "refuted"):
-        clauses += [f"eight bits {_error(claim)}" for claim in inputs.claims.claims if claim.name == EIGHT_BITS]
+        clauses += [f"FP8 {_error(claim)}" for claim in inputs.claims.claims if claim.name == FP8_LOSS]
     elif bits and bits.verdict == "inconclusive":
-        open_questions.append("eight bits are harmless")
+        open_questions.append("FP8 is as accurate as BF16")
     if open_questions:
         undecided = " or ".join(filter(None, (", ".join(open_questions[:-1]), open_questions[-1])))
         clauses.append(f"it is not decided whether {undecided}")
@@ -279,7 +279,7 @@ def facts(inputs: Inputs) -> str:
 
 
 def _foot(inputs: Inputs) -> str:
-    """Commit, text, verification, how to follow a number."""
+    """Commit, text, verification, how to trace a number."""
     found = list(inputs.provenance.values())
     checked = inputs.verification
     verified = "not verified yet"
@@ -289,7 +289,7 @@ def _foot(inputs: Inputs) -> str:
         f"Commit {shared([(one.git_commit or 'unknown')[:10] for one in found])}" if found else "",
         f"text {shared([one.data_manifest_sha256[:10] for one in found])}" if found else "",
         "" if inputs.imported else verified,
-        f"follow a number: octavo trace --results results/{inputs.whole.name} KEY (report.html shows the keys)",
+        f"trace a number: octavo trace --results results/{inputs.whole.name} KEY (report.html shows the keys)",
     ]  # fmt: skip
     text = " · ".join(filter(None, said))
     return text[0].upper() + text[1:]
@@ -323,7 +323,7 @@ def grid_table(inputs: Inputs) -> Table:
     )
     of_text = {"validation": "on held-out text", "training": "of the last tenth of the training steps"}
     caption = (
-        f"The grid. Losses: mean over seeds {of_text.get(inputs.losses, '')}, ± half of the 95 % interval where there "
+        f"All cells. Losses: mean over seeds {of_text.get(inputs.losses, '')}, ± half of the 95 % interval where there "
         f"is more than one seed. {counted} {capitalised(hours)} and cost: all seeds together."
     )
     widths = [2.9, 1.15, 1.15, 1.05, 1.5, 1.5, 1.05, 1.05, 1.1, 0.9]

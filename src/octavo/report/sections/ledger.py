@@ -1,4 +1,4 @@
-"""What it cost, what others published, and whether the forecast was right."""
+"""Cost, published figures recomputed, and the forecast against what was measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def ledger(inputs: Inputs, charts: dict[str, Chart]) -> Section:
         return _imported_ledger(inputs, charts)
     runs, attempts = inputs.runs, inputs.attempts
     if runs["device_hours_all_in"].isna().all():
-        return Section("What did it cost?", [])
+        return Section("Cost", [])
     final, everything = runs["device_hours_final"].sum(), runs["device_hours_all_in"].sum()
     sources = ", ".join(sorted(set(attempts["source"])))
     blocks: list[Block] = [*provisional_ledger(inputs)]
@@ -59,14 +59,14 @@ def ledger(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     )  # fmt: skip
     if inputs.experiment:
         blocks.append(_price_table(inputs, inputs.experiment.cluster, inputs.experiment.device))
-    return Section("What did it cost?", blocks, page=True)
+    return Section("Cost", blocks, page=True)
 
 
 def _imported_ledger(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     """What the steps of imported runs took; of other attempts nothing is known."""
     hours, cost = (inputs.runs[name].sum(min_count=1) for name in ("device_hours_final", "cost_final"))
     if pd.isna(hours):
-        return Section("What did it cost?", [])
+        return Section("Cost", [])
     counted, whole = int(inputs.runs["device_hours_final"].notna().sum()), len(inputs.runs)
     known = "runs" if counted == whole else f"{counted} of {whole} runs, those whose hours are known,"
     price = "" if pd.isna(cost) else f" and cost {money(cost, inputs.currency)}"
@@ -81,7 +81,7 @@ def _imported_ledger(inputs: Inputs, charts: dict[str, Chart]) -> Section:
             f"{capitalised(inputs.hours)} of training steps{' and their cost' if price else ''}, by cell, all seeds."
         )
         blocks.insert(0, Picture("ledger", caption, "Bars of device-hours and cost by cell."))
-    return Section("What did it cost?", blocks, page=True)
+    return Section("Cost", blocks, page=True)
 
 
 def _price_table(inputs: Inputs, cluster: Cluster, device: Device) -> Table:
@@ -112,7 +112,7 @@ def published(inputs: Inputs) -> Section:
     """The figures that were printed, with their arithmetic."""
     claim = next((claim for claim in inputs.claims.claims if "published_value" in claim.data), None)
     if claim is None:
-        return Section("Do the published figures add up?", [])
+        return Section("Published figures, recomputed", [])
     rows = [
         [
             one["text"],
@@ -126,14 +126,14 @@ def published(inputs: Inputs) -> Section:
     ]
     header = ["as printed", "recomputed", "printed", "", "assumption", "source"]
     table = Table(header, rows, "lrrlll", "Recomputed from what else was published.", [2, 1.7, 1, 1.2, 3, 2.6], True)
-    return Section("Do the published figures add up?", [Text(claim.sentence), table], page=True)
+    return Section("Published figures, recomputed", [Text(claim.sentence), table], page=True)
 
 
 def forecast(inputs: Inputs) -> Section:
     """Plan against actual."""
     plan = inputs.plan
     if plan.empty or "tokens_per_second_per_device" not in plan:
-        return Section("Was the forecast right?", [])
+        return Section("Forecast and measurement", [])
     rows, inside, compared = [], 0, 0
     for planned in plan.to_dict("records"):
         own = inputs.complete[inputs.complete["cell"] == planned["cell"]]
@@ -155,4 +155,4 @@ def forecast(inputs: Inputs) -> Section:
     caption = "Throughput per device (mean over all steps) and hours: forecast and measured."
     table = Table(header, rows, "l" + "r" * 6, caption, [2.4, *[1.2] * 6], small=True)
     said = f"Of {compared} cells, {inside} ran within the forecast's {level}."
-    return Section("Was the forecast right?", [Text(said), table] if rows else [])
+    return Section("Forecast and measurement", [Text(said), table] if rows else [])

@@ -1,4 +1,4 @@
-"""A section for each question: claims, losses, fair axes, precision, experts, ablations, speed, traffic."""
+"""The sections on results: claims, losses, axes of comparison, precision, experts, ablations, speed, traffic."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def losses(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     by_domain = domain_table(inputs)
     if by_domain:
         blocks.append(by_domain)
-    return Section("Who reaches the lower loss?", blocks, page=True)
+    return Section("Loss", blocks, page=True)
 
 
 def domain_table(inputs: Inputs) -> Table | None:
@@ -123,7 +123,7 @@ def fairness(inputs: Inputs, charts: dict[str, Chart]) -> Section:
         header = ["pair", "held equal", "loss difference", "resource ratio", "note"]
         caption = "The same numbers. No axis is left out because of what it shows."
         blocks.append(Table(header, rows, "llrrl", caption, [2.2, 1.8, 2.1, 2.1, 2.2], True))
-    return Section("Does the answer depend on what is held equal?", blocks, page=True)
+    return Section("Comparisons at equal resources", blocks, page=True)
 
 
 def precision(inputs: Inputs, charts: dict[str, Chart]) -> Section:
@@ -177,7 +177,7 @@ def precision(inputs: Inputs, charts: dict[str, Chart]) -> Section:
                 "Line charts of the largest magnitudes over training steps.",
             )
         )
-    return Section("Does eight bits cost accuracy?", blocks, page=True)
+    return Section("FP8 against BF16", blocks, page=True)
 
 
 def experts(inputs: Inputs, charts: dict[str, Chart]) -> Section:
@@ -212,7 +212,7 @@ def experts(inputs: Inputs, charts: dict[str, Chart]) -> Section:
             )
         )
     blocks += [Text(claim.sentence) for claim in inputs.claims.claims if claim.data.get("heat") and claim.sentence]
-    return Section("Do the experts share the work, and do they specialise?", blocks, page=True)
+    return Section("Load balance and specialisation of experts", blocks, page=True)
 
 
 def _heat_run(inputs: Inputs) -> str:
@@ -222,7 +222,7 @@ def _heat_run(inputs: Inputs) -> str:
 def ablations(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     """Each ablation against its baseline."""
     if "ablations" not in charts:
-        return Section("What does each means contribute?", [])
+        return Section("Ablations", [])
     blocks: list[Block] = [
         Picture(
             "ablations",
@@ -246,7 +246,7 @@ def ablations(inputs: Inputs, charts: dict[str, Chart]) -> Section:
         )
     header = ["ablation", "what it changes", "active parameters", "loss difference"]
     blocks.append(filled(Table(header, rows, "llrr", "The ablations.", [2.6, 3.4, 1.8, 2.4], small=True)))
-    return Section("What does each means contribute?", blocks, page=True)
+    return Section("Ablations", blocks, page=True)
 
 
 def _change(before: float, after: float) -> str:
@@ -256,7 +256,7 @@ def _change(before: float, after: float) -> str:
 def speed(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     """Throughput."""
     if "throughput" not in charts:
-        return Section("How fast is each cell?", [])
+        return Section("Throughput", [])
     blocks: list[Block] = [
         Picture(
             "throughput",
@@ -269,7 +269,7 @@ def speed(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     rate = rates(inputs).set_index(["cell", "seed"])["rate"]
     pairs = [*inputs.compared("architecture"), *inputs.compared("precision")]
     said = [_rate_sentence(inputs, one, rate) for one in pairs if one.axis == "tokens"]
-    return Section("How fast is each cell?", [*blocks, *(Text(text) for text in said if text)])
+    return Section("Throughput", [*blocks, *(Text(text) for text in said if text)])
 
 
 def _rate_sentence(inputs: Inputs, one: Comparison, rate: pd.Series) -> str | None:
@@ -289,11 +289,11 @@ def traffic(inputs: Inputs) -> Section:
     """Bytes between devices, from the claim about them."""
     claim = next((claim for claim in inputs.claims.claims if "all_to_all_bytes_per_token" in claim.data), None)
     if claim is None:
-        return Section("How much do devices say to one another?", [])
+        return Section("Traffic between devices", [])
     frame = pd.DataFrame(claim.data)
     columns = [name for name in frame.columns if name != "cell"]
     rows = [[inputs.label(row["cell"]), *(number(row[name]) for name in columns)] for row in frame.to_dict("records")]
     caption = "Bytes that a device sends per token in training, computed from model and parallel layout."
     header = ["cell", *(words(name.removesuffix("_bytes_per_token")) for name in columns)]
     table = Table(header, rows, "l" + "r" * len(columns), caption, small=True)
-    return Section("How much do devices say to one another?", [Text(claim.sentence), table])
+    return Section("Traffic between devices", [Text(claim.sentence), table])

@@ -1,4 +1,4 @@
-"""What a result rests on and where it ends: methods, limits, verification, imports, provenance."""
+"""Methods and limits: methods, limits, verification, imports, provenance."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def limits(inputs: Inputs) -> Section:
     if inputs.experiment:
         domains = sorted({source.domain for source in inputs.experiment.file.data.sources})
         said.append(f"The text is of {len(domains)} kind{'s' if len(domains) > 1 else ''} ({', '.join(domains)}).")
-    return Section("Limits of this experiment", [Text(text) for text in said])
+    return Section("Limits", [Text(text) for text in said])
 
 
 def seeds_not_planned(inputs: Inputs) -> str | None:
@@ -213,14 +213,14 @@ def verification(inputs: Inputs) -> Section:
     """Whether the results were reproduced."""
     found = inputs.verification
     if found is None or inputs.ablation:
-        return Section("Are the results reproducible?", [])
+        return Section("Verification", [])
     rows = [
         [str(one.get("gate", "")), str(one.get("run", "")), str(one.get("status", "")), str(one.get("note", ""))]
         for one in found.get("checks", [])
     ]
     header = ["gate", "run", "result", "note"]
     return Section(
-        "Are the results reproducible?",
+        "Verification",
         [Table(header, rows, "llll", "Runs made again beside the originals.", [1.5, 2, 1.3, 4], small=True)],
     )
 
@@ -314,4 +314,4 @@ def run_list(inputs: Inputs) -> Section:
         ["run", "status", "steps", "training", "attempts", "configuration", "final parameters"], rows, "llrrrll",
         f"Every run{'' if inputs.imported else hashes}.", [2.6, 1.2, 0.8, 1, 0.9, 1.9, 1.9], small=True,
     )  # fmt: skip
-    return Section("The runs", [filled(table)])
+    return Section("Runs", [filled(table)])
