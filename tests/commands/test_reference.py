@@ -25,3 +25,8 @@ def test_a_key_has_its_type_its_limits_and_its_default(repository: Path) -> None
         assert f"| `{key}` |" in section
     assert "| `learning_rate` | number above 0, at most 10 |  | At its peak." in section
     assert "| `beta1` | number at least 0, below 1 | `0.9` |" in section
+
+
+def test_every_key_says_what_it_means(repository: Path) -> None:
+    rows = [line for line in (repository / "docs/configuration.md").read_text().splitlines() if line.startswith("| `")]
+    assert [row for row in rows if row.endswith("|  |")] == []

@@ -45,9 +45,13 @@ class Claim(Section):
     """One statement that the evidence is held against."""
 
     number: PositiveInt
+    """Its number in reports; no two claims have the same."""
     title: str
+    """The claim in a few words."""
     text: str
+    """The claim as a sentence."""
     source: str
+    """Who says so, and where."""
     metric: str
     """How it is measured: a name of `octavo.evidence.metrics.METRICS`."""
     comparison: dict[str, Any] = {}

