@@ -58,6 +58,22 @@ def another_loss(run: RunFolder, _: RunFolder) -> str:
     )
 
 
+def another_mean_loss(run: RunFolder, _: RunFolder) -> str:
+    value = json.loads(run.result.read_text())
+    run.result.write_text(json.dumps({**value, "training_loss": 1.25}))
+    return f"result.json does not follow from metrics.jsonl: training_loss is 1.25 instead of {value['training_loss']}"
+
+
+def another_time(run: RunFolder, _: RunFolder) -> str:
+    """Hours are made of it."""
+    value = json.loads(run.result.read_text())
+    run.result.write_text(json.dumps({**value, "training_seconds": 0.5}))
+    return (
+        "result.json does not follow from metrics.jsonl: training_seconds is 0.5 instead of "
+        f"{value['training_seconds']}"
+    )
+
+
 def no_attempts(run: RunFolder, _: RunFolder) -> str:
     run.attempts.write_text("")
     return "attempts.jsonl was changed: SHA-256 e3b0c44298fc instead of "
@@ -66,6 +82,16 @@ def no_attempts(run: RunFolder, _: RunFolder) -> str:
 def no_provenance(run: RunFolder, _: RunFolder) -> str:
     run.provenance.unlink()
     return "provenance.json was changed: SHA-256 none instead of "
+
+
+@pytest.mark.parametrize("damage", [another_mean_loss, another_time])
+def test_a_result_says_what_its_steps_say(
+    folder: ExperimentFolder, damage: Callable[[RunFolder, RunFolder], str]
+) -> None:
+    expected = damage(folder.run(CELL, 2), folder.run(CELL, 1))
+    done = CliRunner().invoke(app, ["aggregate", str(folder.path)])
+    assert isinstance(done.exception, OctavoError)
+    assert done.exception.found == f"1 run cannot be trusted: dense-bf16/seed-2: {expected}"
 
 
 @pytest.mark.parametrize("damage", [empty_metrics, another_seeds_metrics, another_loss, no_attempts, no_provenance])

@@ -33,7 +33,9 @@ from octavo.models.matched import matched_quantity
 from octavo.records import (
     MetricsRecord,
     Result,
+    added,
     lines_that_count,
+    mean_final_loss,
     read_lines,
     read_record,
     table_schema,
@@ -170,7 +172,7 @@ def _read_runs(folder: ExperimentFolder, cell: _Cell, seeds: list[int]) -> tuple
     found = [
         _Run(
             cell, seed, prints[i], results[i], len(tokens[i]), int(tokens[i][-1:].sum()), seconds[i].sum(), kept[i],
-            diverged(step[i], loss[i]), _contradictions(runs[i], results[i], cell),
+            diverged(step[i], loss[i]), _contradictions(runs[i], results[i], cell, step[i], loss[i], seconds[i]),
         )
         for i, seed in enumerate(seeds)
     ]  # fmt: skip
@@ -192,15 +194,23 @@ def _read_result(folder: RunFolder, cell: CellConfig, fingerprint: str) -> Resul
     return result
 
 
-def _contradictions(folder: RunFolder, result: Result | None, cell: _Cell) -> list[str]:
-    """What is wrong with a result: its files are others, or it does not say what its configuration says."""
+def _contradictions(
+    folder: RunFolder, result: Result | None, cell: _Cell, step: np.ndarray, loss: np.ndarray, seconds: np.ndarray
+) -> list[str]:
+    """What is wrong with a result: its files are others, or it does not say what its configuration and steps say."""
     if result is None:
         return []
     sizes = ("total_parameters", "active_parameters", "flops_per_token", "emulated")
     configured = {**{name: getattr(cell, name) for name in sizes}, "device_count": cell.config.parallelism.world_size}
+    complete = result.status == "completed"
+    logged = {
+        "training_loss": mean_final_loss(step, loss, cell.config.training.total_steps) if complete else None,
+        "training_seconds": added(seconds),
+    }
     return contradictions(folder, result) + [
-        f"result.json does not follow from the configuration: {name} is {found!r} instead of {value!r}"
-        for name, value in configured.items()
+        f"result.json does not follow from {source}: {name} is {found!r} instead of {value!r}"
+        for source, expected in (("metrics.jsonl", logged), ("the configuration", configured))
+        for name, value in expected.items()
         if (found := getattr(result, name)) != value
     ]
 

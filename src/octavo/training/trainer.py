@@ -33,7 +33,15 @@ from octavo.files import sha256, write_text
 from octavo.layout import RunFolder
 from octavo.models.matched import matched_quantity
 from octavo.precision.diagnostics import diagnose
-from octavo.records import AttemptRecord, ExitReason, MetricsRecord, Result, trained_steps, write_table
+from octavo.records import (
+    AttemptRecord,
+    ExitReason,
+    MetricsRecord,
+    Result,
+    trained_steps,
+    training_figures,
+    write_table,
+)
 from octavo.training import journal, provenance, seal
 from octavo.training.assembly import build_chunks, unwrapped
 from octavo.training.checkpoint import Checkpointer
@@ -314,7 +322,7 @@ class _Trainer:
             return
         files = (self.folder.attempts, self.folder.provenance, self.folder.routing)
         steps = trained_steps(self.folder.metrics)
-        last = [one.loss for step, one in steps.items() if step > self.total_steps * 0.9 and one.loss is not None]
+        training_loss, training_seconds = training_figures(steps.values(), self.total_steps)
         result = Result(
             experiment=run.experiment,
             cell=run.cell,
@@ -326,14 +334,14 @@ class _Trainer:
             status="completed" if ending == "completed" else "diverged",
             steps=self.done,
             tokens=self.done * self.training.tokens_per_step,
-            training_loss=sum(last) / len(last) if last and validation else None,
+            training_loss=training_loss if validation else None,
             validation_loss=validation.loss if validation else None,
             validation_bits_per_byte=validation.bits_per_byte if validation else None,
             validation_loss_by_domain=validation.loss_by_domain if validation else {},
             flops_per_token=self.flops_per_token,
             total_parameters=round(self._quantity("total_parameters")),
             active_parameters=round(self._quantity("active_parameters")),
-            training_seconds=sum(one.step_seconds or 0.0 for one in steps.values()),
+            training_seconds=training_seconds,
             emulated=self.emulated,
             device_kind=torch.cuda.get_device_name() if self.on_gpu else "cpu",
             device_count=self.place.world_size,

@@ -35,6 +35,7 @@ from octavo.records import (
     read_metrics,
     read_record,
     read_table,
+    training_figures,
 )
 from octavo.training import seal
 from octavo.verification.archive import METADATA, described_hashes
@@ -184,7 +185,7 @@ def _result_follows(
     lines = read_metrics(folder.metrics)
     steps = {line.step: line for line in lines.values() if line.trained}
     final = next((line for line in reversed(lines.values()) if line.final_validation_loss is not None), None)
-    last = [one.loss for step, one in steps.items() if step > run.training.total_steps * 0.9 and one.loss is not None]
+    training_loss, training_seconds = training_figures(steps.values(), run.training.total_steps)
     complete = result.status == "completed"
     by_domain = final.final_validation_loss_by_domain if complete and final else None
     logged: dict[str, Any] = {
@@ -196,11 +197,11 @@ def _result_follows(
         "seed": run.seed,
         "steps": max(steps, default=0),
         "tokens": max(steps, default=0) * run.training.tokens_per_step,
-        "training_loss": sum(last) / len(last) if complete and last else None,
+        "training_loss": training_loss if complete else None,
         "validation_loss": final.final_validation_loss if complete and final else None,
         "validation_bits_per_byte": final.final_validation_bits_per_byte if complete and final else None,
         "validation_loss_by_domain": by_domain or {},
-        "training_seconds": sum(one.step_seconds or 0.0 for one in steps.values()),
+        "training_seconds": training_seconds,
     }
     length = run.training.sequence_length
     on_cpu = experiment.device.kind == "cpu"
