@@ -2,8 +2,9 @@
 
 `result.json` is written last and holds the hashes of the run's other files. Tables, verdicts and `octavo status` rest
 on the result and on these files together, so a file that is not the one with the hash is named before anything is made
-of it. The result has no hash of its own: that it says what the end of `metrics.jsonl` says is looked at here, what follows
-from all steps where tables are made of them (`octavo.evidence.aggregate`), and everything else by `octavo verify`.
+of it. The result has no hash of its own: that it says what the end of `metrics.jsonl` says is looked at here, what
+follows from all steps where tables are made of them (`octavo.evidence.aggregate`), and everything else by `octavo
+verify`.
 """
 
 from __future__ import annotations
