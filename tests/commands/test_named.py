@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from octavo.cli import app
 from octavo.commands.named import enter, enter_path
 from octavo.errors import OctavoError
 from octavo.layout import ExperimentFolder, repository
@@ -104,6 +105,12 @@ def test_results_outside_of_any_checkout_are_of_the_one_that_the_variable_names(
     monkeypatch.setenv("OCTAVO_ROOT", str(one))
     assert enter(outside) == ExperimentFolder(outside)
     assert repository() == one
+
+
+@pytest.mark.parametrize("name", ["../..", "", "few/../few", "/tmp"])
+def test_an_ablation_is_a_name_and_no_path(name: str) -> None:
+    with pytest.raises(OctavoError, match="is no name of an ablation"):
+        app(["claims", "tiny", "--ablation", name], standalone_mode=False)
 
 
 def test_verbs_do_and_say_the_same_from_every_folder(tmp_path: Path) -> None:

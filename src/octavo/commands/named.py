@@ -7,6 +7,7 @@ configurations and writes beside those results, wherever it was started.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,22 @@ ExperimentArgument = Annotated[
         metavar="EXPERIMENT", help="laptop, results/laptop or configs/experiments/laptop.yaml, from any folder."
     ),
 ]
-Ablation = Annotated[str | None, typer.Option(help="Only this ablation's cells and their baselines.")]
+
+
+def ablation_name(name: str | None) -> str | None:
+    """A name that is no path: tables of an ablation lie in the experiment's folder. Raises OctavoError otherwise."""
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,199}", name):
+        raise OctavoError(
+            f"{shown(name)} is no name of an ablation",
+            where="--ablation",
+            expected="a key of the experiment's section ablations: letters, digits, _ . + and -",
+        )
+    return name
+
+
+Ablation = Annotated[
+    str | None, typer.Option(callback=ablation_name, help="Only this ablation's cells and their baselines.")
+]
 
 
 def enter(experiment: Path) -> ExperimentFolder:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NoReturn
 import typer
 from typer.core import TyperCommand
 
-from octavo.commands.named import ExperimentArgument, enter
+from octavo.commands.named import ExperimentArgument, ablation_name, enter
 from octavo.errors import OctavoError
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ def trace(
     results: Annotated[Path, typer.Option(help="The experiment: its name, results folder or YAML file.")] = Path(
         "laptop"
     ),
-    ablation: Annotated[str | None, typer.Option(help="In the tables and verdicts of this ablation's report.")] = None,
+    ablation: Annotated[
+        str | None, typer.Option(callback=ablation_name, help="In the tables and verdicts of this ablation's report.")
+    ] = None,
 ) -> None:
     """Follow a number of the report to its runs, attempts, steps, configuration, data, image, lock and commit."""
     from octavo.verification.trace import trace as follow
