@@ -113,6 +113,22 @@ def test_an_ablation_is_a_name_and_no_path(name: str) -> None:
         app(["claims", "tiny", "--ablation", name], standalone_mode=False)
 
 
+@pytest.mark.parametrize(
+    "verb", ["status", "reconcile", "aggregate", "verify", "verification", "bundle", "plan", "check", "data"]
+)
+def test_a_verb_that_needs_a_configuration_says_that_it_is_given_an_import(
+    checkouts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    one, _ = checkouts
+    theirs = ExperimentFolder(one / "results" / "theirs")
+    theirs.path.mkdir()
+    theirs.imported.touch()
+    monkeypatch.chdir(one)
+    with pytest.raises(OctavoError, match="theirs is an import") as error:
+        app([verb, "results/theirs"], standalone_mode=False)
+    assert "import, claims, figures, report, trace, converges" in str(error.value)
+
+
 def test_verbs_do_and_say_the_same_from_every_folder(tmp_path: Path) -> None:
     root = Checkout(tmp_path / "checkout").root
     docs = root / "docs"

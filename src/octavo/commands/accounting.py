@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from octavo.commands.named import ExperimentArgument, enter
+from octavo.commands.named import ExperimentArgument, enter_trained
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +25,7 @@ def status(
     from octavo.accounting.status import as_json, ledger_status, run_statuses
     from octavo.experiment.load import load_experiment
 
-    loaded = load_experiment(enter(experiment).name)
+    loaded = load_experiment(enter_trained(experiment).name)
     if json:
         typer.echo(dumps(as_json(loaded), indent=2))
         return
@@ -64,7 +64,7 @@ def reconcile(experiment: ExperimentArgument) -> None:
     from octavo.experiment.cluster import gives_gpus
     from octavo.experiment.load import load_experiment
 
-    folder = enter(experiment)
+    folder = enter_trained(experiment)
     loaded = load_experiment(folder.name)
     if loaded.cluster.slurm is None:
         raise OctavoError(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from octavo.commands.named import ExperimentArgument, enter
+from octavo.commands.named import ExperimentArgument, enter_trained
 
 
 class VariantName(StrEnum):
@@ -39,7 +39,7 @@ def show(
     cell, _, seed = run.partition("/seed-")
     if not seed.isdigit():
         raise OctavoError(f"{run!r} names no run", expected="CELL/seed-N, moe-bf16/seed-1 say")
-    loaded = load_experiment(enter(experiment).name)
+    loaded = load_experiment(enter_trained(experiment).name)
     config, folder = loaded.run(cell, int(seed)), loaded.folder.run(cell, int(seed))
     profile = read_yaml(repository() / "workflow" / "profiles" / "slurm" / "config.yaml")
     submitted = sbatch_command(loaded, config, int(seed), requeue=bool(profile.get("slurm-requeue")))

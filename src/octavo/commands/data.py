@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from octavo.commands.named import enter, enter_path
+from octavo.commands.named import enter_path, enter_trained
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +37,7 @@ def data(
     from octavo.experiment.load import experiment_with_data, load_experiment
 
     shared = experiment.absolute().parent.parts[-2:] == ("results", "data")
-    name = experiment_with_data(enter_path(experiment).name) if shared else enter(experiment).name
+    name = experiment_with_data(enter_path(experiment).name) if shared else enter_trained(experiment).name
     asked = load_experiment(name)
     text, tokenizer = asked.file.data, asked.file.tokenizer
     console = Console(stderr=True, soft_wrap=True)

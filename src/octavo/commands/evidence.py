@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from octavo.commands.named import Ablation, ExperimentArgument, enter
+from octavo.commands.named import Ablation, ExperimentArgument, enter, enter_trained
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +23,7 @@ def aggregate(experiment: ExperimentArgument, ablation: Ablation = None) -> None
     from octavo.experiment.load import load_experiment
     from octavo.records import read_table
 
-    folder = enter(experiment)
+    folder = enter_trained(experiment)
     loaded = load_experiment(folder.name)
     attempts = attempts_frame(loaded)
     scope = write_tables(loaded, folder, attempts, ablation)
@@ -53,6 +53,6 @@ def look(
     from octavo.evidence.looks import write_look
     from octavo.experiment.load import load_experiment
 
-    folder = enter(experiment)
+    folder = enter_trained(experiment)
     loaded = load_experiment(folder.name)
     typer.echo(write_look(loaded, folder, attempts_frame(loaded), after, ablation))

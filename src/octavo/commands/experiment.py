@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from octavo.commands.named import ExperimentArgument, enter
+from octavo.commands.named import ExperimentArgument, enter_trained
 
 
 class SchemaName(StrEnum):
@@ -70,7 +70,7 @@ def check(
     from octavo.data.checks import check_text
     from octavo.experiment.load import load_experiment
 
-    loaded = load_experiment(enter(experiment).name)
+    loaded = load_experiment(enter_trained(experiment).name)
     check_text(loaded)
     first, most = len(loaded.file.first_seeds), len(loaded.file.all_seeds)
     if first < most:

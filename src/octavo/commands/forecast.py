@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from octavo.commands.named import ExperimentArgument, enter
+from octavo.commands.named import ExperimentArgument, enter_trained
 from octavo.errors import OctavoError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def plan(
     from octavo.forecast.document import write_plan
     from octavo.forecast.plan import check_budget, plan_frame, plan_record
 
-    folder = enter(experiment)
+    folder = enter_trained(experiment)
     loaded = load_experiment(folder.name)
     frame = plan_frame(loaded)
     check_budget(loaded, frame)
@@ -220,7 +220,7 @@ def scale(
     from octavo.experiment.load import load_experiment
     from octavo.forecast.scaling import carry
 
-    folder = enter(experiment)
+    folder = enter_trained(experiment)
     record = carry(load_experiment(folder.name), folder, cell, published=to, tokens=tokens, gpus=gpus)
     typer.echo(json.dumps(record, indent=2, ensure_ascii=False) if as_json else _scale_text(record))
 

@@ -22,6 +22,8 @@ ExperimentArgument = Annotated[
         metavar="EXPERIMENT", help="laptop, results/laptop or configs/experiments/laptop.yaml, from any folder."
     ),
 ]
+OF_IMPORTS = ("import", "claims", "figures", "report", "trace", "converges")
+"""Verbs that take imported runs."""
 
 
 def ablation_name(name: str | None) -> str | None:
@@ -66,6 +68,18 @@ def enter(experiment: Path) -> ExperimentFolder:
         if checkout is None
         else "name the experiment, and an ablation of it with --ablation",
     )
+
+
+def enter_trained(experiment: Path) -> ExperimentFolder:
+    """`enter`, for verbs that need the experiment's configuration. Raises OctavoError for an import, which has none."""
+    folder = enter(experiment)
+    if folder.imported.exists():
+        raise OctavoError(
+            f"{folder.name} is an import: others trained its runs, so Octavo has no configuration of them",
+            where=folder.imported,
+            expected=f"one of the verbs that imports have: {', '.join(OF_IMPORTS)}",
+        )
+    return folder
 
 
 def enter_path(path: Path) -> Path:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NoReturn
 import typer
 from typer.core import TyperCommand
 
-from octavo.commands.named import ExperimentArgument, ablation_name, enter
+from octavo.commands.named import ExperimentArgument, ablation_name, enter, enter_trained
 from octavo.errors import OctavoError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def verify(
     """
     from octavo.verification.verify import verify as verify_results
 
-    folder = enter(experiment)
+    folder = enter_trained(experiment)
     chosen = list(dict.fromkeys(gate.strip() for gate in gates.split(",") if gate.strip()))
     if unknown := sorted(set(chosen) - set(GATES)):
         raise OctavoError(f"there is no gate {unknown[0]!r}", where="--gates", expected=f"any of {', '.join(GATES)}")
@@ -81,7 +81,7 @@ def verification(experiment: ExperimentArgument) -> None:
     """Print what the last `octavo verify` found, without looking again; status 1 when something differed."""
     from octavo.records import VerificationFile, read_record
 
-    folder = enter(experiment)
+    folder = enter_trained(experiment)
     found = read_record(folder.verification, VerificationFile, made_by=f"octavo verify {folder.path}")
     _end(found.checks, str(folder.verification))
 
@@ -97,7 +97,7 @@ def compare(
     from octavo.verification.reference import compare as compare_results
 
     reference = reference.absolute()
-    found = compare_results(enter(experiment), reference)
+    found = compare_results(enter_trained(experiment), reference)
     _end(found.checks, f"{reference}: {found.counts}")
 
 
@@ -144,7 +144,7 @@ def bundle(
 ) -> None:
     """Pack the runs without checkpoints, and what was made of them, as an RO-Crate that makes the same again."""
     output = output and output.absolute()
-    folder = enter(experiment)
+    folder = enter_trained(experiment)
     if reference:
         from octavo.verification.reference import write_reference
 
