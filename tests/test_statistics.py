@@ -132,6 +132,13 @@ def test_equivalence_is_wrong_in_5_of_100_at_the_margin(seeds: int, spread: floa
     assert rate(inside, "refuted") <= ALPHA + SLACK
 
 
+def test_equivalence_within_a_margin_far_below_the_spread_is_refuted_wrongly_in_at_most_5_of_100() -> None:
+    """The mean may seem to be beyond either margin."""
+    draws = np.random.default_rng(3).normal(0.0, 1.0, (RUNS, 4))
+    refuted = rate([verdict(one, "within", 0.001) for one in draws], "refuted")
+    assert 0.5 * ALPHA <= refuted <= ALPHA + SLACK
+
+
 def test_a_claim_about_two_pairs_is_wrong_in_5_of_100() -> None:
     """Wrongly supported: one pair is out of bounds, the other well within. Wrongly refuted: both just within."""
     draws = np.random.default_rng(0).normal(0.0, 0.1, (RUNS, 2, 3))

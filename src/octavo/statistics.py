@@ -113,7 +113,8 @@ def test(
     lies above a bound, where they are too low (-1) nothing shows that it lies below one.
 
     A direction is tested on both sides (each p value doubled), so that a verdict at level alpha agrees with the
-    1 - alpha interval. Equivalence is tested by two one-sided tests, and refuted when the mean is beyond a margin.
+    1 - alpha interval. Equivalence is tested by two one-sided tests, and refuted when the mean is beyond a margin:
+    it may seem to be beyond either, so that p value is doubled too.
     """
     if len(differences) < 2:
         return None
@@ -125,7 +126,7 @@ def test(
         return 1.0 if bias > 0 else looked(lambda some: _p_above(some, bound), differences)
 
     if relation == "within":
-        return Test(max(p_above(-margin), p_below(margin)), min(p_above(margin), p_below(-margin)))
+        return Test(max(p_above(-margin), p_below(margin)), min(1.0, 2 * min(p_above(margin), p_below(-margin))))
     below, above = min(1.0, 2 * p_below(margin)), min(1.0, 2 * p_above(margin))
     return Test(below, above) if relation == "below" else Test(above, below)
 
@@ -181,7 +182,7 @@ def required_seeds(differences: np.ndarray, relation: Relation, margin: float, *
     n = np.arange(2, MOST_SEEDS + 1)
     mean, spread = float(np.mean(differences)), float(np.std(differences, ddof=1))
     bounds = (-margin, margin) if relation == "within" and abs(mean) < margin else _nearest(mean, relation, margin)
-    level = ALPHA / claims / (1 if relation == "within" else 2)
+    level = ALPHA / claims / (1 if len(bounds) == 2 else 2)
     critical = -special.stdtrit(n - 1, level)
     missed = np.zeros(len(n))
     for bound in bounds:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import special
+from scipy.stats import ttest_1samp
 
-from octavo.evidence.sequential import ALPHAS, Looks, nominal_levels
+from octavo.evidence.sequential import ALPHAS, Looks, nominal_levels, spent_by
 from octavo.evidence.verdicts import read_claims, undecided_cells
 from octavo.report.inputs import load_inputs
 from octavo.report.sections.small_print import seeds_not_planned
@@ -19,11 +20,70 @@ from tests.evidence.conftest import Judged
 from tests.synthetic import Truth
 
 
-def test_boundaries_are_lan_and_demets() -> None:
-    """Five equal looks at a one-sided 2.5 %: 4.8769, 3.3569, 2.6803, 2.2898, 2.0310 (gsDesign 3, sfLDOF)."""
-    levels = nominal_levels(1, 5)
-    found = [-special.ndtri(np.exp(np.interp(np.log(0.025), np.log(ALPHAS), np.log(level)))) for level in levels]
-    assert found == pytest.approx([4.8769, 3.3569, 2.6803, 2.2898, 2.0310], abs=3e-3)
+def at_level(alpha: float, by_alpha: np.ndarray) -> float:
+    """The value at a level between ALPHAS."""
+    return float(np.exp(np.interp(np.log(alpha), np.log(ALPHAS), np.log(by_alpha))))
+
+
+def test_spending_is_lan_and_demets() -> None:
+    """Five equal looks at a one-sided 2.5 %, gsDesign 3, sfLDOF: all is spent at the end; the first boundary, where
+    nothing was spent before, is 4.8769."""
+    assert at_level(0.025, spent_by(1.0)) == pytest.approx(0.025, rel=1e-9)
+    assert -special.ndtri(at_level(0.025, spent_by(0.2))) == pytest.approx(4.8769, abs=3e-3)
+
+
+@pytest.mark.parametrize(("first", "last"), [(2, 8), (3, 8), (3, 12)])
+def test_t_statistics_of_normal_differences_cross_as_often_as_is_spent(first: int, last: int) -> None:
+    """At each look, of 100,000 simulated experiments; by 4 standard errors of the simulation."""
+    differences = np.random.default_rng(last).normal(size=(100_000, last))
+    levels = nominal_levels(first, last)
+    for alpha in (0.5, 0.05, 0.01):
+        crossed = np.zeros(len(differences), bool)
+        for level, size in zip(levels, range(first, last + 1), strict=True):
+            crossed |= ttest_1samp(differences[:, :size], 0.0, axis=1, alternative="greater").pvalue <= at_level(
+                alpha, level
+            )
+            spent = at_level(alpha, spent_by(size / last))
+            assert abs(crossed.mean() - spent) <= 4 * np.sqrt(spent / len(differences)) + 1e-5
+
+
+def test_a_single_look_is_the_plain_test() -> None:
+    assert nominal_levels(8, 8)[0] == pytest.approx(ALPHAS, rel=0.01)
+
+
+def test_a_boundary_at_a_higher_level_is_a_lower_one() -> None:
+    """So that a sequential p value is the smallest level at which one is crossed."""
+    for first, last in ((2, 8), (3, 8), (2, 12)):
+        levels = nominal_levels(first, last)
+        assert (levels > 0).all()
+        assert (np.diff(levels, axis=1) > 0).all()
+
+
+def rising(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Normal, with a standard deviation that grows to 3 times that of the first seed."""
+    return np.linspace(1, 3, shape[1]) * rng.normal(size=shape)
+
+
+def unequal(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Normal, with a variance of 1 or 9, drawn for each difference."""
+    return rng.choice([1.0, 3.0], shape) * rng.normal(size=shape)
+
+
+def heavy_tailed(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    return rng.standard_t(3, shape)
+
+
+@pytest.mark.parametrize("noise", [rising, unequal, heavy_tailed])
+def test_differences_that_are_not_of_one_normal_law_are_not_wrong_more_often(
+    noise: Callable[[np.random.Generator, tuple[int, int]], np.ndarray],
+) -> None:
+    """At the level of a claim of three on one side, 5 % / 6."""
+    differences, crossed = noise(np.random.default_rng(11), (100_000, 8)), np.zeros(100_000, bool)
+    alpha = ALPHA / 6
+    for level, size in zip(nominal_levels(3, 8), range(3, 9), strict=True):
+        p_values = ttest_1samp(differences[:, :size], 0.0, axis=1, alternative="greater").pvalue
+        crossed |= p_values <= at_level(alpha, level)
+    assert crossed.mean() <= alpha + 3 * np.sqrt(alpha / len(differences))
 
 
 def test_what_was_decided_stays_decided() -> None:
