@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from octavo.divergence import diverged, sane
+from octavo.divergence import diverged, sane, validation_lost
 
 STEP = np.arange(1, 201)
 FALLING = 2 + 8 / np.sqrt(STEP)
@@ -51,3 +51,19 @@ def test_a_loss_of_zero_or_less_is_none() -> None:
     found = sane(np.array([1.0, 0.0, -2.0, np.inf]))
     assert found[0] == 1.0
     assert np.isnan(found[1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("validations", "expected"),
+    [
+        ({50: 3.0, 100: 2.5}, False),
+        ({50: 3.0, 100: np.nan}, True),
+        ({50: 3.0, 100: 2.5, 120: np.nan}, True),  # the run ends before the next is due
+        ({50: 3.0, 100: np.nan, 150: 2.0}, False),
+        ({10: np.nan, 20: 3.0, 30: np.nan, 40: 2.5, 50: np.nan}, False),  # NaN where nothing was validated
+        ({10: np.nan, 20: 3.0, 30: np.nan, 40: 2.5, 50: np.nan, 60: np.nan}, True),
+        ({50: np.nan, 100: np.nan}, False),
+    ],
+)
+def test_a_last_validation_without_a_sane_loss_is_a_divergence(validations: dict[int, float], expected: bool) -> None:
+    assert validation_lost(np.array(list(validations)), np.array(list(validations.values()))) is expected

@@ -1,7 +1,8 @@
 """When a training run ended without a sane loss: one definition for Octavo's own runs and for imported logs.
 
 A run has diverged when its last training lines have no loss (NaN, infinite, zero or below, or left out, as Megatron-LM
-does for skipped iterations), or when its loss ends far above where it had been.
+does for skipped iterations), when its last validation wrote a loss that is none, or when its loss ends far above where
+it had been.
 """
 
 from __future__ import annotations
@@ -34,6 +35,21 @@ def diverged(step: np.ndarray, loss: np.ndarray) -> bool:
         return len(loss) > 0
     usual = np.median(np.diff(step[there])) if len(there) > 1 else 1
     return bool(step[-1] - step[there[-1]] >= max(usual, 1)) or _blew_up(loss[there])
+
+
+def validation_lost(step: np.ndarray, loss: np.ndarray) -> bool:
+    """Whether the validations of a run end without a sane loss: `loss` where one was written, at increasing `step`.
+
+    Some tables write NaN where nothing was validated: there NaN stands between sane losses, and the end has none only
+    if it is at least as long as their usual distance. Without any sane loss nothing shows that any was meant.
+    """
+    there = np.flatnonzero(np.isfinite(sane(loss)))
+    if not len(there) or there[-1] == len(loss) - 1:
+        return False
+    if len(there) == there[-1] + 1:
+        return True
+    usual = np.median(np.diff(step[there])) if len(there) > 1 else step[there[0]]
+    return bool(step[-1] - step[there[-1]] >= usual)
 
 
 def _blew_up(loss: np.ndarray) -> bool:

@@ -356,6 +356,20 @@ def test_a_run_that_ended_without_a_sane_loss_diverged_also_if_it_was_stopped_th
     assert pd.isna(run["training_loss"])
 
 
+@pytest.mark.parametrize(("cell_text", "status"), [("NaN", "diverged"), ("inf", "diverged"), ("", "completed")])
+def test_a_last_validation_of_nan_is_a_divergence_and_a_blank_one_is_none(
+    tmp_path: Path, repository: Path, cell_text: str, status: str
+) -> None:
+    validations = {20: "3.1", 40: "2.9", 60: cell_text}
+    rows = [f"{step},{2 + 8 / step},{validations.get(step, '')}" for step in range(10, 61, 10)]
+    write(tmp_path / "run.csv", "\n".join(["step,loss,validation_loss", *rows]) + "\n")
+    cell = {"architecture": "moe", "precision": "bf16", "runs": {1: "run.csv"}}
+    folder, _ = bring(tmp_path, repository, format="csv", cells=[cell])
+    run = run_of(folder)
+    assert run["status"] == status
+    assert pd.isna(run["validation_loss"]) == (status == "diverged")
+
+
 # --- nothing is guessed ---------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,8 @@ class Log:
 
     steps: pd.DataFrame
     """A row for each step that was written: `step`, those of MEASURED that there are, `validation_loss`, `trained`
-    (whether a line of training was written, not a validation alone), and `stands_for`, the steps that its time is a
+    (whether a line of training was written, not a validation alone), `validated` (whether a validation loss was, be it
+    NaN), and `stands_for`, the steps that its time is a
     mean of (NaN where it has none)."""
     stated: Stated
     skipped: int
@@ -106,7 +107,8 @@ def _frame(points: list[Point], validation_set: str | None) -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series(values, dtype=float) for name, values in columns.items()}).assign(
         step=[point.step for point in points],
         trained=[not point.values.keys().isdisjoint(TRAINED) for point in points],
-    )[["step", "trained", *columns]]
+        validated=[validation_set in point.validation for point in points],
+    )[["step", "trained", "validated", *columns]]
 
 
 def _notes(ordered: Ordered) -> Iterator[str]:

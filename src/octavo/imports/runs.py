@@ -12,7 +12,7 @@ import numpy as np
 
 from octavo.accounting.money import cost
 from octavo.configuration import place, read_section
-from octavo.divergence import diverged, sane
+from octavo.divergence import diverged, sane, validation_lost
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Cluster, Device
 from octavo.files import read_json, sha256, write_json
@@ -350,7 +350,10 @@ def _row(
     last = int(trained["step"].iloc[-1])
     final = trained.loc[trained["step"] > 0.9 * last, "loss"].dropna()
     validation = steps.dropna(subset="validation_loss")
-    lost = diverged(trained["step"].to_numpy(), trained["loss"].to_numpy())
+    validated = steps[log.steps["validated"].to_numpy()]
+    lost = diverged(trained["step"].to_numpy(), trained["loss"].to_numpy()) or validation_lost(
+        validated["step"].to_numpy(), validated["validation_loss"].to_numpy()
+    )
     timed = steps["_timed"].sum(min_count=1)
     hours = float(steps["device_hours"].iloc[-1])
     tokens = steps["tokens"].dropna()
