@@ -10,7 +10,7 @@ import pytest
 from octavo.forecast.calibration import gpu_calibration
 from octavo.forecast.fitting import FIXED, PRIORS, SPREAD, fit, rows
 from octavo.forecast.gpu import step_parts
-from octavo.forecast.layouts import Layout, forecast_layout
+from octavo.forecast.layouts import LayoutRequest, forecast_layout
 from octavo.forecast.memory import GIB, memory
 from octavo.forecast.setting import Setting, plain_layout, plain_training, read_device
 from octavo.forecast.steps import UNSEEN
@@ -79,7 +79,7 @@ def test_the_constants(text: str) -> None:
 
 def test_deepseek_v3_on_h800(text: str) -> None:
     """With its own rows in the fit, and left out of it."""
-    layout = Layout("deepseek-v3", "H800", 2048, "fp8_blockwise", 4096, gbs=15360, mbs=1, pp=16, ep=64)
+    layout = LayoutRequest("deepseek-v3", "H800", 2048, "fp8_blockwise", 4096, gbs=15360, mbs=1, pp=16, ep=64)
     hours = forecast_layout(layout)["device_hours_per_trillion_tokens"]
     assert f"{hours / 1000:.0f} K GPU-hours per trillion tokens" in text
     model, device = read_architecture("deepseek-v3"), read_device("h800")

@@ -14,11 +14,11 @@ from octavo.cli import app
 from octavo.errors import OctavoError
 from octavo.forecast.calibration import Kind, gpu_calibration
 from octavo.forecast.fitting import rows
-from octavo.forecast.layouts import Layout, forecast_layout
+from octavo.forecast.layouts import LayoutRequest, forecast_layout
 from octavo.forecast.published import published_runs
 from octavo.precision.config import RecipeName
 
-QWEN = Layout("qwen3-30b-a3b", "H100", 16, "fp8_tensorwise", 4096, gbs=1024, mbs=1, ep=16)
+QWEN = LayoutRequest("qwen3-30b-a3b", "H100", 16, "fp8_tensorwise", 4096, gbs=1024, mbs=1, ep=16)
 
 
 def test_the_shape() -> None:
@@ -69,7 +69,7 @@ def test_every_published_layout_can_be_asked_for() -> None:
     """Stages made by hand included: DeepSeek-V3's 61 layers on 2 stages of 8 chunks."""
     for row in {row.key: row for row in rows()}.values():
         one, layout, training = row.setting, row.setting.layout, row.setting.training
-        asked = Layout(
+        asked = LayoutRequest(
             row.model, one.device.name, layout.world_size, one.precision.recipe, training.sequence_length,
             training.global_batch_size, training.micro_batch_size, layout.tensor, layout.pipeline, layout.context,
             layout.virtual_pipeline, layout.expert,
@@ -87,7 +87,9 @@ def test_an_unknown_precision_is_refused_with_those_there() -> None:
 def test_deepseek_v3_as_deepseek_trained_it() -> None:
     """2,048 H800, 16 pipeline stages, 64 expert-parallel ranks (arXiv 2412.19437, section 3.2): 180 K hours per
     trillion tokens as published, by another framework on GPUs that no row of the fit is of (rows of the model are)."""
-    record = forecast_layout(Layout("deepseek-v3", "H800", 2048, "fp8_blockwise", 4096, gbs=15360, mbs=1, pp=16, ep=64))
+    record = forecast_layout(
+        LayoutRequest("deepseek-v3", "H800", 2048, "fp8_blockwise", 4096, gbs=15360, mbs=1, pp=16, ep=64)
+    )
     published = published_runs()["deepseek-v3"].hours_per_trillion_tokens
     assert published is not None
     rate = 1e12 / published / 3600

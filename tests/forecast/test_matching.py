@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 from octavo.cli import app
 from octavo.configuration import parse_section, read_yaml
 from octavo.errors import OctavoError
-from octavo.forecast.matching import AXES, Axis, Rules, match, quantity, shapes, write_partner
+from octavo.forecast.matching import MATCHED_QUANTITIES, MatchedQuantity, Rules, match, quantity, shapes, write_partner
 from octavo.models.architecture import Architecture
 from octavo.models.catalogue import read_architecture, with_vocabulary
 
 
-@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("axis", MATCHED_QUANTITIES)
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "deepseekmoe-16b"])
-def test_no_other_width_is_nearer(name: str, axis: Axis) -> None:
+def test_no_other_width_is_nearer(name: str, axis: MatchedQuantity) -> None:
     model = read_architecture(name)
     pair = match(model, axis, Rules(multiple=64, experts=16, top_k=4, shared=1, tolerance=0.1), 4096)
     partner = pair.partner

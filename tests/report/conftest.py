@@ -11,8 +11,8 @@ import pytest
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 
-from octavo.report.charts import Axis, Bars, Chart, Curves, Heat, Intervals
-from octavo.report.document import Document, Picture, Section, Table, Text
+from octavo.report.charts import Bars, Chart, ChartAxis, Curves, Heat, Intervals
+from octavo.report.document import Document, Picture, ReportSection, Table, Text
 from octavo.report.paint import save
 from octavo.report.style import CellStyle, cell_styles
 
@@ -86,11 +86,12 @@ def drawn(styles: dict[str, CellStyle]) -> dict[str, Chart]:
         ]
     )
     made: tuple[Chart, ...] = (
-        Curves("loss", curves, {"tokens": Axis("tokens", log=True), "hours": Axis("hours")}, Axis("loss (nats)")),
-        Intervals("final_loss", dots, {"loss": Axis("loss (nats)")}, [list(dict.fromkeys(dots["row"]))],
+        Curves("loss", curves, {"tokens": ChartAxis("tokens", log=True), "hours": ChartAxis("hours")},
+               ChartAxis("loss (nats)")),
+        Intervals("final_loss", dots, {"loss": ChartAxis("loss (nats)")}, [list(dict.fromkeys(dots["row"]))],
                   band={"loss": (1.9, 2.1)}, zero={"loss": 2.0}),
-        Bars("ledger", bars, {"hours": Axis("device-hours")}, ("final", "lost")),
-        Heat("experts", heat, [HOSTILE], Axis("domain"), Axis("expert"), Axis("preference"), middle=0.0),
+        Bars("ledger", bars, {"hours": ChartAxis("device-hours")}, ("final", "lost")),
+        Heat("experts", heat, [HOSTILE], ChartAxis("domain"), ChartAxis("expert"), ChartAxis("preference"), middle=0.0),
     )  # fmt: skip
     return {chart.name: chart for chart in made}
 
@@ -110,8 +111,8 @@ def content(drawn: dict[str, Chart]) -> Document:
         HOSTILE,
         (2026, 1, 2, 3, 4, 5),
         sections=[
-            Section("Summary", [Text("A is ahead.", "lead"), Text(HOSTILE, "note"), Text(HOSTILE)]),
-            Section(
+            ReportSection("Summary", [Text("A is ahead.", "lead"), Text(HOSTILE, "note"), Text(HOSTILE)]),
+            ReportSection(
                 "Numbers",
                 [
                     Table(

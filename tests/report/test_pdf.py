@@ -9,7 +9,7 @@ import pytest
 from pypdf import PdfReader
 
 from octavo.errors import OctavoError
-from octavo.report.document import Document, Picture, Section
+from octavo.report.document import Document, Picture, ReportSection
 from octavo.report.pdf import write_pdf
 
 
@@ -61,7 +61,7 @@ def test_figures_and_tables_are_in_it(pdf: Path) -> None:
 
 
 def test_a_missing_figure_is_named(content: Document, figures: Path, tmp_path: Path) -> None:
-    broken = replace(content, sections=[Section("x", [Picture("absent", "c", "a")])])
+    broken = replace(content, sections=[ReportSection("x", [Picture("absent", "c", "a")])])
     with pytest.raises(OctavoError, match="a figure is missing"):
         write_pdf(broken, figures, tmp_path / "report.pdf")
     assert not (tmp_path / "report.pdf").exists()

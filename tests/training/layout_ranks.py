@@ -28,7 +28,7 @@ from octavo.experiment.run import RunConfig  # noqa: E402
 from octavo.files import write_text  # noqa: E402
 from octavo.training.assembly import build_chunks  # noqa: E402
 from octavo.training.checkpoint import Checkpointer  # noqa: E402
-from octavo.training.launch import Place  # noqa: E402
+from octavo.training.launch import Process  # noqa: E402
 from octavo.training.optimizer import build_optimizer, build_scheduler  # noqa: E402
 from octavo.training.process import set_up_process  # noqa: E402
 from octavo.training.step import Stepper  # noqa: E402
@@ -60,18 +60,18 @@ class Model:
         return result.loss, result.grad_norm
 
 
-def train(run: RunConfig, place: Place, folder: Path) -> dict[str, Any]:
+def train(run: RunConfig, process: Process, folder: Path) -> dict[str, Any]:
     """Train a run, validate, and train its end again from a checkpoint."""
-    set_up_process(run, place)
+    set_up_process(run, process)
     data = open_dataset(data_set_folder(run.data, run.tokenizer), hashes=False)
     steps = run.training.total_steps
-    model = Model(run, data, folder, leads=place.leads)
+    model = Model(run, data, folder, leads=process.leads)
     numbers = []
     for step in range(1, steps + 1):
         numbers.append(model.step(step))
         if step == SAVED_AFTER:
             model.checkpoints.save(step)
-    again = Model(run, data, folder, leads=place.leads)
+    again = Model(run, data, folder, leads=process.leads)
     begin = again.checkpoints.load_newest()
     repeated = [again.step(step) for step in range(begin + 1, steps + 1)]
     return {
@@ -105,7 +105,7 @@ def main() -> None:
         if rank >= size:
             continue
         port = meet(folder / f"port-{number}", leads=rank == 0) if size > 1 else 0
-        found[named] = train(run, Place(rank, size, rank, port=port), folder / f"checkpoints-{number}")
+        found[named] = train(run, Process(rank, size, rank, port=port), folder / f"checkpoints-{number}")
         torch.distributed.barrier()
         parallel_state.destroy_model_parallel()
         torch.distributed.destroy_process_group()

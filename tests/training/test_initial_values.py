@@ -22,11 +22,11 @@ install()
 from octavo.experiment.load import load_experiment
 from octavo.training.assembly import build_chunks, unwrapped
 from octavo.training.initial_values import global_names, initialise
-from octavo.training.launch import Place
+from octavo.training.launch import Process
 from octavo.training.process import set_up_process
 
-found, place = {}, Place(rank=0, local_rank=0, world_size=1, address="", port=None)
-set_up_process(load_experiment("laptop").run("dense-bf16", 1), place)
+found, process = {}, Process(rank=0, local_rank=0, world_size=1, address="", port=None)
+set_up_process(load_experiment("laptop").run("dense-bf16", 1), process)
 for cell, seed in (("dense-bf16", 1), ("moe-bf16", 1), ("dense-bf16", 2)):
     run = load_experiment("laptop").run(cell, seed)
     training = {"initialisation_std": 0.03, "embedding_initialisation_std": 1.0}

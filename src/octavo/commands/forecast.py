@@ -12,7 +12,7 @@ from octavo.commands.named import ExperimentArgument, enter_trained
 from octavo.errors import OctavoError
 
 if TYPE_CHECKING:
-    from octavo.forecast.matching import Axis
+    from octavo.forecast.matching import MatchedQuantity
     from octavo.forecast.published import Derived
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -89,7 +89,7 @@ def forecast(
     """Forecast the speed and memory of training a model in one layout on so many GPUs."""
     from typing import get_args
 
-    from octavo.forecast.layouts import Layout, forecast_layout
+    from octavo.forecast.layouts import LayoutRequest, forecast_layout
     from octavo.precision.config import RecipeName
 
     if precision not in get_args(RecipeName):
@@ -99,7 +99,7 @@ def forecast(
             expected=f"one of {', '.join(get_args(RecipeName))}",
         )
     recipe = cast(RecipeName, precision)
-    record = forecast_layout(Layout(model, gpu, n_gpus, recipe, seq_length, gbs, mbs, tp, pp, cp, vp, ep))
+    record = forecast_layout(LayoutRequest(model, gpu, n_gpus, recipe, seq_length, gbs, mbs, tp, pp, cp, vp, ep))
     if as_json:
         typer.echo(json.dumps(record, indent=2))
     else:
@@ -172,13 +172,13 @@ def match(
     as_json: AsJson = False,
 ) -> None:
     """Find the dense or mixture-of-experts partner of a model that is equal on one axis, and what is left unequal."""
-    from octavo.forecast.matching import AXES, Rules, describe, quantity, write_partner
+    from octavo.forecast.matching import MATCHED_QUANTITIES, Rules, describe, quantity, write_partner
     from octavo.forecast.matching import match as find
     from octavo.models.catalogue import read_architecture, with_vocabulary
 
-    if by not in AXES:
-        raise OctavoError(f"there is no axis {by!r}", where="--by", expected=f"one of {', '.join(AXES)}")
-    axis = cast("Axis", by)
+    if by not in MATCHED_QUANTITIES:
+        raise OctavoError(f"there is no axis {by!r}", where="--by", expected=f"one of {', '.join(MATCHED_QUANTITIES)}")
+    axis = cast("MatchedQuantity", by)
     own = read_architecture(model)
     rules = Rules(multiple, experts, top_k, shared, leading_dense_layers, layers, tolerance)
     pair = find(with_vocabulary(own), axis, rules, seq_length)
@@ -187,7 +187,8 @@ def match(
     if write is not None:
         write_partner(replace(pair, partner=partner), write)
     sides = {
-        one: [quantity(architecture, one, seq_length) for architecture in (pair.model, pair.partner)] for one in AXES
+        one: [quantity(architecture, one, seq_length) for architecture in (pair.model, pair.partner)]
+        for one in MATCHED_QUANTITIES
     }
     record = {
         "schema_version": 1,

@@ -40,7 +40,7 @@ def train(
     from octavo.experiment.load import load_experiment
     from octavo.training import launch
     from octavo.training.journal import finished
-    from octavo.training.requirements import check_layout
+    from octavo.training.requirements import check_run
 
     config = config and config.absolute()
     folder = RunFolder(enter_path(run_folder))
@@ -48,11 +48,11 @@ def train(
     if finished(folder, run.run_fingerprint, current_manifest(run.data, run.tokenizer)):
         typer.echo(f"complete: {folder.result}")
         return
-    check_layout(run)
+    check_run(run)
     if in_allocation() and (experiment := load_experiment(run.experiment)).cluster.slurm:
         raise typer.Exit(launch_in_job(experiment, run, folder, ["--config", str(config)] if config else []))
-    place = launch.find_place(run.parallelism.world_size)
-    if place is None:
+    process = launch.find_process(run.parallelism.world_size)
+    if process is None:
         arguments = ["train", str(folder.path), *(["--config", str(config)] if config else [])]
         grace = run.training.checkpoints.grace_seconds
         raise typer.Exit(launch.start_ranks(run.parallelism.world_size, arguments, grace))
@@ -62,7 +62,7 @@ def train(
     install()
     from octavo.training.trainer import train as train_run
 
-    raise typer.Exit(train_run(run, folder, place))
+    raise typer.Exit(train_run(run, folder, process))
 
 
 def _resolve(folder: RunFolder, config: Path | None) -> RunConfig:

@@ -23,7 +23,7 @@ OPTIONS = {"tensor": "--tp", "pipeline": "--pp", "virtual_pipeline": "--vp", "co
 
 
 @dataclass(frozen=True)
-class Layout:
+class LayoutRequest:
     """What `octavo forecast` is asked."""
 
     model: str
@@ -40,7 +40,7 @@ class Layout:
     ep: int = 1
 
 
-def forecast_layout(asked: Layout) -> dict[str, Any]:
+def forecast_layout(asked: LayoutRequest) -> dict[str, Any]:
     """The forecast as one JSON value; keys are only ever added to.
 
     Raises OctavoError for a layout that does not divide the devices, the batch, the experts or the heads, and for a

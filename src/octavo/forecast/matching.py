@@ -29,8 +29,8 @@ from octavo.models.architecture import Architecture, Experts
 from octavo.models.matched import matched_quantity
 from octavo.precision.config import Precision
 
-Axis = Literal["active_parameters", "flops_per_token", "total_parameters", "memory_per_device"]
-AXES: tuple[Axis, ...] = get_args(Axis)
+MatchedQuantity = Literal["active_parameters", "flops_per_token", "total_parameters", "memory_per_device"]
+MATCHED_QUANTITIES: tuple[MatchedQuantity, ...] = get_args(MatchedQuantity)
 
 
 TOLERANCE = 0.02
@@ -70,12 +70,12 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Pair:
+class MatchedPair:
     """A model, its partner, and how far they are from equal."""
 
     model: Architecture
     partner: Architecture
-    axis: Axis
+    axis: MatchedQuantity
     wanted: float
     found: float
 
@@ -85,7 +85,7 @@ class Pair:
         return self.found / self.wanted - 1
 
 
-def quantity(architecture: Architecture, axis: Axis, sequence_length: int) -> float:
+def quantity(architecture: Architecture, axis: MatchedQuantity, sequence_length: int) -> float:
     """What is held equal. Memory is that of training on one device, a sequence at a time, in BF16."""
     if axis != "memory_per_device":
         return matched_quantity(architecture, axis, sequence_length)
@@ -93,12 +93,12 @@ def quantity(architecture: Architecture, axis: Axis, sequence_length: int) -> fl
     return memory(architecture, training, layout, Precision(), read_device("h100")).total
 
 
-def match(model: Architecture, axis: Axis, rules: Rules, sequence_length: int) -> Pair:
+def match(model: Architecture, axis: MatchedQuantity, rules: Rules, sequence_length: int) -> MatchedPair:
     """The partner equal to the model on the axis: a mixture for a dense model, a dense model for a mixture.
 
     Raises OctavoError where no shape comes within the tolerance, with the nearest that was found.
     """
-    best: Pair | None = None
+    best: MatchedPair | None = None
     for shape in shapes(model, rules):
         pair = _nearest(model, axis, shape, rules, sequence_length)
         if abs(pair.mismatch) <= rules.tolerance:
@@ -142,7 +142,9 @@ def shapes(model: Architecture, rules: Rules) -> list[Shape]:
     return found
 
 
-def _nearest(model: Architecture, axis: Axis, shape: Shape, rules: Rules, sequence_length: int) -> Pair:
+def _nearest(
+    model: Architecture, axis: MatchedQuantity, shape: Shape, rules: Rules, sequence_length: int
+) -> MatchedPair:
     """The width of a shape that comes nearest."""
     wanted = quantity(model, axis, sequence_length)
 
@@ -157,7 +159,9 @@ def _nearest(model: Architecture, axis: Axis, shape: Shape, rules: Rules, sequen
         middle = (low + high) // 2
         low, high = (middle, high) if of_width(middle) < wanted else (low, middle)
     steps = min((one for one in (low, high) if one), key=lambda one: abs(of_width(one) - wanted))
-    return Pair(model, _partner(model, shape, steps * rules.multiple, rules.shared), axis, wanted, of_width(steps))
+    return MatchedPair(
+        model, _partner(model, shape, steps * rules.multiple, rules.shared), axis, wanted, of_width(steps)
+    )
 
 
 def describe(partner: Architecture) -> str:
@@ -171,7 +175,7 @@ def describe(partner: Architecture) -> str:
     )
 
 
-def write_partner(pair: Pair, name: str) -> Path:
+def write_partner(pair: MatchedPair, name: str) -> Path:
     """Write the partner as configs/models/<name>.yaml; an existing file and a name that is a path are refused."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise OctavoError(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
-from octavo.report.charts import Axis, Curves
+from octavo.report.charts import ChartAxis, Curves
 from octavo.report.style import DASHES, HUES, MARKERS, CellStyle
 
 NAMES = {"fp32": "FP32 sums", "promoted": "14 bits, promoted every 128", "fp14": "14 bits"}
@@ -29,6 +29,6 @@ def accumulation_chart(errors: Iterable[tuple[int, str, float, float]]) -> Curve
         if error > 0
     ]
     titles = {"largest": "largest error", "typical": "root mean square"}
-    x = Axis("K, products in a sum", log=True)
-    y = Axis("error / outputs' root mean square", log=True)
+    x = ChartAxis("K, products in a sum", log=True)
+    y = ChartAxis("error / outputs' root mean square", log=True)
     return Curves("accumulation", pd.DataFrame(rows), dict.fromkeys(titles, x), y, titles)

@@ -13,7 +13,7 @@ import pandas as pd
 
 
 @dataclass(frozen=True)
-class Axis:
+class ChartAxis:
     """An axis: its label (with the unit) and its scale."""
 
     label: str
@@ -32,9 +32,9 @@ class Curves:
 
     name: str
     frame: pd.DataFrame
-    panels: Mapping[str, Axis]
+    panels: Mapping[str, ChartAxis]
     """Panel -> its x axis, in order."""
-    y: Axis
+    y: ChartAxis
     titles: Mapping[str, str] = field(default_factory=dict)
     shared: bool = True
     ends: bool = False
@@ -61,7 +61,7 @@ class Intervals:
 
     name: str
     frame: pd.DataFrame
-    panels: Mapping[str, Axis]
+    panels: Mapping[str, ChartAxis]
     blocks: Sequence[Sequence[str]]
     zero: Mapping[str, float] = field(default_factory=dict)
     band: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Bars:
 
     name: str
     frame: pd.DataFrame
-    panels: Mapping[str, Axis]
+    panels: Mapping[str, ChartAxis]
     parts: Sequence[str]
 
 
@@ -95,9 +95,9 @@ class Heat:
     name: str
     frame: pd.DataFrame
     panels: Sequence[str]
-    rows: Axis
-    columns: Axis
-    value: Axis
+    rows: ChartAxis
+    columns: ChartAxis
+    value: ChartAxis
     middle: float | None = None
 
 

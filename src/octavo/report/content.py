@@ -11,7 +11,7 @@ from dataclasses import replace
 import pandas as pd
 
 from octavo.report.charts import Chart
-from octavo.report.document import Document, Section
+from octavo.report.document import Document, ReportSection
 from octavo.report.inputs import Inputs
 from octavo.report.sections.answer import answer, facts, finding
 from octavo.report.sections.ledger import forecast, ledger, published
@@ -36,7 +36,7 @@ def document(inputs: Inputs, charts: dict[str, Chart]) -> Document:
     )
 
 
-def whole(inputs: Inputs, charts: dict[str, Chart]) -> list[Section]:
+def whole(inputs: Inputs, charts: dict[str, Chart]) -> list[ReportSection]:
     """The sections of an experiment's report."""
     return [
         answer(inputs, charts),
@@ -59,7 +59,7 @@ def whole(inputs: Inputs, charts: dict[str, Chart]) -> list[Section]:
     ]
 
 
-def against_baseline(inputs: Inputs, charts: dict[str, Chart]) -> list[Section]:
+def against_baseline(inputs: Inputs, charts: dict[str, Chart]) -> list[ReportSection]:
     """The sections of one ablation's report: two pages."""
     contribution, costs = ablations(inputs, charts), ledger(inputs, charts)
     return [

@@ -93,7 +93,7 @@ Block = Text | Table | Picture | Tiles | Strip
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """A question and what answers it. `page`: it begins on a page of its own."""
 
     title: str
@@ -115,7 +115,7 @@ class Document:
     """What was found, in one sentence: the heading; empty: the title is."""
     trace: str = ""
     """The command that follows a number, but for the number's key."""
-    sections: Sequence[Section] = field(default_factory=list)
+    sections: Sequence[ReportSection] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the renderers."""

@@ -12,7 +12,7 @@ import pandas as pd
 from octavo.evidence.curves import smooth
 from octavo.evidence.names import ARCHITECTURES, PRECISIONS, words
 from octavo.records import Comparison, Estimate, Losses
-from octavo.report.charts import Axis, Bars, Chart, Curves, Heat, Intervals
+from octavo.report.charts import Bars, Chart, ChartAxis, Curves, Heat, Intervals
 from octavo.report.inputs import SPENT, Inputs
 from octavo.statistics import t_interval
 
@@ -75,8 +75,8 @@ def answer(inputs: Inputs) -> Chart | None:
             row = ARCHITECTURES.get(name, name)
             frames.append(_dots("loss", row, one.cell, one.loss_differences, one.loss_difference))
     panels = {
-        "needs": Axis("a mixture's need for the same loss (dense: 1)", log=True),
-        "loss": Axis("change of the loss by FP8 (%)"),
+        "needs": ChartAxis("a mixture's need for the same loss (dense: 1)", log=True),
+        "loss": ChartAxis("change of the loss by FP8 (%)"),
     }
     return _intervals(
         "answer", frames, panels, zero={"needs": 1.0, "loss": 0.0}, band={"loss": (-MARGIN, MARGIN)},
@@ -88,7 +88,10 @@ def loss_differences(inputs: Inputs) -> Chart | None:
     """How far each cell's loss is from the first dense cell's, at equal tokens and at equal device-hours."""
     base = next((one.against for one in inputs.compared("architecture")), None)
     points = _loss_points(inputs)
-    axes = {"tokens": Axis("tokens", log=True, engineering=True), "device_hours": Axis(inputs.hours, log=True)}
+    axes = {
+        "tokens": ChartAxis("tokens", log=True, engineering=True),
+        "device_hours": ChartAxis(inputs.hours, log=True),
+    }
     rows = []
     for column in axes:
         curves = {
@@ -111,7 +114,7 @@ def loss_differences(inputs: Inputs) -> Chart | None:
         return None
     frame = pd.concat(rows, ignore_index=True)
     present = {panel: axis for panel, axis in axes.items() if (frame["panel"] == panel).any()}
-    y = Axis(f"loss against\n{inputs.label(str(base))} (%)")
+    y = ChartAxis(f"loss against\n{inputs.label(str(base))} (%)")
     titles = {"device_hours": "FP8 time is emulated"} if inputs.emulated else {}
     return Curves("loss_differences", frame, present, y, titles, ends=True)
 
@@ -119,10 +122,10 @@ def loss_differences(inputs: Inputs) -> Chart | None:
 def loss_curves(inputs: Inputs) -> Chart | None:
     """Loss against tokens, model FLOPs and device-hours, or against steps where an import knows none of them."""
     axes = {
-        "tokens": ("tokens", Axis("tokens", log=True, engineering=True)),
-        "FLOPs": ("model_flops", Axis("model FLOPs", log=True, engineering=True)),
-        "hours": ("device_hours", Axis(f"{inputs.hours} of training steps", log=True)),
-        "steps": ("step", Axis("step", log=True)),
+        "tokens": ("tokens", ChartAxis("tokens", log=True, engineering=True)),
+        "FLOPs": ("model_flops", ChartAxis("model FLOPs", log=True, engineering=True)),
+        "hours": ("device_hours", ChartAxis(f"{inputs.hours} of training steps", log=True)),
+        "steps": ("step", ChartAxis("step", log=True)),
     }
     steps = _loss_points(inputs)
     frames = [
@@ -136,7 +139,7 @@ def loss_curves(inputs: Inputs) -> Chart | None:
     if not present:
         return None
     titles = {"hours": "FP8 time is emulated"} if inputs.emulated else {}
-    return Curves("loss", frame, present, Axis(f"{inputs.losses} loss (nats per token)"), titles)
+    return Curves("loss", frame, present, ChartAxis(f"{inputs.losses} loss (nats per token)"), titles)
 
 
 def _loss_points(inputs: Inputs) -> pd.DataFrame:
@@ -158,7 +161,7 @@ def final_loss(inputs: Inputs) -> Chart | None:
         column, unit = "validation_bits_per_byte", "bits per byte"
     runs = _grid(inputs, runs).dropna(subset=[column])
     frames = [_cell_dots(inputs, "loss", str(cell), own[column]) for cell, own in runs.groupby("cell", sort=False)]
-    axis = {"loss": Axis(f"final {inputs.losses} loss ({unit})")}
+    axis = {"loss": ChartAxis(f"final {inputs.losses} loss ({unit})")}
     return _intervals("final_loss", frames, axis)
 
 
@@ -168,8 +171,8 @@ def fair_axes(inputs: Inputs) -> Chart | None:
     What rests on time, which scatters far more, is in a block with a scale of its own.
     """
     panels = {
-        "difference": Axis("loss difference (%)"),
-        "ratio": Axis("resource ratio at equal loss", log=True),
+        "difference": ChartAxis("loss difference (%)"),
+        "ratio": ChartAxis("resource ratio at equal loss", log=True),
     }
     frames: list[pd.DataFrame] = []
     blocks: dict[bool, list[str]] = {False: [], True: []}  # by whether they rest on time
@@ -192,7 +195,7 @@ def fair_axes(inputs: Inputs) -> Chart | None:
 def loss_error(inputs: Inputs) -> Chart | None:
     """FP8's relative loss error against BF16 and the margin of DeepSeek-V3's authors."""
     compared = [one for one in inputs.compared("precision") if one.axis == "tokens"]
-    axis = {"error": Axis(f"{losses_of(compared)} loss, FP8 against BF16 at equal tokens (%)")}
+    axis = {"error": ChartAxis(f"{losses_of(compared)} loss, FP8 against BF16 at equal tokens (%)")}
     frames = [_of_pair(inputs, one) for one in compared]
     return _intervals("loss_error", frames, axis, zero={"error": 0.0}, band={"error": (-MARGIN, MARGIN)})
 
@@ -204,29 +207,29 @@ _PRODUCTS = {"forward": "forward", "input_gradient": "input gradient", "weight_g
 def fp8_underflow(inputs: Inputs) -> Chart | None:
     """Values that FP8 turns to zero, by kind of tensor."""
     panels = {f"fp8_underflow_{kind}": name for kind, name in _KINDS.items()}
-    return _fp8_curves(inputs, "fp8_underflow", panels, Axis("turned to zero (%)"), factor=100)
+    return _fp8_curves(inputs, "fp8_underflow", panels, ChartAxis("turned to zero (%)"), factor=100)
 
 
 def fp8_overflow(inputs: Inputs) -> Chart | None:
     """Values that saturate, by kind of tensor; None where none does, as with scales that leave nothing over."""
     panels = {f"fp8_overflow_{kind}": name for kind, name in _KINDS.items()}
-    chart = _fp8_curves(inputs, "fp8_overflow", panels, Axis("saturated (%)"), factor=100)
+    chart = _fp8_curves(inputs, "fp8_overflow", panels, ChartAxis("saturated (%)"), factor=100)
     return chart if chart is not None and chart.frame["y"].any() else None
 
 
 def fp8_amax(inputs: Inputs) -> Chart | None:
     """The largest magnitudes that are scaled into FP8's range, by kind of tensor."""
     panels = {f"fp8_amax_{kind}": name for kind, name in _KINDS.items()}
-    return _fp8_curves(inputs, "fp8_amax", panels, Axis("largest magnitude", log=True))
+    return _fp8_curves(inputs, "fp8_amax", panels, ChartAxis("largest magnitude", log=True))
 
 
 def fp8_errors(inputs: Inputs) -> Chart | None:
     """The error of each FP8 product against the BF16 one."""
     panels = {f"fp8_product_error_{product}": name for product, name in _PRODUCTS.items()}
-    return _fp8_curves(inputs, "fp8_errors", panels, Axis("relative error (%)"), factor=100)
+    return _fp8_curves(inputs, "fp8_errors", panels, ChartAxis("relative error (%)"), factor=100)
 
 
-def _fp8_curves(inputs: Inputs, name: str, titles: dict[str, str], y: Axis, factor: float = 1.0) -> Chart | None:
+def _fp8_curves(inputs: Inputs, name: str, titles: dict[str, str], y: ChartAxis, factor: float = 1.0) -> Chart | None:
     """A column of the logged steps over steps in each panel."""
     steps = inputs.steps
     frames = [
@@ -239,7 +242,7 @@ def _fp8_curves(inputs: Inputs, name: str, titles: dict[str, str], y: Axis, fact
     present = [panel for panel in titles if (frame["panel"] == panel).any()]
     if not present:
         return None
-    return Curves(name, frame, dict.fromkeys(present, Axis("step")), y, titles, shared=False)
+    return Curves(name, frame, dict.fromkeys(present, ChartAxis("step")), y, titles, shared=False)
 
 
 def rates(inputs: Inputs) -> pd.DataFrame:
@@ -257,7 +260,7 @@ def throughput(inputs: Inputs) -> Chart | None:
     """Tokens per second and device of every cell, the median step of each seed."""
     measured = dict(iter(_grid(inputs, rates(inputs)).groupby("cell")))
     frames = [_cell_dots(inputs, "rate", cell, measured[cell]["rate"]) for cell in inputs.styles if cell in measured]
-    return _intervals("throughput", frames, {"rate": Axis("training tokens per second and device (median step)")})
+    return _intervals("throughput", frames, {"rate": ChartAxis("training tokens per second and device (median step)")})
 
 
 def expert_load(inputs: Inputs) -> Chart | None:
@@ -279,8 +282,8 @@ def expert_load(inputs: Inputs) -> Chart | None:
         return None
     frame = pd.DataFrame(rows)
     return Heat(
-        "expert_load", frame, list(dict.fromkeys(frame["panel"])), Axis("MoE layer"),
-        Axis("expert, by load"), Axis("load over an even share"), middle=1.0,
+        "expert_load", frame, list(dict.fromkeys(frame["panel"])), ChartAxis("MoE layer"),
+        ChartAxis("expert, by load"), ChartAxis("load over an even share"), middle=1.0,
     )  # fmt: skip
 
 
@@ -303,15 +306,15 @@ def specialisation(inputs: Inputs) -> Chart | None:
         }
     )
     return Heat(
-        "specialisation", frame, list(dict.fromkeys(frame["panel"])), Axis("domain"), Axis("expert"),
-        Axis("log₂ preference"), middle=0.0,
+        "specialisation", frame, list(dict.fromkeys(frame["panel"])), ChartAxis("domain"), ChartAxis("expert"),
+        ChartAxis("log₂ preference"), middle=0.0,
     )  # fmt: skip
 
 
 def ablations(inputs: Inputs) -> Chart | None:
     """Every ablation against its baseline at equal tokens."""
     compared = [one for one in inputs.compared("ablation") if one.axis == "tokens"]
-    axis = {"error": Axis(f"{losses_of(compared)} loss against the baseline at equal tokens (%)")}
+    axis = {"error": ChartAxis(f"{losses_of(compared)} loss against the baseline at equal tokens (%)")}
     return _intervals("ablations", [_of_pair(inputs, one) for one in compared], axis, zero={"error": 0.0})
 
 
@@ -329,7 +332,10 @@ def ledger(inputs: Inputs) -> Chart | None:
     if not rows:
         return None
     frame = pd.DataFrame(rows)
-    panels = {"hours": Axis(f"{inputs.hours}, all seeds"), "cost": Axis(f"cost ({inputs.currency}), all seeds")}
+    panels = {
+        "hours": ChartAxis(f"{inputs.hours}, all seeds"),
+        "cost": ChartAxis(f"cost ({inputs.currency}), all seeds"),
+    }
     return Bars("ledger", frame, {name: axis for name, axis in panels.items() if name in set(frame["panel"])}, parts)
 
 
@@ -399,7 +405,7 @@ def _shown(values: Sequence[float]) -> Sequence[float]:
     return values if len(values) <= MOST_SEEDS else np.quantile(values, np.linspace(0, 1, MOST_SEEDS)).tolist()
 
 
-def _intervals(name: str, frames: list[pd.DataFrame], panels: dict[str, Axis], **options: Any) -> Intervals | None:
+def _intervals(name: str, frames: list[pd.DataFrame], panels: dict[str, ChartAxis], **options: Any) -> Intervals | None:
     """A chart with all rows in one block; None without any."""
     kept = [frame for frame in frames if len(frame)]
     if not kept:

@@ -29,7 +29,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from octavo.files import atomic_path
-from octavo.report.charts import Axis, Bars, Chart, Curves, Heat, Intervals, mean_and_spread
+from octavo.report.charts import Bars, Chart, ChartAxis, Curves, Heat, Intervals, mean_and_spread
 from octavo.report.style import CellStyle, number, percent
 
 WIDTH = 7.0
@@ -97,7 +97,7 @@ class Drawing:
         self.figure, axes = plt.subplots(*shape, figsize=size, sharey=share, squeeze=False, layout="constrained")
         return list(axes.flat)
 
-    def axis(self, ax: Axes, which: str, axis: Axis, *, label: bool = True) -> None:
+    def axis(self, ax: Axes, which: str, axis: ChartAxis, *, label: bool = True) -> None:
         """Give an axis its label, scale and ticks."""
         text = fill(axis.label, 36) if self.narrow else axis.label
         getattr(ax, f"set_{which}label")(text if label else "")
@@ -287,7 +287,7 @@ def _dots(
     heights: Mapping[str, float],
     style: CellStyle,
     *,
-    written: Axis | None,
+    written: ChartAxis | None,
 ) -> None:
     """One series' seeds (pale), intervals and estimates (hollow where emulated), each in one artist for all rows."""
     own = own.assign(y=own["row"].map(heights))

@@ -28,8 +28,8 @@ RESTART = 75
 
 
 @dataclass(frozen=True)
-class Place:
-    """One process's place in its run."""
+class Process:
+    """A process of a run: its ranks, and where it meets the others."""
 
     rank: int
     world_size: int
@@ -45,15 +45,15 @@ class Place:
         return self.rank == 0
 
 
-def find_place(world_size: int) -> Place | None:
-    """This process's place in a run of `world_size` processes; None where the ranks are still to be started.
+def find_process(world_size: int) -> Process | None:
+    """This process in a run of `world_size` processes; None where the ranks are still to be started.
 
     Raises OctavoError when torchrun or srun started another number of processes.
     """
     environment = os.environ
     if "RANK" in environment and "WORLD_SIZE" in environment:
         _check("torchrun", int(environment["WORLD_SIZE"]), world_size)
-        return Place(
+        return Process(
             int(environment["RANK"]),
             world_size,
             int(environment.get("LOCAL_RANK", 0)),
@@ -65,14 +65,14 @@ def find_place(world_size: int) -> Place | None:
     if tasks > 1:
         _check("srun", tasks, world_size)
         job, step = int(environment["SLURM_JOB_ID"]), int(environment.get("SLURM_STEP_ID", 0))
-        return Place(
+        return Process(
             int(environment["SLURM_PROCID"]),
             world_size,
             int(environment["SLURM_LOCALID"]),
             first_host(environment["SLURM_STEP_NODELIST"]),
             20_000 + (job * 101 + step) % 10_000,
         )
-    return Place(0, 1, 0) if world_size == 1 else None
+    return Process(0, 1, 0) if world_size == 1 else None
 
 
 def _check(launcher: str, found: int, expected: int) -> None:
@@ -111,9 +111,9 @@ def start_ranks(world_size: int, arguments: Sequence[str], grace_seconds: float)
         port = probe.getsockname()[1]
     ranks = []
     for rank in range(world_size):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
         environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        environment |= {name: str(value) for name, value in place.items()}
+        environment |= {name: str(value) for name, value in variables.items()}
         ranks.append(subprocess.Popen([sys.executable, "-m", "octavo", *arguments], env=environment))
 
     def pass_on(number: int, _: object) -> None:

@@ -13,14 +13,14 @@ from megatron.core import parallel_state, tensor_parallel
 from torch._C._distributed_c10d import HashStore
 
 from octavo.experiment.run import RunConfig
-from octavo.training.launch import Place
+from octavo.training.launch import Process
 from octavo.training.requirements import Gpu, check_device
 
 HUGE_PAGES = 1 << 29
 """Bytes of the heap that may be huge pages; address space, which takes no memory until it is used."""
 
 
-def set_up_process(run: RunConfig, place: Place) -> None:
+def set_up_process(run: RunConfig, process: Process) -> None:
     """Threads, kernels, process group and parallel state of this rank."""
     training, layout = run.training, run.parallelism
     on_gpu = torch.cuda.is_available()
@@ -34,18 +34,18 @@ def set_up_process(run: RunConfig, place: Place) -> None:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     keep_memory()
     if on_gpu:
-        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(process.local_rank % torch.cuda.device_count())
         torch.use_deterministic_algorithms(training.deterministic)
         # it would fill every torch.empty, for code that reads what it has not written; a kernel each, for nothing here
         torch_deterministic: Any = torch.utils.deterministic
         torch_deterministic.fill_uninitialized_memory = False
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-    if place.port:
+    if process.port:
         torch.distributed.init_process_group(
             backend,
-            init_method=f"tcp://{place.address}:{place.port}",
-            rank=place.rank,
-            world_size=place.world_size,
+            init_method=f"tcp://{process.address}:{process.port}",
+            rank=process.rank,
+            world_size=process.world_size,
         )
     else:
         torch.distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)

@@ -30,7 +30,7 @@ def device_of(run: RunConfig) -> Device:
     return load_cluster(run.cluster, configs())[1]
 
 
-def check_layout(run: RunConfig) -> None:
+def check_run(run: RunConfig) -> None:
     """Refuse what `octavo check` does, of a run that comes from a file of its own."""
     check_devices_can(run, device_of(run), lambda *_: f"cell {run.cell} of experiment {run.experiment}")
 

@@ -47,7 +47,7 @@ from octavo.training.assembly import build_chunks, unwrapped
 from octavo.training.checkpoint import Checkpointer
 from octavo.training.energy import EnergyMeter
 from octavo.training.initial_values import global_names
-from octavo.training.launch import RESTART, STARTED, Place, nodes
+from octavo.training.launch import RESTART, STARTED, Process, nodes
 from octavo.training.optimizer import build_optimizer, build_scheduler
 from octavo.training.process import set_up_process
 from octavo.training.progress import Progress
@@ -63,19 +63,19 @@ DIVERGED_STEPS = 50
 Ending = Literal["completed", "diverged", "signalled"]
 
 
-def train(run: RunConfig, folder: RunFolder, place: Place) -> int:
+def train(run: RunConfig, folder: RunFolder, process: Process) -> int:
     """Train a run in its folder; the exit status: 0 when there is a result, RESTART when it was told to stop."""
-    with journal.only_trainer(folder) if place.leads else nullcontext():
+    with journal.only_trainer(folder) if process.leads else nullcontext():
         try:
-            return _Trainer(run, folder, place).train()
+            return _Trainer(run, folder, process).train()
         finally:
             if torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
 
 
 class _Trainer:
-    def __init__(self, run: RunConfig, folder: RunFolder, place: Place) -> None:
-        self.run, self.folder, self.place = run, folder, place
+    def __init__(self, run: RunConfig, folder: RunFolder, process: Process) -> None:
+        self.run, self.folder, self.process = run, folder, process
         self.training, self.total_steps = run.training, run.training.total_steps
         self.on_gpu = torch.cuda.is_available()
         self.emulated = run.precision.recipe != "bf16" and (not self.on_gpu or run.precision.emulate)
@@ -92,9 +92,9 @@ class _Trainer:
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._receive)
         try:
-            if self.place.leads:  # first: a try that fails on the way is an attempt, too
+            if self.process.leads:  # first: a try that fails on the way is an attempt, too
                 self._open_folder()
-            set_up_process(self.run, self.place)
+            set_up_process(self.run, self.process)
             self.energy = EnergyMeter(torch.cuda.current_device() if self.on_gpu else None)
             torch.distributed.barrier()
             self._build()
@@ -132,7 +132,7 @@ class _Trainer:
             host=socket.gethostname(),
             nodes=nodes(),
             device_kind=torch.cuda.get_device_name() if self.on_gpu else "cpu",
-            device_count=self.place.world_size,
+            device_count=self.process.world_size,
             first_step=max(seal.saved_steps(folder.checkpoints), default=0),
             slurm_job_id=os.environ.get("SLURM_JOB_ID"),
             run_fingerprint=run.run_fingerprint,
@@ -155,11 +155,11 @@ class _Trainer:
             self.chunks,
             optimizer,
             scheduler,
-            leads=self.place.leads,
+            leads=self.process.leads,
             run_fingerprint=run.run_fingerprint,
             data_manifest_sha256=self.data.manifest_sha256,
         )
-        if self.place.leads:
+        if self.process.leads:
             self.checkpoints.remove_partial()
             found = provenance.collect(
                 threads=self.training.threads,
@@ -170,13 +170,13 @@ class _Trainer:
             )
             journal.write_record(self.folder.provenance, found)
         self.done = self.checkpoints.load_newest()
-        if self.done and self.place.leads:
+        if self.done and self.process.leads:
             self.progress.say(f"going on from the checkpoint after step {self.done}")
         self.flops_per_token = self._quantity("flops_per_token")
         self.sequences = self.data.training_sequences(run)
 
     def _open_data(self) -> PreparedData:
-        data = open_dataset(data_set_folder(self.run.data, self.run.tokenizer), hashes=self.place.local_rank == 0)
+        data = open_dataset(data_set_folder(self.run.data, self.run.tokenizer), hashes=self.process.local_rank == 0)
         tokens, vocabulary = vocabulary_size(self.run.tokenizer), self.run.model.vocabulary_size or 0
         if tokens > vocabulary:
             raise OctavoError(
@@ -223,10 +223,10 @@ class _Trainer:
     def _steps_above(self, limit: float) -> int:
         """Steps on end with a loss above the limit, up to the checkpoint that the run goes on from."""
         high = [0]
-        if self.done and self.place.leads:
+        if self.done and self.process.leads:
             losses = {step: line.loss or 0.0 for step, line in trained_steps(self.folder.metrics).items()}
             high = [sum(1 for _ in takewhile(lambda step: losses.get(step, 0.0) > limit, range(self.done, 0, -1)))]
-        if self.place.world_size > 1:
+        if self.process.world_size > 1:
             torch.distributed.broadcast_object_list(high, src=0)
         return high[0]
 
@@ -236,7 +236,7 @@ class _Trainer:
             self.journal.keep()
         self.checkpoints.save(step)
         seconds = time.perf_counter() - began
-        if self.place.leads:
+        if self.process.leads:
             self.progress.say(f"saved after step {step} in {seconds:.1f} s")
             slower = self.save_seconds is None or seconds > self.save_seconds
             if slower and (warning := late_to_save(self.run, step_seconds + seconds)):
@@ -314,11 +314,11 @@ class _Trainer:
             # on more sequences than those before it: no point of their curve, but the result must follow from metrics
             validation = self.validator.validate(evaluation.final_sequences, probe)
             self._log_validation(curve, final=validation)
-            if probe and self.place.leads:
+            if probe and self.process.leads:
                 write_table(self.folder.routing, validation.routing_table(probe.layers), "routing")
         parameters = self._parameters_sha256()
         self._close(ending)
-        if not self.place.leads:
+        if not self.process.leads:
             return
         files = (self.folder.attempts, self.folder.provenance, self.folder.routing)
         steps = trained_steps(self.folder.metrics)
@@ -344,7 +344,7 @@ class _Trainer:
             training_seconds=training_seconds,
             emulated=self.emulated,
             device_kind=torch.cuda.get_device_name() if self.on_gpu else "cpu",
-            device_count=self.place.world_size,
+            device_count=self.process.world_size,
             metrics_sha256=sha256(self.folder.metrics),
             files_sha256={path.name: sha256(path) for path in files if path.exists()},
             parameters_sha256=parameters,
@@ -359,17 +359,17 @@ class _Trainer:
             for name, parameter in sorted(global_names(unwrapped(chunk)), key=lambda pair: pair[0]):
                 digest.update(name.encode())
                 digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        if self.place.world_size == 1:
+        if self.process.world_size == 1:
             return digest.hexdigest()
-        digests: list[str] = [""] * self.place.world_size
+        digests: list[str] = [""] * self.process.world_size
         torch.distributed.all_gather_object(digests, digest.hexdigest())
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def _close(self, reason: ExitReason) -> None:
         """End the attempt, with the energy of all its GPUs, or of this machine's processors."""
         joules = self.energy.joules()
-        if self.on_gpu and self.place.world_size > 1:
-            every: list[float | None] = [None] * self.place.world_size
+        if self.on_gpu and self.process.world_size > 1:
+            every: list[float | None] = [None] * self.process.world_size
             torch.distributed.all_gather_object(every, joules)
             joules = None if None in every else sum(one or 0.0 for one in every)
         if self.journal:

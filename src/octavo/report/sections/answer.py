@@ -12,7 +12,7 @@ from octavo.evidence.names import listed
 from octavo.evidence.verdicts import p_words
 from octavo.records import ClaimResult, Comparison, Estimate, Verdict
 from octavo.report.charts import Chart, Curves
-from octavo.report.document import Block, Picture, Section, Strip, Table, Text, Tile, Tiles
+from octavo.report.document import Block, Picture, ReportSection, Strip, Table, Text, Tile, Tiles
 from octavo.report.figures import MARGIN
 from octavo.report.inputs import Inputs, shared
 from octavo.report.sections.phrases import (
@@ -37,7 +37,7 @@ EMULATED = (
 )
 
 
-def answer(inputs: Inputs, charts: dict[str, Chart]) -> Section:
+def answer(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     """Page one: questions with their verdicts, the main figure, the grid and the claims."""
     if inputs.ablation:
         return _of_ablation(inputs, charts)
@@ -70,7 +70,7 @@ def answer(inputs: Inputs, charts: dict[str, Chart]) -> Section:
             )
         )
     blocks += [short_table(inputs), strip(inputs.claims.claims), Text(_foot(inputs), "note")]
-    return Section("Summary", blocks)
+    return ReportSection("Summary", blocks)
 
 
 def diverged_runs(inputs: Inputs) -> list[str]:
@@ -94,7 +94,7 @@ def unknown_text(compared: list[Comparison]) -> list[str]:
     )
 
 
-def _of_ablation(inputs: Inputs, charts: dict[str, Chart]) -> Section:
+def _of_ablation(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     """Page one of an ablation's report: sentences, curves, the grid and the claims that it tests."""
     compared = [one for one in inputs.compared("ablation") if one.axis == "tokens"]
     keys = [comparison_key(one, "loss_difference") for one in compared if one.loss_difference]
@@ -104,7 +104,7 @@ def _of_ablation(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     if inputs.emulated:
         blocks.append(Text(EMULATED, "note"))
     blocks += [*provisional_ledger(inputs), *curves(inputs, charts), grid_table(inputs)]
-    return Section("Summary", [*blocks, strip(tested)] if tested else blocks)
+    return ReportSection("Summary", [*blocks, strip(tested)] if tested else blocks)
 
 
 def curves(inputs: Inputs, charts: dict[str, Chart]) -> list[Block]:

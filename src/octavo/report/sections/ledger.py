@@ -7,19 +7,19 @@ import pandas as pd
 from octavo.accounting.money import hour_price
 from octavo.experiment.cluster import Cluster, Device
 from octavo.report.charts import Chart
-from octavo.report.document import Block, Picture, Section, Table, Text
+from octavo.report.document import Block, Picture, ReportSection, Table, Text
 from octavo.report.inputs import Inputs
 from octavo.report.sections.phrases import capitalised, provisional_ledger
 from octavo.report.style import MISSING, money, number, percent
 
 
-def ledger(inputs: Inputs, charts: dict[str, Chart]) -> Section:
+def ledger(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     """Final against all-in, and what the difference is made of."""
     if inputs.imported:
         return _imported_ledger(inputs, charts)
     runs, attempts = inputs.runs, inputs.attempts
     if runs["device_hours_all_in"].isna().all():
-        return Section("Cost", [])
+        return ReportSection("Cost", [])
     final, everything = runs["device_hours_final"].sum(), runs["device_hours_all_in"].sum()
     sources = ", ".join(sorted(set(attempts["source"])))
     blocks: list[Block] = [*provisional_ledger(inputs)]
@@ -59,14 +59,14 @@ def ledger(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     )  # fmt: skip
     if inputs.experiment:
         blocks.append(_price_table(inputs, inputs.experiment.cluster, inputs.experiment.device))
-    return Section("Cost", blocks, page=True)
+    return ReportSection("Cost", blocks, page=True)
 
 
-def _imported_ledger(inputs: Inputs, charts: dict[str, Chart]) -> Section:
+def _imported_ledger(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     """What the steps of imported runs took; of other attempts nothing is known."""
     hours, cost = (inputs.runs[name].sum(min_count=1) for name in ("device_hours_final", "cost_final"))
     if pd.isna(hours):
-        return Section("Cost", [])
+        return ReportSection("Cost", [])
     counted, whole = int(inputs.runs["device_hours_final"].notna().sum()), len(inputs.runs)
     known = "runs" if counted == whole else f"{counted} of {whole} runs, those whose hours are known,"
     price = "" if pd.isna(cost) else f" and cost {money(cost, inputs.currency)}"
@@ -81,7 +81,7 @@ def _imported_ledger(inputs: Inputs, charts: dict[str, Chart]) -> Section:
             f"{capitalised(inputs.hours)} of training steps{' and their cost' if price else ''}, by cell, all seeds."
         )
         blocks.insert(0, Picture("ledger", caption, "Bars of device-hours and cost by cell."))
-    return Section("Cost", blocks, page=True)
+    return ReportSection("Cost", blocks, page=True)
 
 
 def _price_table(inputs: Inputs, cluster: Cluster, device: Device) -> Table:
@@ -108,11 +108,11 @@ def _price_source(cluster: Cluster, basis: str) -> str:
     return "; ".join(dict.fromkeys(cluster.ownership.sources.values())) if cluster.ownership else ""
 
 
-def published(inputs: Inputs) -> Section:
+def published(inputs: Inputs) -> ReportSection:
     """The figures that were printed, with their arithmetic."""
     claim = next((claim for claim in inputs.claims.claims if "published_value" in claim.data), None)
     if claim is None:
-        return Section("Published figures, recomputed", [])
+        return ReportSection("Published figures, recomputed", [])
     rows = [
         [
             one["text"],
@@ -126,14 +126,14 @@ def published(inputs: Inputs) -> Section:
     ]
     header = ["as printed", "recomputed", "printed", "", "assumption", "source"]
     table = Table(header, rows, "lrrlll", "Recomputed from what else was published.", [2, 1.7, 1, 1.2, 3, 2.6], True)
-    return Section("Published figures, recomputed", [Text(claim.sentence), table], page=True)
+    return ReportSection("Published figures, recomputed", [Text(claim.sentence), table], page=True)
 
 
-def forecast(inputs: Inputs) -> Section:
+def forecast(inputs: Inputs) -> ReportSection:
     """Plan against actual."""
     plan = inputs.plan
     if plan.empty or "tokens_per_second_per_device" not in plan:
-        return Section("Forecast and measurement", [])
+        return ReportSection("Forecast and measurement", [])
     rows, inside, compared = [], 0, 0
     for planned in plan.to_dict("records"):
         own = inputs.complete[inputs.complete["cell"] == planned["cell"]]
@@ -155,4 +155,4 @@ def forecast(inputs: Inputs) -> Section:
     caption = "Throughput per device (mean over all steps) and hours: forecast and measured."
     table = Table(header, rows, "l" + "r" * 6, caption, [2.4, *[1.2] * 6], small=True)
     said = f"Of {compared} cells, {inside} ran within the forecast's {level}."
-    return Section("Forecast and measurement", [Text(said), table] if rows else [])
+    return ReportSection("Forecast and measurement", [Text(said), table] if rows else [])

@@ -10,7 +10,7 @@ from octavo.evidence.comparisons import estimate
 from octavo.evidence.names import words
 from octavo.records import ClaimResult, Comparison
 from octavo.report.charts import Chart
-from octavo.report.document import Block, Picture, Section, Table, Text
+from octavo.report.document import Block, Picture, ReportSection, Table, Text
 from octavo.report.figures import MARGIN, axis_name, losses_of, pair_name, rates
 from octavo.report.inputs import Inputs
 from octavo.report.sections.answer import EMULATED, curves, grid_table, verdict_table
@@ -19,7 +19,7 @@ from octavo.report.sentences import rate_sentence
 from octavo.report.style import MISSING, count, number, percent
 
 
-def claims(inputs: Inputs) -> Section:
+def claims(inputs: Inputs) -> ReportSection:
     """Every claim with its sentence, its source, its numbers and what would decide it."""
     rows = []
     for claim in inputs.claims.claims:
@@ -30,7 +30,7 @@ def claims(inputs: Inputs) -> Section:
     )
     header = ["", "claim and source", "verdict", "what the runs say"]
     table = Table(header, rows, "rlll", caption, [0.3, 3.6, 1.3, 4.8], small=True)
-    return Section("Claims", [verdict_table(inputs.claims.claims), table] if rows else [], page=True)
+    return ReportSection("Claims", [verdict_table(inputs.claims.claims), table] if rows else [], page=True)
 
 
 def _asked(claim: ClaimResult) -> str:
@@ -38,7 +38,7 @@ def _asked(claim: ClaimResult) -> str:
     return f"{claim.text} ({claim.source}){needs}."
 
 
-def losses(inputs: Inputs, charts: dict[str, Chart]) -> Section:
+def losses(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     """Loss against what was spent."""
     blocks: list[Block] = [*curves(inputs, charts), grid_table(inputs)]
     for one in inputs.compared("architecture"):
@@ -56,7 +56,7 @@ def losses(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     by_domain = domain_table(inputs)
     if by_domain:
         blocks.append(by_domain)
-    return Section("Loss", blocks, page=True)
+    return ReportSection("Loss", blocks, page=True)
 
 
 def domain_table(inputs: Inputs) -> Table | None:
@@ -93,7 +93,7 @@ def domain_table(inputs: Inputs) -> Table | None:
     )
 
 
-def fairness(inputs: Inputs, charts: dict[str, Chart]) -> Section:
+def fairness(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     """All axes at once."""
     rows = [
         [
@@ -123,10 +123,10 @@ def fairness(inputs: Inputs, charts: dict[str, Chart]) -> Section:
         header = ["pair", "held equal", "loss difference", "resource ratio", "note"]
         caption = "The same numbers. No axis is left out because of what it shows."
         blocks.append(Table(header, rows, "llrrl", caption, [2.2, 1.8, 2.1, 2.1, 2.2], True))
-    return Section("Comparisons at equal resources", blocks, page=True)
+    return ReportSection("Comparisons at equal resources", blocks, page=True)
 
 
-def precision(inputs: Inputs, charts: dict[str, Chart]) -> Section:
+def precision(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     """FP8 against BF16: the error of the loss and what happens to the numbers."""
     blocks: list[Block] = [Text(EMULATED, "note")] if inputs.emulated else []
     if "loss_error" in charts:
@@ -177,10 +177,10 @@ def precision(inputs: Inputs, charts: dict[str, Chart]) -> Section:
                 "Line charts of the largest magnitudes over training steps.",
             )
         )
-    return Section("FP8 against BF16", blocks, page=True)
+    return ReportSection("FP8 against BF16", blocks, page=True)
 
 
-def experts(inputs: Inputs, charts: dict[str, Chart]) -> Section:
+def experts(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     """Load balance and specialisation."""
     blocks: list[Block] = []
     if "expert_load" in charts:
@@ -212,17 +212,17 @@ def experts(inputs: Inputs, charts: dict[str, Chart]) -> Section:
             )
         )
     blocks += [Text(claim.sentence) for claim in inputs.claims.claims if claim.data.get("heat") and claim.sentence]
-    return Section("Load balance and specialisation of experts", blocks, page=True)
+    return ReportSection("Load balance and specialisation of experts", blocks, page=True)
 
 
 def _heat_run(inputs: Inputs) -> str:
     return next(str(claim.data["heat_run"]) for claim in inputs.claims.claims if claim.data.get("heat"))
 
 
-def ablations(inputs: Inputs, charts: dict[str, Chart]) -> Section:
+def ablations(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     """Each ablation against its baseline."""
     if "ablations" not in charts:
-        return Section("Ablations", [])
+        return ReportSection("Ablations", [])
     blocks: list[Block] = [
         Picture(
             "ablations",
@@ -246,17 +246,17 @@ def ablations(inputs: Inputs, charts: dict[str, Chart]) -> Section:
         )
     header = ["ablation", "what it changes", "active parameters", "loss difference"]
     blocks.append(filled(Table(header, rows, "llrr", "The ablations.", [2.6, 3.4, 1.8, 2.4], small=True)))
-    return Section("Ablations", blocks, page=True)
+    return ReportSection("Ablations", blocks, page=True)
 
 
 def _change(before: float, after: float) -> str:
     return MISSING if pd.isna(before) or pd.isna(after) else f"{count(before)} → {count(after)}"
 
 
-def speed(inputs: Inputs, charts: dict[str, Chart]) -> Section:
+def speed(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     """Throughput."""
     if "throughput" not in charts:
-        return Section("Throughput", [])
+        return ReportSection("Throughput", [])
     blocks: list[Block] = [
         Picture(
             "throughput",
@@ -269,7 +269,7 @@ def speed(inputs: Inputs, charts: dict[str, Chart]) -> Section:
     rate = rates(inputs).set_index(["cell", "seed"])["rate"]
     pairs = [*inputs.compared("architecture"), *inputs.compared("precision")]
     said = [_rate_sentence(inputs, one, rate) for one in pairs if one.axis == "tokens"]
-    return Section("Throughput", [*blocks, *(Text(text) for text in said if text)])
+    return ReportSection("Throughput", [*blocks, *(Text(text) for text in said if text)])
 
 
 def _rate_sentence(inputs: Inputs, one: Comparison, rate: pd.Series) -> str | None:
@@ -285,15 +285,15 @@ def _rate_sentence(inputs: Inputs, one: Comparison, rate: pd.Series) -> str | No
     return f"{said} The emulation's speed says nothing of FP8's." if "(emulated)" in " ".join(labels) else said
 
 
-def traffic(inputs: Inputs) -> Section:
+def traffic(inputs: Inputs) -> ReportSection:
     """Bytes between devices, from the claim about them."""
     claim = next((claim for claim in inputs.claims.claims if "all_to_all_bytes_per_token" in claim.data), None)
     if claim is None:
-        return Section("Traffic between devices", [])
+        return ReportSection("Traffic between devices", [])
     frame = pd.DataFrame(claim.data)
     columns = [name for name in frame.columns if name != "cell"]
     rows = [[inputs.label(row["cell"]), *(number(row[name]) for name in columns)] for row in frame.to_dict("records")]
     caption = "Bytes that a device sends per token in training, computed from model and parallel layout."
     header = ["cell", *(words(name.removesuffix("_bytes_per_token")) for name in columns)]
     table = Table(header, rows, "l" + "r" * len(columns), caption, small=True)
-    return Section("Traffic between devices", [Text(claim.sentence), table])
+    return ReportSection("Traffic between devices", [Text(claim.sentence), table])

@@ -10,7 +10,7 @@ from octavo.experiment.config import Optimizer, SeedsUntilDecided, Training
 from octavo.experiment.run import Experiment
 from octavo.precision.recipes import RECIPES
 from octavo.records import SeedPlans, read_record
-from octavo.report.document import Block, Section, Table, Text
+from octavo.report.document import Block, ReportSection, Table, Text
 from octavo.report.inputs import Inputs, shared
 from octavo.report.sections.phrases import filled
 from octavo.report.style import MISSING, count, duration, number
@@ -22,7 +22,7 @@ SCATTER = 10
 """%, by which seeds may differ in step time before the limits of an experiment say so."""
 
 
-def methods(inputs: Inputs) -> Section:
+def methods(inputs: Inputs) -> ReportSection:
     """How the runs were made and compared."""
     blocks: list[Block] = [
         *([Text(inputs.description)] if inputs.description else []),
@@ -58,7 +58,7 @@ def methods(inputs: Inputs) -> Section:
             "superseded."
         ),
     ]
-    return Section("Methods", blocks, page=True)
+    return ReportSection("Methods", blocks, page=True)
 
 
 def _looks(inputs: Inputs) -> str:
@@ -142,7 +142,7 @@ def _trained_elsewhere() -> list[Text]:
     ]
 
 
-def limits(inputs: Inputs) -> Section:
+def limits(inputs: Inputs) -> ReportSection:
     """What these runs cannot show."""
     largest = count(inputs.runs["active_parameters"].max())
     tokens = count(inputs.runs["tokens"].max())
@@ -168,7 +168,7 @@ def limits(inputs: Inputs) -> Section:
     if inputs.experiment:
         domains = sorted({source.domain for source in inputs.experiment.file.data.sources})
         said.append(f"The text is of {len(domains)} kind{'s' if len(domains) > 1 else ''} ({', '.join(domains)}).")
-    return Section("Limits", [Text(text) for text in said])
+    return ReportSection("Limits", [Text(text) for text in said])
 
 
 def seeds_not_planned(inputs: Inputs) -> str | None:
@@ -209,27 +209,27 @@ def _or_unknown(text: str) -> str:
     return "an unknown number of" if text == MISSING else text
 
 
-def verification(inputs: Inputs) -> Section:
+def verification(inputs: Inputs) -> ReportSection:
     """Whether the results were reproduced."""
     found = inputs.verification
     if found is None or inputs.ablation:
-        return Section("Verification", [])
+        return ReportSection("Verification", [])
     rows = [
         [str(one.get("gate", "")), str(one.get("run", "")), str(one.get("status", "")), str(one.get("note", ""))]
         for one in found.get("checks", [])
     ]
     header = ["gate", "run", "result", "note"]
-    return Section(
+    return ReportSection(
         "Verification",
         [Table(header, rows, "llll", "Runs made again beside the originals.", [1.5, 2, 1.3, 4], small=True)],
     )
 
 
-def imported_runs(inputs: Inputs) -> Section:
+def imported_runs(inputs: Inputs) -> ReportSection:
     """Where imported runs came from, and what their import left blank."""
     imported = inputs.imported
     if imported is None:
-        return Section("Imported runs", [])
+        return ReportSection("Imported runs", [])
     price = f"priced as on the cluster {imported.cluster}" if imported.cluster else "not priced"
     blocks: list[Block] = [
         Text(
@@ -244,10 +244,10 @@ def imported_runs(inputs: Inputs) -> Section:
     rows = [[name, digest] for name, digest in imported.files.items()]
     caption = "The files as they were when they were imported."
     blocks.append(Table(["file", "SHA-256"], rows, "ll", caption, [2.4, 4], small=True))
-    return Section("Imported runs", blocks, page=True)
+    return ReportSection("Imported runs", blocks, page=True)
 
 
-def provenance(inputs: Inputs) -> Section:
+def provenance(inputs: Inputs) -> ReportSection:
     """Versions, hardware, commit, data."""
     found = list(inputs.provenance.values())
     blocks: list[Block] = []
@@ -293,10 +293,10 @@ def provenance(inputs: Inputs) -> Section:
                   "The text.", [1.4, 1.8, 0.9, 4.4], small=True)
         )  # fmt: skip
     blocks += run_list(inputs).blocks
-    return Section("Provenance", blocks, page=True)
+    return ReportSection("Provenance", blocks, page=True)
 
 
-def run_list(inputs: Inputs) -> Section:
+def run_list(inputs: Inputs) -> ReportSection:
     """Every run with what it was and what came of it."""
     rows = [
         [
@@ -314,4 +314,4 @@ def run_list(inputs: Inputs) -> Section:
         ["run", "status", "steps", "training", "attempts", "configuration", "final parameters"], rows, "llrrrll",
         f"Every run{'' if inputs.imported else hashes}.", [2.6, 1.2, 0.8, 1, 0.9, 1.9, 1.9], small=True,
     )  # fmt: skip
-    return Section("Runs", [filled(table)])
+    return ReportSection("Runs", [filled(table)])
