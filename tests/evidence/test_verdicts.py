@@ -12,8 +12,8 @@ import yaml
 
 from octavo.errors import OctavoError
 from octavo.evidence.metrics.costs import amount
-from octavo.evidence.verdicts import read_claims
-from octavo.statistics import ALPHA
+from octavo.evidence.verdicts import adjusted_p_values, read_claims, verdict_of
+from octavo.statistics import ALPHA, Test, all_of, p_diverges_more
 from tests.evidence.conftest import Judged
 from tests.synthetic import ABLATIONS, OWNERSHIP, Failure, Truth
 
@@ -501,3 +501,20 @@ def test_claims_json_holds_no_nan(judged: Judge) -> None:
     folder = judged(seeds=(1, 2)).folder
     for path in (folder.claims, folder.comparisons):
         json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("other", "adjusted", "verdict"), [(1e-4, 0.05, "refuted"), (0.2, 0.1, "inconclusive"), (None, 0.05, "refuted")]
+)
+def test_three_of_three_diverged_are_a_verdict_only_where_nothing_multiplies_their_p(
+    other: float | None, adjusted: float, verdict: str
+) -> None:
+    """Fisher: 1 / C(6, 3) = 1/20. Holm multiplies the smaller of two p values by 2, the larger by 1."""
+    tests = [Test(1.0, p_diverges_more(3, 0, 3)), *([] if other is None else [Test(other, 1.0)])]
+    p = adjusted_p_values(tests)[0]
+    assert p == pytest.approx(adjusted)
+    assert verdict_of(tests[0], p) == verdict
+
+
+def test_three_of_three_diverged_are_no_verdict_beside_another_pair_of_the_claim() -> None:
+    assert all_of([Test(1.0, p_diverges_more(3, 0, 3)), Test(1e-6, 1.0)]).refutes == pytest.approx(0.1)
