@@ -169,6 +169,15 @@ def test_a_step_that_compiles_does_not_set_the_speed(claims: Bring) -> None:
     assert "takes 0.70 times as long" in claim.sentence
 
 
+def test_on_more_devices_speed_is_in_device_seconds(claims: Bring) -> None:
+    """16 devices against 8, 0.7 s a step against 1 s: sooner done, and 1.4 times the device-seconds."""
+    claim = claims(DENSE, fp8(keys={"devices": 16}))[3]
+    assert claim.verdict == "refuted"
+    assert "Dense FP8 blockwise (16 devices) takes 1.40 times the device-seconds per token" in claim.sentence
+    assert "Dense BF16 (8 devices)" in claim.sentence
+    assert "as long" not in claim.sentence
+
+
 def test_times_on_different_devices_are_not_compared(claims: Bring, tmp_path: Path) -> None:
     """FP8 on the faster device, the same speed on the same one: 0.7 times as long says nothing of FP8."""
     a100 = {"device_kind": "A100"}

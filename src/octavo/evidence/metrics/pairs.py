@@ -211,11 +211,22 @@ def time_per_token(grid: Grid, parameters: Pairs, expectation: Expectation) -> M
         if not ((one > 0) & (other > 0)).all():
             return NOT_SAID
 
+        counts = [
+            sorted({int(grid.devices[cell.name, seed]) for seed in pair.ended}) for cell in (pair.cell, pair.against)
+        ]
+
         def phrase(effect: Estimate) -> str:
-            return (
-                f"a training step of {pair.cell.label} takes {times(effect)} times as long per token as one of "
-                f"{pair.against.label}"
-            )
+            ours, theirs = pair.cell.label, pair.against.label
+            if counts[0] != counts[1]:
+                ours, theirs = (
+                    f"{label} ({' or '.join(map(str, count))} devices)"
+                    for label, count in zip((ours, theirs), counts, strict=True)
+                )
+                return (
+                    f"a training step of {ours} takes {times(effect)} times the device-seconds per token of one of "
+                    f"{theirs}"
+                )
+            return f"a training step of {ours} takes {times(effect)} times as long per token as one of {theirs}"
 
         return Measured(np.log(one / other), phrase)
 
