@@ -92,6 +92,40 @@ def test_what_was_changed_in_an_archive_is_named(bundle: Path, tmp_path: Path) -
     assert found["figures/loss.csv", "different"] == "made again it has other bytes"
 
 
+def test_an_unzipped_bundle_is_made_again_like_the_archive(bundle: Path, tmp_path: Path) -> None:
+    """From the folder alone, in which nothing is changed; other bytes and missing files are named."""
+    unzipped = tmp_path / "unzipped"
+    with zipfile.ZipFile(bundle) as packed:
+        packed.extractall(unzipped)
+    before = {path: path.read_bytes() for path in unzipped.rglob("*") if path.is_file()}
+    done = octavo(tmp_path, "verify-bundle", "unzipped")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("made again from the runs, are the same bytes") == 2
+    assert {path: path.read_bytes() for path in unzipped.rglob("*") if path.is_file()} == before
+    data = unzipped / "results/synthetic/figures/loss.csv"
+    data.write_bytes(data.read_bytes().replace(b"1", b"2", 1))
+    found = {(one.run, one.status): one.note for one in verify_bundle(unzipped)}
+    name = "results/synthetic/figures/loss.csv"
+    assert found["bundle", "damaged"] == f"{name} is not what ro-crate-metadata.json describes"
+    data.unlink()
+    with pytest.raises(OctavoError, match=f"the folder lacks '{name}', which its metadata describes"):
+        verify_bundle(unzipped)
+    with pytest.raises(OctavoError, match=r"the folder has no ro-crate-metadata\.json"):
+        verify_bundle(unzipped / "results")
+
+
+def test_what_is_outdated_is_named_and_not_packed(folder: ExperimentFolder, root: Path) -> None:
+    """A claim that the verdicts were made without."""
+    claims = root / "configs" / "claims"
+    (claims / "12-new.yaml").write_text(
+        (claims / "02-fp8-loss-error.yaml").read_text().replace("number: 2", "number: 12")
+    )
+    done = octavo(root, "bundle", "results/synthetic")
+    assert done.returncode == 1
+    assert "the results are outdated: tables: claims.json is of before" in done.stderr
+    assert not (folder.path / "bundle.zip").exists()
+
+
 def test_it_is_a_workflow_run_crate(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the RO-Crate validator, every check that the profile requires. Contexts come from here: no network."""
     from rdflib.plugins.shared.jsonld import context as jsonld

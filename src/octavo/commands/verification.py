@@ -64,8 +64,8 @@ def verify(
 ) -> None:
     """Check the files, then train a sample of the runs again beside them; status 1 when something differs.
 
-    Writes verification.json. A run made again up to a step is the same run, told to stop there: its schedule is not
-    shortened.
+    Writes verification.json, but in an unzipped bundle, of which nothing is changed. A run made again up to a step is
+    the same run, told to stop there: its schedule is not shortened.
     """
     from octavo.verification.verify import verify as verify_results
 
@@ -74,7 +74,8 @@ def verify(
     if unknown := sorted(set(chosen) - set(GATES)):
         raise OctavoError(f"there is no gate {unknown[0]!r}", where="--gates", expected=f"any of {', '.join(GATES)}")
     found = verify_results(folder, sample=sample, gates=chosen, seed=seed, steps=steps)
-    _end(found.checks, str(folder.verification), record=record)
+    written = folder.verification if folder.verification.exists() else folder.path  # nothing is, in a bundle
+    _end(found.checks, str(written), record=record)
 
 
 def verification(experiment: ExperimentArgument) -> None:
@@ -101,7 +102,11 @@ def compare(
     _end(found.checks, f"{reference}: {found.counts}")
 
 
-def verify_bundle(bundle: Annotated[Path, typer.Argument(metavar="FILE", help="What `octavo bundle` wrote.")]) -> None:
+def verify_bundle(
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="What `octavo bundle` wrote, or the folder it was unzipped into.")
+    ],
+) -> None:
     """Make the tables, figures and reports in a bundle again, without training; status 1 where a byte differs."""
     from octavo.verification.bundle import verify_bundle as verify_file
 

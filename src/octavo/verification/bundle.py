@@ -5,7 +5,8 @@ the workflow, and making the report from the runs the action. Inside, files lie 
 the archive is one, as far as a report needs. The same results give the same bytes.
 
 No checkpoint is in it, no text, no variable outside the trainer's allow-list, and nothing that `octavo.privacy` finds:
-no path of a home folder or of the checkout, no secret's value, and no computer's name. What is damaged is not packed.
+no path of a home folder or of the checkout, no secret's value, and no computer's name. What is damaged
+or outdated is not packed.
 """
 
 from __future__ import annotations
@@ -74,12 +75,21 @@ def write_bundle(folder: ExperimentFolder, target: Path, *, host_names: bool = F
             where=folder.path,
             fix=f"snakemake {folder.report_pdf}",
         )
-    if damaged := [one for one in check_files(experiment, folder) if one.status == "damaged"]:
+    checks = check_files(experiment, folder)
+    if damaged := [one for one in checks if one.status == "damaged"]:
         raise OctavoError(
             f"{damaged[0].run}: {damaged[0].note}",
             where=folder.path,
             expected="results that are whole",
             fix=f"see all that is damaged: octavo verify {folder.path} --sample 0",
+        )
+    if outdated := [f"{one.run}: {one.note}" for one in checks if one.status == "outdated"]:
+        raise OctavoError(
+            f"the results are outdated: {'; '.join(outdated)}",
+            where=folder.path,
+            expected="results that were made with the configuration that is packed with them",
+            fix="make them again from the same runs: "
+            f"snakemake --profile workflow/profiles/local -- {folder.plan_csv} {folder.report_pdf}",
         )
     with tempfile.TemporaryDirectory() as name:
         crate = Path(name) / "crate"
@@ -97,8 +107,13 @@ def write_bundle(folder: ExperimentFolder, target: Path, *, host_names: bool = F
 
 
 def verify_bundle(archive: Path) -> list[VerificationCheck]:
-    """Make tables, verdicts, figures and report again from what is in the archive, and compare them byte for byte."""
+    """Make tables, verdicts, figures and report again from what is in the archive, and compare them byte for byte.
+
+    A folder that a bundle was unzipped into is packed first, and goes the way of an archive: nothing in it is changed.
+    """
     with tempfile.TemporaryDirectory() as name:
+        if archive.is_dir():
+            archive = _packed_again(archive, Path(name) / "bundle.zip")
         root = Path(name) / "bundle"
         experiment = unpack(archive, root)
         checks = [
@@ -357,6 +372,29 @@ def _zip(crate: Path, target: Path) -> None:
             member.compress_type = zipfile.ZIP_DEFLATED
             member.external_attr = 0o100644 << 16
             packed.writestr(member, path.read_bytes())
+
+
+def _packed_again(unzipped: Path, target: Path) -> Path:
+    """The files of an unzipped bundle that its metadata describe, as an archive; later files are not the bundle's."""
+    if not (unzipped / METADATA).is_file():
+        raise OctavoError(
+            f"the folder has no {METADATA}",
+            where=unzipped,
+            expected="what `octavo bundle` wrote, or the folder that it was unzipped into",
+        )
+    described = described_hashes(unzipped)
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in [METADATA, *sorted(described)]:
+            path = unzipped / name
+            if path.is_symlink() or not path.is_file() or not path.resolve().is_relative_to(unzipped.resolve()):
+                raise OctavoError(
+                    f"the folder lacks {shown(name)}, which its metadata describes",
+                    where=unzipped,
+                    expected="a bundle's files, all of them",
+                    fix="unzip the archive again",
+                )
+            packed.write(path, name)
+    return target
 
 
 MOST_SECONDS = 3600

@@ -62,7 +62,7 @@ FIRST = 8
 def verify(
     folder: ExperimentFolder, *, sample: int, gates: list[str], seed: int, steps: int | None = None
 ) -> VerificationFile:
-    """Verify an experiment and write verification.json."""
+    """Verify an experiment and write verification.json, but in an unpacked bundle."""
     experiment = load_experiment(folder.name)
     checks = check_files(experiment, folder)
     broken = {one.run for one in checks if one.status == "damaged"}
@@ -81,7 +81,8 @@ def verify(
     found = VerificationFile(
         experiment=experiment.name, passed=not failed, sample=sample, seed=seed, steps=steps, checks=checks
     )
-    write_json(folder.verification, found.model_dump(mode="json"))
+    if not unpacked_bundle():  # what a bundle holds stays what its metadata describe
+        write_json(folder.verification, found.model_dump(mode="json"))
     return found
 
 
