@@ -17,10 +17,10 @@ typedef uint16_t bf16;
 
 INLINE float from_bits(uint32_t bits) { float value; memcpy(&value, &bits, 4); return value; }
 INLINE uint32_t to_bits(float value) { uint32_t bits; memcpy(&bits, &value, 4); return bits; }
-INLINE float wide(bf16 value) { return from_bits((uint32_t)value << 16); }
+INLINE float bf16_to_f32(bf16 value) { return from_bits((uint32_t)value << 16); }
 
 /* To the nearest BF16 number, ties to even; NaN stays NaN. */
-INLINE bf16 narrow(float value)
+INLINE bf16 f32_to_bf16(float value)
 {
     uint32_t bits = to_bits(value);
     uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;

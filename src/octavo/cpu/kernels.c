@@ -57,12 +57,12 @@ FAST void octavo_rms_norm(const bf16 *restrict x, const bf16 *restrict weight, b
         int64_t whole = columns - columns % LANES;
         for (int64_t i = 0; i < whole; i += LANES)
             for (int j = 0; j < LANES; j++)
-                lane[j] += wide(x[i + j]) * wide(x[i + j]);
+                lane[j] += bf16_to_f32(x[i + j]) * bf16_to_f32(x[i + j]);
         for (int64_t i = whole; i < columns; i++)
-            lane[i - whole] += wide(x[i]) * wide(x[i]);
+            lane[i - whole] += bf16_to_f32(x[i]) * bf16_to_f32(x[i]);
         float factor = scale[row] = 1.0f / sqrtf(total_of(lane) / (float)columns + eps);
         for (int64_t i = 0; i < columns; i++)
-            out[i] = narrow(wide(x[i]) * factor * wide(weight[i]));
+            out[i] = f32_to_bf16(bf16_to_f32(x[i]) * factor * bf16_to_f32(weight[i]));
     }
 }
 
@@ -76,14 +76,14 @@ FAST void octavo_rms_norm_gradient(const bf16 *restrict gradient, const bf16 *re
         int64_t whole = columns - columns % LANES;
         for (int64_t i = 0; i < whole; i += LANES)
             for (int j = 0; j < LANES; j++)
-                lane[j] += wide(gradient[i + j]) * wide(weight[i + j]) * (wide(x[i + j]) * factor);
+                lane[j] += bf16_to_f32(gradient[i + j]) * bf16_to_f32(weight[i + j]) * (bf16_to_f32(x[i + j]) * factor);
         for (int64_t i = whole; i < columns; i++)
-            lane[i - whole] += wide(gradient[i]) * wide(weight[i]) * (wide(x[i]) * factor);
+            lane[i - whole] += bf16_to_f32(gradient[i]) * bf16_to_f32(weight[i]) * (bf16_to_f32(x[i]) * factor);
         float mean = total_of(lane) / (float)columns;
         for (int64_t i = 0; i < columns; i++) {
-            float normed = wide(x[i]) * factor, slope = wide(gradient[i]);
+            float normed = bf16_to_f32(x[i]) * factor, slope = bf16_to_f32(gradient[i]);
             to_weight[i] += slope * normed;
-            to_x[i] = narrow(factor * (slope * wide(weight[i]) - normed * mean));
+            to_x[i] = f32_to_bf16(factor * (slope * bf16_to_f32(weight[i]) - normed * mean));
         }
     }
 }
@@ -91,8 +91,8 @@ FAST void octavo_rms_norm_gradient(const bf16 *restrict gradient, const bf16 *re
 INLINE void swiglu_run(const bf16 *restrict gate, const bf16 *restrict up, float factor, bf16 *restrict out, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
-        float z = wide(gate[i]);
-        out[i] = narrow(z * sigmoid(z) * wide(up[i]) * factor);
+        float z = bf16_to_f32(gate[i]);
+        out[i] = f32_to_bf16(z * sigmoid(z) * bf16_to_f32(up[i]) * factor);
     }
 }
 
@@ -123,16 +123,16 @@ FAST void octavo_swiglu_gradient(const bf16 *restrict gradient, const bf16 *rest
         int64_t whole = width - width % LANES;
         for (int64_t i = 0; i < whole; i += LANES)
             for (int j = 0; j < LANES; j++) {
-                float z = wide(gate[i + j]), s = sigmoid(z), silu = z * s, slope = wide(gradient[i + j]);
-                lane[j] += slope * silu * wide(up[i + j]);
-                to_up[i + j] = narrow(slope * factor * silu);
-                to_gate[i + j] = narrow((s + silu * (1.0f - s)) * wide(up[i + j]) * (slope * factor));
+                float z = bf16_to_f32(gate[i + j]), s = sigmoid(z), silu = z * s, slope = bf16_to_f32(gradient[i + j]);
+                lane[j] += slope * silu * bf16_to_f32(up[i + j]);
+                to_up[i + j] = f32_to_bf16(slope * factor * silu);
+                to_gate[i + j] = f32_to_bf16((s + silu * (1.0f - s)) * bf16_to_f32(up[i + j]) * (slope * factor));
             }
         for (int64_t i = whole; i < width; i++) {
-            float z = wide(gate[i]), s = sigmoid(z), silu = z * s, slope = wide(gradient[i]);
-            lane[i - whole] += slope * silu * wide(up[i]);
-            to_up[i] = narrow(slope * factor * silu);
-            to_gate[i] = narrow((s + silu * (1.0f - s)) * wide(up[i]) * (slope * factor));
+            float z = bf16_to_f32(gate[i]), s = sigmoid(z), silu = z * s, slope = bf16_to_f32(gradient[i]);
+            lane[i - whole] += slope * silu * bf16_to_f32(up[i]);
+            to_up[i] = f32_to_bf16(slope * factor * silu);
+            to_gate[i] = f32_to_bf16((s + silu * (1.0f - s)) * bf16_to_f32(up[i]) * (slope * factor));
         }
         if (to_weight)
             to_weight[row] = total_of(lane);
@@ -150,20 +150,20 @@ FAST void octavo_cross_entropy(const bf16 *restrict logits, const int64_t *restr
             most[j] = -INFINITY;
         for (int64_t i = 0; i < whole; i += LANES)
             for (int j = 0; j < LANES; j++)
-                most[j] = wide(logits[i + j]) > most[j] ? wide(logits[i + j]) : most[j];
+                most[j] = bf16_to_f32(logits[i + j]) > most[j] ? bf16_to_f32(logits[i + j]) : most[j];
         for (int64_t i = whole; i < columns; i++)
-            most[i - whole] = wide(logits[i]) > most[i - whole] ? wide(logits[i]) : most[i - whole];
+            most[i - whole] = bf16_to_f32(logits[i]) > most[i - whole] ? bf16_to_f32(logits[i]) : most[i - whole];
         float top = most[0];
         for (int j = 1; j < LANES; j++)
             top = most[j] > top ? most[j] : top;
         for (int64_t i = 0; i < whole; i += LANES)
             for (int j = 0; j < LANES; j++)
-                lane[j] += exponential(wide(logits[i + j]) - top);
+                lane[j] += exponential(bf16_to_f32(logits[i + j]) - top);
         for (int64_t i = whole; i < columns; i++)
-            lane[i - whole] += exponential(wide(logits[i]) - top);
+            lane[i - whole] += exponential(bf16_to_f32(logits[i]) - top);
         largest[row] = top;
         total[row] = total_of(lane);
-        loss[row] = (top - wide(logits[labels[row]])) + logf(total[row]);
+        loss[row] = (top - bf16_to_f32(logits[labels[row]])) + logf(total[row]);
     }
 }
 
@@ -175,9 +175,9 @@ FAST void octavo_cross_entropy_gradient(const float *restrict gradient, const bf
     for (int64_t row = 0; row < rows; row++, logits += columns, out += columns) {
         float top = largest[row], factor = gradient[row] / total[row];
         for (int64_t i = 0; i < columns; i++)
-            out[i] = narrow(exponential(wide(logits[i]) - top) * factor);
+            out[i] = f32_to_bf16(exponential(bf16_to_f32(logits[i]) - top) * factor);
         int64_t label = labels[row];
-        out[label] = narrow(exponential(wide(logits[label]) - top) * factor - gradient[row]);
+        out[label] = f32_to_bf16(exponential(bf16_to_f32(logits[label]) - top) * factor - gradient[row]);
     }
 }
 
@@ -186,15 +186,15 @@ INLINE void turn_row(const bf16 *restrict in, const float *restrict cosine, cons
 {
     if (back)
         for (int64_t i = 0; i < half; i++) {
-            float x = wide(in[i]), y = wide(in[i + half]);
-            out[i] = narrow(x * cosine[i] + y * sine[i + half]);
-            out[i + half] = narrow(y * cosine[i + half] - x * sine[i]);
+            float x = bf16_to_f32(in[i]), y = bf16_to_f32(in[i + half]);
+            out[i] = f32_to_bf16(x * cosine[i] + y * sine[i + half]);
+            out[i + half] = f32_to_bf16(y * cosine[i + half] - x * sine[i]);
         }
     else
         for (int64_t i = 0; i < half; i++) {
-            float x = wide(in[i]), y = wide(in[i + half]);
-            out[i] = narrow(x * cosine[i] - y * sine[i]);
-            out[i + half] = narrow(y * cosine[i + half] + x * sine[i + half]);
+            float x = bf16_to_f32(in[i]), y = bf16_to_f32(in[i + half]);
+            out[i] = f32_to_bf16(x * cosine[i] - y * sine[i]);
+            out[i + half] = f32_to_bf16(y * cosine[i + half] + x * sine[i + half]);
         }
 }
 
@@ -247,7 +247,7 @@ FAST void octavo_attention_weights(float *restrict scores, bf16 *restrict out, i
             float factor = 1.0f / total_of(lane);
             memset(out, 0, (size_t)begin * sizeof *out);
             for (int64_t i = begin; i < end; i++)
-                out[i] = narrow(scores[i] * factor);
+                out[i] = f32_to_bf16(scores[i] * factor);
             memset(out + end, 0, (size_t)(length - end) * sizeof *out);
         }
 }
@@ -263,13 +263,13 @@ FAST void octavo_attention_weights_gradient(const float *restrict gradient, cons
         float lane[LANES] = {0};
         for (int64_t i = begin; i < whole; i += LANES)
             for (int j = 0; j < LANES; j++)
-                lane[j] += wide(weights[i + j]) * gradient[i + j];
+                lane[j] += bf16_to_f32(weights[i + j]) * gradient[i + j];
         for (int64_t i = whole; i < end; i++)
-            lane[i - whole] += wide(weights[i]) * gradient[i];
+            lane[i - whole] += bf16_to_f32(weights[i]) * gradient[i];
         float sum = total_of(lane);
         memset(out, 0, (size_t)begin * sizeof *out);
         for (int64_t i = begin; i < end; i++)
-            out[i] = narrow(scale * (wide(weights[i]) * (gradient[i] - sum)));
+            out[i] = f32_to_bf16(scale * (bf16_to_f32(weights[i]) * (gradient[i] - sum)));
         memset(out + end, 0, (size_t)(length - end) * sizeof *out);
     }
 }

@@ -1,11 +1,11 @@
-/* The matrix products of linear layers and groups of experts on CPUs: BF16 operands, FP32 sums, rounded once.
+/* The matrix products (GEMMs) of linear layers and groups of experts on CPUs: BF16 operands, FP32 sums, rounded once.
 
    A product of two BF16 numbers is exact in FP32, so it does not matter whether a processor multiplies and adds in one
    instruction or in two; and each sum runs over its terms one after the other, in pairs, the second of a pair first, which
    is how VDPBF16PS adds. So every processor gives the same bits (subnormal numbers aside, which VDPBF16PS takes for zero),
    whatever the sizes and the number of experts.
 
-   Panels of both operands are copied so that a tile's inner loop reads memory in order (Goto and van de Geijn, "Anatomy of
+   Panels of both operands are packed so that a tile's inner loop reads memory in order (Goto and van de Geijn, "Anatomy of
    High-Performance Matrix Multiplication", 2008). */
 
 #include <stdlib.h>
@@ -19,7 +19,7 @@
 
 #define MOST_ROWS 8
 #define MOST_COLUMNS 48
-#define BLOCK 32 /* rows of the left operand that are copied at a time: of BF16, a cache line's worth; even */
+#define BLOCK 32 /* rows of the left operand that are packed at a time: of BF16, a cache line's worth; even */
 
 typedef void tile_function(const void *, int, const void *, int64_t, int64_t, float *);
 
@@ -97,8 +97,8 @@ static instructions instructions_of(int32_t which)
 static int64_t depth_of(int64_t terms, int paired) { return paired ? (terms + 1) / 2 : (terms + 1) / 2 * 2; }
 
 /* A strip of `width` lines, each `terms` contiguous numbers: to [line][depth] elements, `room` lines, the rest zeros. */
-FAST static void copy_lines(const bf16 *restrict from, int64_t stride, int64_t width, int64_t terms, int64_t room,
-                            int paired, void *restrict to)
+FAST static void pack_rows(const bf16 *restrict from, int64_t stride, int64_t width, int64_t terms, int64_t room,
+                           int paired, void *restrict to)
 {
     int64_t padded = (terms + 1) / 2 * 2;
     for (int64_t line = 0; line < room; line++) {
@@ -113,19 +113,19 @@ FAST static void copy_lines(const bf16 *restrict from, int64_t stride, int64_t w
         float *out = (float *)to + line * padded;
         int64_t even = line < width ? terms - terms % 2 : 0;
         for (int64_t k = 0; k < even; k += 2) {
-            out[k] = wide(row[k + 1]);
-            out[k + 1] = wide(row[k]);
+            out[k] = bf16_to_f32(row[k + 1]);
+            out[k + 1] = bf16_to_f32(row[k]);
         }
         for (int64_t k = even; k < padded; k++)
             out[k] = 0.0f;
         if (line < width && terms % 2)
-            out[terms] = wide(row[terms - 1]);
+            out[terms] = bf16_to_f32(row[terms - 1]);
     }
 }
 
 /* The same strip to [depth][room] elements. */
-FAST static void turn_lines(const bf16 *restrict from, int64_t stride, int64_t width, int64_t terms, int64_t room,
-                            int paired, void *restrict to)
+FAST static void pack_rows_transposed(const bf16 *restrict from, int64_t stride, int64_t width, int64_t terms,
+                                      int64_t room, int paired, void *restrict to)
 {
     int64_t pairs = (terms + 1) / 2;
     uint32_t *out = to;
@@ -165,7 +165,7 @@ INLINE void join_rows(const bf16 *restrict low, const bf16 *restrict high, int64
 
 /* `width` columns of a matrix whose rows are the terms, in strips of `room`: to [strip][depth][room] elements, the rest
    zeros. All strips of a row are read at once: they share cache lines. */
-FAST static void copy_columns(const bf16 *restrict from, int64_t stride, int64_t width, int64_t terms, int64_t room,
+FAST static void pack_columns(const bf16 *restrict from, int64_t stride, int64_t width, int64_t terms, int64_t room,
                               int paired, void *restrict to)
 {
     static const bf16 none[MOST_COLUMNS];
@@ -189,24 +189,24 @@ FAST static void copy_columns(const bf16 *restrict from, int64_t stride, int64_t
 
 /* A finished tile [rows of `width` sums] times `factor`, of which `height` x `columns` are wanted: rounded, kept in FP32,
    or added. */
-FAST static void store_tile(const float *restrict tile, int64_t width, int64_t height, int64_t columns, float factor,
-                            bf16 *restrict out, int64_t stride)
+FAST static void epilogue_bf16(const float *restrict tile, int64_t width, int64_t height, int64_t columns, float factor,
+                               bf16 *restrict out, int64_t stride)
 {
     for (int64_t i = 0; i < height; i++)
         for (int64_t j = 0; j < columns; j++)
-            out[i * stride + j] = narrow(tile[i * width + j] * factor);
+            out[i * stride + j] = f32_to_bf16(tile[i * width + j] * factor);
 }
 
-FAST static void keep_tile(const float *restrict tile, int64_t width, int64_t height, int64_t columns, float factor,
-                           float *restrict out, int64_t stride)
+FAST static void epilogue_f32(const float *restrict tile, int64_t width, int64_t height, int64_t columns, float factor,
+                              float *restrict out, int64_t stride)
 {
     for (int64_t i = 0; i < height; i++)
         for (int64_t j = 0; j < columns; j++)
             out[i * stride + j] = tile[i * width + j] * factor;
 }
 
-FAST static void add_tile(const float *restrict tile, int64_t width, int64_t height, int64_t columns, float factor,
-                          float *restrict out, int64_t stride)
+FAST static void epilogue_add(const float *restrict tile, int64_t width, int64_t height, int64_t columns, float factor,
+                              float *restrict out, int64_t stride)
 {
     for (int64_t i = 0; i < height; i++)
         for (int64_t j = 0; j < columns; j++)
@@ -219,15 +219,15 @@ typedef struct {
     int terms_contiguous; /* whether the terms of one sum lie beside each other, or `stride` apart */
 } operand;
 
-typedef enum { ROUNDED, KEPT, ADDED } ending; /* written in BF16, written in FP32, added in FP32 */
+typedef enum { ROUNDED, KEPT, ADDED } epilogue; /* written in BF16, written in FP32, added in FP32 */
 
 /* What of a product of causal attention's is zero, or not wanted: columns, or terms of a sum, after or before the row. */
 typedef enum { NOTHING, LATER_COLUMNS, LATER_TERMS, EARLIER_TERMS } triangle;
 
 /* out [m, n] = factor * sum over k of left [m, k] * right [k, n]; of a triangle of it, or over one, where that is asked:
-   what is left out is not written, or 0. `panels` and `block` are room for the copies. */
-static void multiply(instructions have, operand left, operand right, int64_t m, int64_t n, int64_t k, float factor,
-                     ending end_as, void *out, triangle skipped, char *panels, char *block)
+   what is left out is not written, or 0. `panels` and `block` are room for the packed operands. */
+static void gemm(instructions have, operand left, operand right, int64_t m, int64_t n, int64_t k, float factor,
+                 epilogue write_as, void *out, triangle skipped, char *panels, char *block)
 {
     int64_t depth = depth_of(k, have.paired), most = 3 * have.lanes;
     float tile[MOST_ROWS * MOST_COLUMNS];
@@ -235,8 +235,8 @@ static void multiply(instructions have, operand left, operand right, int64_t m, 
         int64_t width = n - column < most ? n - column : most;
         int64_t room = (width + have.lanes - 1) / have.lanes * have.lanes;
         const bf16 *from = right.values + column * (right.terms_contiguous ? right.stride : 1);
-        (right.terms_contiguous ? turn_lines : copy_columns)(from, right.stride, width, k, room, have.paired,
-                                                             panels + column * depth * 4);
+        (right.terms_contiguous ? pack_rows_transposed : pack_columns)(from, right.stride, width, k, room, have.paired,
+                                                                       panels + column * depth * 4);
     }
     for (int64_t top = 0; top < m; top += BLOCK) {
         int64_t bottom = m - top < BLOCK ? m : top + BLOCK, end = skipped == LATER_COLUMNS && bottom < n ? bottom : n;
@@ -245,9 +245,9 @@ static void multiply(instructions have, operand left, operand right, int64_t m, 
         int64_t lines = (bottom - top + have.rows - 1) / have.rows * have.rows;
         const bf16 *from = left.values + (left.terms_contiguous ? top * left.stride + first : top + first * left.stride);
         if (left.terms_contiguous)
-            copy_lines(from, left.stride, bottom - top, last - first, lines, have.paired, block);
+            pack_rows(from, left.stride, bottom - top, last - first, lines, have.paired, block);
         else
-            copy_columns(from, left.stride, bottom - top, last - first, have.rows, have.paired, block);
+            pack_columns(from, left.stride, bottom - top, last - first, have.rows, have.paired, block);
         for (int64_t column = 0; column < end; column += most) {
             int64_t width = n - column < most ? n - column : most;
             int64_t vectors = (width + have.lanes - 1) / have.lanes;
@@ -256,11 +256,11 @@ static void multiply(instructions have, operand left, operand right, int64_t m, 
                 int64_t height = bottom - row < have.rows ? bottom - row : have.rows;
                 have.tile(block + (row - top) * here * 4, left.terms_contiguous, panel, here, vectors, tile);
                 int64_t place = row * n + column;
-                if (end_as == ROUNDED)
-                    store_tile(tile, vectors * have.lanes, height, width, factor, (bf16 *)out + place, n);
+                if (write_as == ROUNDED)
+                    epilogue_bf16(tile, vectors * have.lanes, height, width, factor, (bf16 *)out + place, n);
                 else
-                    (end_as == KEPT ? keep_tile : add_tile)(tile, vectors * have.lanes, height, width, factor,
-                                                            (float *)out + place, n);
+                    (write_as == KEPT ? epilogue_f32 : epilogue_add)(tile, vectors * have.lanes, height, width, factor,
+                                                                     (float *)out + place, n);
             }
         }
     }
@@ -281,11 +281,11 @@ int32_t octavo_instruction_sets(void)
    1 input gradient:   gx [tokens, in] = g [tokens, out] w                         left g, right w
    2 weight gradient:  gw [experts, out, in] = g^T x                               left g, right x
 
-   `set`: which of the instruction sets, 0 the fastest. `end_as`: 0 a BF16 result is written, 1 an FP32 one, 2 it is added
+   `set`: which of the instruction sets, 0 the fastest. `write_as`: 0 a BF16 result is written, 1 an FP32 one, 2 it is added
    to an FP32 one. `causal`: of attention's, where x are queries, w keys (or values) and g weights (or gradients of
    scores), which are 0 where a key comes after its query; scores of those are not written. Returns 0, or 1 if there is no
-   memory for the copies. */
-int32_t octavo_multiply(int32_t product, int32_t set, int32_t end_as, int32_t causal, const bf16 *left,
+   memory for the packed operands. */
+int32_t octavo_multiply(int32_t product, int32_t set, int32_t write_as, int32_t causal, const bf16 *left,
                         const bf16 *right, void *out, const int64_t *counts, const float *factors, int64_t experts,
                         int64_t in, int64_t out_features)
 {
@@ -304,10 +304,10 @@ int32_t octavo_multiply(int32_t product, int32_t set, int32_t end_as, int32_t ca
         int64_t k = product == 0 ? in : product == 1 ? out_features : tokens;
         operand a = {left, product == 0 ? in : out_features, product != 2}, b = {right, in, product == 0};
         triangle skipped = !causal ? NOTHING : product == 0 ? LATER_COLUMNS : product == 1 ? LATER_TERMS : EARLIER_TERMS;
-        multiply(have, a, b, m, n, k, factors[expert], (ending)end_as, out, skipped, panels, block);
+        gemm(have, a, b, m, n, k, factors[expert], (epilogue)write_as, out, skipped, panels, block);
         left += tokens * a.stride;
         right += product == 2 ? tokens * in : weight;
-        out = (char *)out + m * n * (end_as == ROUNDED ? sizeof(bf16) : sizeof(float));
+        out = (char *)out + m * n * (write_as == ROUNDED ? sizeof(bf16) : sizeof(float));
     }
     free(panels);
     free(block);

@@ -24,7 +24,7 @@ FAST float octavo_amax(const uint16_t *in, int64_t n)
         uint16_t magnitude = in[i] & 0x7FFF;
         most = magnitude > most ? magnitude : most;
     }
-    return wide(most);
+    return bf16_to_f32(most);
 }
 
 /* in * scale, saturated and rounded to codes of a format. */
@@ -32,7 +32,7 @@ FAST void octavo_quantise(const uint16_t *restrict in, uint16_t *restrict out, i
                               float smallest_normal, float shift)
 {
     for (int64_t i = 0; i < n; i++) {
-        float value = wide(in[i]) * scale;
+        float value = bf16_to_f32(in[i]) * scale;
         value = value > largest ? largest : value;
         value = value < -largest ? -largest : value;
         out[i] = exact(round_at(value, larger(power_of_two(value), smallest_normal), shift));
@@ -56,7 +56,7 @@ INLINE void round_run(const uint16_t *restrict in, uint16_t *restrict out, int64
                                                             float floor, float shift)
 {
     for (int64_t i = 0; i < n; i++) {
-        float value = wide(in[i]);
+        float value = bf16_to_f32(in[i]);
         out[i] = exact(round_at(value, larger(power_of_two(value), floor), shift));
     }
 }
@@ -75,7 +75,7 @@ INLINE void round_row(const uint16_t *restrict in, uint16_t *restrict out,
         if (blocks < AT_ONCE && done < columns) /* a shorter block at the end */
             most[blocks] = largest_of(in + done, columns - done);
         for (int64_t i = 0; i < AT_ONCE; i++)
-            floor[i] = smallest_normal / power_of_two(largest / wide(most[i]));
+            floor[i] = smallest_normal / power_of_two(largest / bf16_to_f32(most[i]));
         for (int64_t i = 0; i < blocks; i++)
             round_run(in + i * block, out + i * block, block, floor[i], shift);
         if (blocks < AT_ONCE && done < columns) {
@@ -120,10 +120,10 @@ FAST void octavo_quantise_blocks(const uint16_t *restrict in, uint16_t *restrict
                 most[column] = shared;
         }
         for (int64_t column = 0; column < columns; column++)
-            floor[column] = smallest_normal / power_of_two(largest / wide(most[column]));
+            floor[column] = smallest_normal / power_of_two(largest / bf16_to_f32(most[column]));
         for (int64_t row = top; row < bottom; row++)
             for (int64_t column = 0; column < columns; column++) {
-                float value = wide(in[row * columns + column]);
+                float value = bf16_to_f32(in[row * columns + column]);
                 out[row * columns + column] = exact(round_at(value, larger(power_of_two(value), floor[column]), shift));
             }
     }
