@@ -149,6 +149,28 @@ def test_what_is_not_known_of_the_text_is_said(claims: Bring, tmp_path: Path) ->
     assert {one.unlike for one in read_record(path, ComparisonsFile, made_by="octavo claims").comparisons} == {None}
 
 
+# --- the same run twice ---------------------------------------------------------------------------------------------
+
+
+def test_runs_that_are_the_same_numbers_under_two_names_give_no_verdict(tmp_path: Path, claims: Bring) -> None:
+    """Without noise of their own both cells' losses of a seed are the same; faster steps are of the same run, too."""
+    found = claims(DENSE, fp8(), sd=0.0)
+    for number in (2, 3):
+        assert found[number].verdict == "not testable here"
+        assert found[number].effect is None
+        assert "the runs of seed 1, 2 and 3 log the same losses at every step" in found[number].sentence
+    path = tmp_path / "results" / "simulated" / "comparisons.json"
+    compared = read_record(path, ComparisonsFile, made_by="octavo claims").comparisons
+    assert compared
+    for one in compared:
+        assert one.loss_difference is None
+        assert "they are the same numbers" in str(one.note)
+
+
+def test_losses_that_differ_in_a_late_digit_are_of_two_runs(claims: Bring) -> None:
+    assert claims(DENSE, fp8(), sd=1e-6)[2].verdict == "supported"
+
+
 # --- divergences, speed, words --------------------------------------------------------------------------------------
 
 

@@ -82,6 +82,8 @@ def paired(grid: Grid, pair: Pair, resource: Resource) -> Paired | None:
 
 def refusal(grid: Grid, pair: Pair) -> str | None:
     """Why losses of a pair are not compared, whatever is equal; None where they are."""
+    if same := grid.same_numbers(pair):
+        return same
     if not pair.unlike or not pair.seeds:
         return None
     if pair.in_bits_per_byte and _losses(grid, pair) == "validation":

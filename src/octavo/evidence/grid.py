@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from octavo.evidence.curves import FEWEST, Curve, averaged, smooth
-from octavo.evidence.names import cell_label
+from octavo.evidence.names import cell_label, listed
 from octavo.evidence.schedule import undecayed
 from octavo.evidence.sequential import Looks
 from octavo.experiment.config import SeedsUntilDecided
@@ -73,6 +74,8 @@ class Course:
     """Whether its learning rate was logged."""
     seconds_per_token: float
     """Device-seconds of the median step after the first tenth; NaN where it is not known."""
+    logged: str
+    """A hash of every loss that was logged, and of its step; empty where none was."""
 
 
 @dataclass(frozen=True)
@@ -304,6 +307,25 @@ class Grid:
                 return f"{one[:40]}, {other[:40]}"
         return None
 
+    def same_numbers(self, pair: Pair) -> str | None:
+        """Which imported runs of a pair log the same losses at the same steps, in words; None where there are none.
+
+        That is one run under two names. Octavo's own runs are known to be two: some settings change no loss.
+        """
+        if self.experiment is not None:
+            return None
+        one, other = (
+            {seed: self.courses[cell.name, seed].logged for seed in pair.ended if (cell.name, seed) in self.courses}
+            for cell in (pair.cell, pair.against)
+        )
+        same = sorted(seed for seed in one.keys() & other.keys() if one[seed] and one[seed] == other[seed])
+        if not same:
+            return None
+        return (
+            f"the runs of seed {listed([str(seed) for seed in same])} log the same losses at every step in both cells: "
+            "they are the same numbers, and say nothing of a difference"
+        )
+
     def seconds_per_token(self, cell: str, seeds: list[int]) -> np.ndarray:
         """Device-seconds a token of the median step, by seed; NaN where it is not known."""
         courses = [self.courses.get((cell, seed)) for seed in seeds]
@@ -346,7 +368,13 @@ def _course(steps: dict[str, np.ndarray], devices: float) -> Course:
         rates, losses = averaged(rate, steps["loss"])
         points = Points(losses, rates, {name: averaged(steps[name], steps["loss"])[0] for name in SPENT})
     known = bool(np.isfinite(steps["learning_rate"]).any())
-    return Course(points, finals, known, _seconds_per_token(steps, devices))
+    return Course(points, finals, known, _seconds_per_token(steps, devices), _hash_of_losses(steps))
+
+
+def _hash_of_losses(steps: dict[str, np.ndarray]) -> str:
+    logged = np.stack([steps[name] for name in ("step", "loss", "validation_loss")])
+    logged = logged[:, np.isfinite(logged[1:]).any(axis=0)]
+    return sha256(np.nan_to_num(logged, nan=-1.0).tobytes()).hexdigest() if logged.size else ""
 
 
 def _seconds_per_token(steps: dict[str, np.ndarray], devices: float) -> float:

@@ -108,7 +108,9 @@ def _samples_of_pairs(
         seeds = pair.seeds if of_losses else pair.ended
         measured = measure(pair) if seeds else Measured(np.empty(0), _no_words)
         why = measured if isinstance(measured, str) else None
-        if timed and pair.emulated:
+        if same := grid.same_numbers(pair):
+            why, incomplete = same, True
+        elif timed and pair.emulated:
             why = "its FP8 is emulated on this device, so its times say nothing about FP8"
         elif timed and (unlike := grid.unlike_devices(pair)):
             why = unlike_devices_words(unlike)
