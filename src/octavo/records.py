@@ -626,6 +626,8 @@ class ClaimResult(Record):
     """Why it is inconclusive, in a few words, where more seeds are not the answer."""
     needs: str = ""
     """What an experiment must have for it to be testable."""
+    tested_by: str = ""
+    """The command of an experiment that tests it."""
     expectation: str | None
     """What the claim says of the effect, in words: `below 1`, `within 0.25 %`."""
     p_adjusted: float | None = None

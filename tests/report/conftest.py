@@ -120,7 +120,6 @@ def content(drawn: dict[str, Chart]) -> Document:
                     ),
                     *(Picture(name, f"Caption of {name}.", f"What {name} shows.") for name in drawn),
                 ],
-                page=True,
             ),
         ],
     )

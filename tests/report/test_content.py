@@ -22,7 +22,7 @@ from octavo.records import Estimate, Verdict
 from octavo.report.charts import Intervals
 from octavo.report.content import document
 from octavo.report.document import SIGNS, Strip, Table, Text
-from octavo.report.figures import charts
+from octavo.report.figures import charts, held_equal
 from octavo.report.inputs import load_inputs
 from octavo.report.pdf import write_pdf
 from octavo.report.sections.answer import more_or_fewer, questions
@@ -125,6 +125,19 @@ def test_page_one_has_every_verdict(report: Path) -> None:
         else:
             said = claim["verdict"] + letters(claim["reason"] or "")
             assert f"{title}{said}" in tested.replace("✓", "").replace("✗", "").replace("○", "")
+
+
+def test_page_one_names_the_command_that_tests_what_is_not_testable_here(report: Path) -> None:
+    """The experiment of every such command is one of ours."""
+    inputs = load_inputs(ExperimentFolder(report))
+    (strip,) = [one for one in document(inputs, {}).sections[0].blocks if isinstance(one, Strip)]
+    untested = [one for one in inputs.claims.claims if one.verdict == "not testable here"]
+    assert untested
+    for claim in untested:
+        found = re.search(rf"\b{claim.number}\b[\d, and]*: {re.escape(claim.tested_by)}\.", strip.untested)
+        assert found, strip.untested
+        (name,) = re.findall("results/(.+)/report.pdf", claim.tested_by)
+        assert (REPOSITORY / "configs" / "experiments" / f"{name}.yaml").exists()
 
 
 @pytest.mark.parametrize(
@@ -268,6 +281,15 @@ def test_time_under_emulation_is_marked_in_the_figure_of_all_axes(report: Path) 
     assert {"device-hours" in row or "money" in row for row in timed} == {True}
 
 
+def test_axes_with_the_same_numbers_are_one_row(report: Path) -> None:
+    """The pair has equal active parameters and equal tokens: one row. FLOPs and hours differ: rows of their own."""
+    inputs = load_inputs(ExperimentFolder(report))
+    names = [equal for equal, one in held_equal(inputs) if (one.cell, one.against) == ("moe-bf16", "dense-bf16")]
+    assert names == [
+        "equal tokens and active parameters", "equal model FLOPs", "equal device-hours", "equal money",
+    ]  # fmt: skip
+
+
 def test_every_seed_is_drawn_on_every_axis(report: Path) -> None:
     """Three seeds a row beside their mean, which is that of comparisons.json."""
     frame = charts(load_inputs(ExperimentFolder(report)))["fair_axes"].frame
@@ -299,7 +321,8 @@ def test_the_methods_say_what_training_begins_with_and_at_which_rates(report: Pa
 def test_both_formats_say_the_same(report: Path) -> None:
     inputs = load_inputs(ExperimentFolder(Path("results/synthetic")))
     html = unescape((report / "report.html").read_text())
-    pdf = flat(" ".join(page.extract_text() for page in PdfReader(report / "report.pdf").pages))
+    pages = [flat(page.extract_text()) for page in PdfReader(report / "report.pdf").pages]
+    pdf = " ".join(re.sub(r"Octavo: synthetic \d+ of \d+$", "", page) for page in pages)  # paragraphs go over pages
     texts = [
         block.text
         for section in document(inputs, charts(inputs)).sections
@@ -331,8 +354,8 @@ def test_what_a_lost_attempt_took_is_in_the_ledger(report: Path) -> None:
     lost = runs.loc[("moe-bf16", 1), "device_hours_all_in"] - runs.loc[("moe-bf16", 1), "device_hours_final"]
     # of the first attempt (10 s + 120 steps) a sixth of the steps is lost, and so is that share of its start-up
     assert lost == pytest.approx((10 + 120 * 1.35) / 6 / 3600, rel=1e-6)
-    ledger = pd.read_csv(report / "figures" / "ledger.csv").query("panel == 'hours' and series == 'moe-bf16'")
-    assert ledger.set_index("part")["value"].iloc[1] == pytest.approx(lost, rel=1e-6)
+    ledger = pd.read_csv(report / "figures" / "ledger.csv").query("panel == 'time' and series == 'moe-bf16'")
+    assert ledger.set_index("part")["value"].iloc[1] == pytest.approx(60 * lost, rel=1e-6)  # minutes
 
 
 def test_the_ledger_says_where_its_hours_are_from_and_what_they_leave_out(report: Path) -> None:

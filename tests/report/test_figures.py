@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from octavo.report.charts import Chart, mean_and_spread
+from octavo.report.charts import Chart, ChartAxis, Heat, mean_and_spread
 from octavo.report.paint import paint, save
 from octavo.report.style import CellStyle, cell_styles
 
@@ -77,3 +78,12 @@ def test_seeds_spread_in_what_they_spend_too() -> None:
     spread = mean_and_spread(points)
     assert spread["x"].to_numpy().tolist() == [[2.0, 1.0, 3.0], [3.0, 2.0, 4.0]]
     assert spread["y", "max"].tolist() == [5.2, 4.2]
+
+
+def test_a_matrix_that_is_even_but_for_noise_has_one_colour(styles: dict[str, CellStyle]) -> None:
+    """Loads of 1 ± 1e-6: the scale does not stretch them over its whole range."""
+    rows = [{"panel": "layer", "row": 1, "column": place, "value": 1 + (-1) ** place * 1e-6} for place in range(4)]
+    mesh = paint(Heat("even", pd.DataFrame(rows), ["layer"], ChartAxis(""), ChartAxis(""), ChartAxis(""), 1.0), styles)
+    colours = {to_hex(one) for one in mesh.figure.axes[0].collections[0].to_rgba(np.array([1 - 1e-6, 1 + 1e-6]))}
+    assert len(colours) <= 2  # neighbours of the map at most
+    assert max(map(luminance, colours)) - min(map(luminance, colours)) < 0.01

@@ -9,9 +9,15 @@ from hypothesis import strategies as st
 
 from octavo.records import Comparison, Estimate
 from octavo.report.sentences import decided, interval, loss_sentence, rate_sentence, ratio_sentence
-from octavo.report.style import count, duration, hours_name, money, number, percent
+from octavo.report.style import count, duration, energy, hours_name, money, number, percent, time_unit
 
 finite = st.floats(-50, 50)
+
+
+def test_energy_and_hours_are_given_in_units_that_leave_few_digits() -> None:
+    """0.000106 kWh is 0.106 Wh; 0.0035 hours are 12.6 seconds, 0.05 hours 3 minutes."""
+    assert [energy(kwh) for kwh in (0.000106, 1.25, 3400.0, None)] == ["0.106 Wh", "1.25 kWh", "3.40 MWh", "–"]
+    assert [time_unit(hours)[0] for hours in (0.0035, 0.05, 2.0)] == ["seconds", "minutes", "hours"]
 
 
 def compared(loss: Estimate | None, ratio: Estimate | None = None, **more: Any) -> Comparison:

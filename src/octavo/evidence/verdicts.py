@@ -61,6 +61,8 @@ class Claim(Section):
     for figures that bring their own."""
     needs: str
     """What an experiment must have for the claim to be testable."""
+    tested_by: str = ""
+    """The command that makes the report of an experiment that tests it."""
 
 
 @dataclass(frozen=True)
@@ -282,6 +284,7 @@ def _result(grid: Grid, evaluated: EvaluatedClaim, p_adjusted: float | None, tes
         text=claim.text.strip(),
         source=claim.source,
         needs=claim.needs.strip(),
+        tested_by=claim.tested_by.strip(),
         verdict=verdict,
         sentence=_sentence(evaluated, effects, verdict, reason, alone, needed, further, grid),
         effect=None if verdict == "not testable here" else _headline(evaluated, effects)[0],

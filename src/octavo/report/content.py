@@ -6,8 +6,6 @@ or the figure beside it, so text and number cannot contradict one another.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pandas as pd
 
 from octavo.report.charts import Chart
@@ -61,12 +59,11 @@ def whole(inputs: Inputs, charts: dict[str, Chart]) -> list[ReportSection]:
 
 def against_baseline(inputs: Inputs, charts: dict[str, Chart]) -> list[ReportSection]:
     """The sections of one ablation's report: two pages."""
-    contribution, costs = ablations(inputs, charts), ledger(inputs, charts)
     return [
         answer(inputs, charts),
-        contribution,
-        replace(costs, page=False),
-        replace(limits(inputs), page=False),
+        ablations(inputs, charts),
+        ledger(inputs, charts),
+        limits(inputs),
         run_list(inputs),
     ]
 

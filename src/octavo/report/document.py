@@ -94,11 +94,10 @@ Block = Text | Table | Picture | Tiles | Strip
 
 @dataclass(frozen=True)
 class ReportSection:
-    """A question and what answers it. `page`: it begins on a page of its own."""
+    """A question and what answers it."""
 
     title: str
     blocks: Sequence[Block]
-    page: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from octavo.evidence.curves import smooth
-from octavo.evidence.names import ARCHITECTURES, PRECISIONS, words
+from octavo.evidence.names import ARCHITECTURES, PRECISIONS, listed, words
 from octavo.records import Comparison, Estimate, Losses
 from octavo.report.charts import Bars, Chart, ChartAxis, Curves, Heat, Intervals
 from octavo.report.inputs import SPENT, Inputs
+from octavo.report.style import time_unit
 from octavo.statistics import t_interval
 
 COLUMNS = ["panel", "row", "series", "value", "low", "high", "role"]
@@ -84,16 +85,21 @@ def answer(inputs: Inputs) -> Chart | None:
     )  # fmt: skip
 
 
+def _time_axis(inputs: Inputs, hours: pd.Series, suffix: str = "", *, log: bool = False) -> tuple[ChartAxis, float]:
+    """An axis of device-hours, in minutes or seconds where they are few, and its units an hour."""
+    unit, factor = time_unit(float(hours.max()))
+    return ChartAxis(f"{inputs.hours.removesuffix('hours')}{unit}{suffix}", log=log), factor
+
+
 def loss_differences(inputs: Inputs) -> Chart | None:
     """How far each cell's loss is from the first dense cell's, at equal tokens and at equal device-hours."""
     base = next((one.against for one in inputs.compared("architecture")), None)
     points = _loss_points(inputs)
-    axes = {
-        "tokens": ChartAxis("tokens", log=True, engineering=True),
-        "device_hours": ChartAxis(inputs.hours, log=True),
-    }
+    hours, an_hour = _time_axis(inputs, points["device_hours"], log=True)
+    points["device_hours"] *= an_hour
+    axes = {"tokens": ChartAxis("tokens", log=True, engineering=True), "time": hours}
     rows = []
-    for column in axes:
+    for panel, column in zip(axes, ("tokens", "device_hours"), strict=True):
         curves = {
             (str(cell), int(seed)): smooth(own[column].to_numpy(float), own["y"].to_numpy(float))
             for (cell, seed), own in points.groupby(["cell", "seed"], sort=False)
@@ -105,7 +111,7 @@ def loss_differences(inputs: Inputs) -> Chart | None:
                 x = curve.resource
                 common = (x >= baseline.start) & (x <= baseline.end)
                 at = np.array([baseline.at(one) if inside else np.nan for one, inside in zip(x, common, strict=True)])
-                one = {"panel": column, "series": cell, "seed": seed, "x": x, "y": 100 * (curve.loss / at - 1)}
+                one = {"panel": panel, "series": cell, "seed": seed, "x": x, "y": 100 * (curve.loss / at - 1)}
                 cells.setdefault(cell, []).append(pd.DataFrame(one))
         for own in cells.values():
             known = pd.concat([one["y"] for one in own], axis=1).notna().all(axis=1)  # of every seed
@@ -115,19 +121,21 @@ def loss_differences(inputs: Inputs) -> Chart | None:
     frame = pd.concat(rows, ignore_index=True)
     present = {panel: axis for panel, axis in axes.items() if (frame["panel"] == panel).any()}
     y = ChartAxis(f"loss against\n{inputs.label(str(base))} (%)")
-    titles = {"device_hours": "FP8 time is emulated"} if inputs.emulated else {}
+    titles = {"time": "FP8 time is emulated"} if inputs.emulated else {}
     return Curves("loss_differences", frame, present, y, titles, ends=True)
 
 
 def loss_curves(inputs: Inputs) -> Chart | None:
     """Loss against tokens, model FLOPs and device-hours, or against steps where an import knows none of them."""
+    steps = _loss_points(inputs)
+    hours, an_hour = _time_axis(inputs, steps["device_hours"], " of training steps", log=True)
+    steps["device_hours"] *= an_hour
     axes = {
         "tokens": ("tokens", ChartAxis("tokens", log=True, engineering=True)),
         "FLOPs": ("model_flops", ChartAxis("model FLOPs", log=True, engineering=True)),
-        "hours": ("device_hours", ChartAxis(f"{inputs.hours} of training steps", log=True)),
+        "time": ("device_hours", hours),
         "steps": ("step", ChartAxis("step", log=True)),
     }
-    steps = _loss_points(inputs)
     frames = [
         steps.assign(panel=panel, series=steps["cell"], x=steps[column].where(steps[column] > 0))
         for panel, (column, _) in axes.items()
@@ -138,7 +146,7 @@ def loss_curves(inputs: Inputs) -> Chart | None:
     present = {panel: axis for panel, (_, axis) in axes.items() if (frame["panel"] == panel).any()}
     if not present:
         return None
-    titles = {"hours": "FP8 time is emulated"} if inputs.emulated else {}
+    titles = {"time": "FP8 time is emulated"} if inputs.emulated else {}
     return Curves("loss", frame, present, ChartAxis(f"{inputs.losses} loss (nats per token)"), titles)
 
 
@@ -176,8 +184,8 @@ def fair_axes(inputs: Inputs) -> Chart | None:
     }
     frames: list[pd.DataFrame] = []
     blocks: dict[bool, list[str]] = {False: [], True: []}  # by whether they rest on time
-    for one in (one for one in inputs.comparisons.comparisons if one.kind != "ablation"):
-        row = f"{pair_name(inputs, one)}, {axis_name(inputs, one)}"
+    for equal, one in held_equal(inputs):
+        row = f"{pair_name(inputs, one)}, {equal}"
         blocks[one.axis in TIMED].append(row)
         emulated = one.emulated and one.axis in TIMED
         frames += [
@@ -230,7 +238,7 @@ def fp8_errors(inputs: Inputs) -> Chart | None:
 
 
 def _fp8_curves(inputs: Inputs, name: str, titles: dict[str, str], y: ChartAxis, factor: float = 1.0) -> Chart | None:
-    """A column of the logged steps over steps in each panel."""
+    """A column of the logged steps over steps in each panel; what was looked at once has no course."""
     steps = inputs.steps
     frames = [
         steps.assign(panel=panel, series=steps["cell"], x=steps["step"], y=factor * steps[panel])[
@@ -239,7 +247,8 @@ def _fp8_curves(inputs: Inputs, name: str, titles: dict[str, str], y: ChartAxis,
         for panel in titles
     ]
     frame = pd.concat(frames).dropna()
-    present = [panel for panel in titles if (frame["panel"] == panel).any()]
+    present = [panel for panel in titles if frame.loc[frame["panel"] == panel, "x"].nunique() > 1]
+    frame = frame[frame["panel"].isin(present)]
     if not present:
         return None
     return Curves(name, frame, dict.fromkeys(present, ChartAxis("step")), y, titles, shared=False)
@@ -322,7 +331,7 @@ def ledger(inputs: Inputs) -> Chart | None:
     """Device-hours and cost by cell: those that the final results rest on, and the rest (of which imports know not)."""
     parts = ("training steps",) if inputs.imported else ("final runs", "lost, repeated and superseded work")
     rows = []
-    for panel, column in (("hours", "device_hours"), ("cost", "cost")):
+    for panel, column in (("time", "device_hours"), ("cost", "cost")):
         columns = [f"{column}_final", f"{column}_all_in"][: len(parts)]
         known = inputs.runs.dropna(subset=columns)
         for cell, sums in known.groupby("cell", sort=False)[columns].sum().iterrows():
@@ -332,10 +341,13 @@ def ledger(inputs: Inputs) -> Chart | None:
     if not rows:
         return None
     frame = pd.DataFrame(rows)
-    panels = {
-        "hours": ChartAxis(f"{inputs.hours}, all seeds"),
-        "cost": ChartAxis(f"cost ({inputs.currency}), all seeds"),
-    }
+    of_time, of_cost = (frame["panel"] == panel for panel in ("time", "cost"))
+    whole = frame.groupby(["panel", "series"])["value"].sum()
+    time, an_hour = _time_axis(inputs, whole.get("time", pd.Series([0.0])), ", all seeds")
+    frame.loc[of_time, "value"] *= an_hour
+    in_cents = inputs.currency in ("USD", "EUR") and whole.get("cost", pd.Series([1.0])).max() < 1
+    frame.loc[of_cost, "value"] *= 100 if in_cents else 1
+    panels = {"time": time, "cost": ChartAxis(f"cost ({'cents' if in_cents else inputs.currency}), all seeds")}
     return Bars("ledger", frame, {name: axis for name, axis in panels.items() if name in set(frame["panel"])}, parts)
 
 
@@ -369,6 +381,19 @@ def axis_name(inputs: Inputs, one: Comparison) -> str:
     """`equal device-hours (emulated)`."""
     name = AXIS_NAMES[one.axis].replace("device-hours", inputs.hours)
     return f"{name} (emulated)" if one.emulated and one.axis in TIMED else name
+
+
+def held_equal(inputs: Inputs) -> Iterator[tuple[str, Comparison]]:
+    """Every pair on every axis with the axis's name; axes on which all numbers are the same are one.
+
+    `equal tokens and active parameters`
+    """
+    same: dict[str, list[Comparison]] = {}
+    for one in (one for one in inputs.comparisons.comparisons if one.kind != "ablation"):
+        same.setdefault(one.model_dump_json(exclude={"axis", "mismatch"}), []).append(one)
+    for first, *others in same.values():
+        names = [axis_name(inputs, first), *(axis_name(inputs, one).removeprefix("equal ") for one in others)]
+        yield listed(names).replace("active parameters and total", "active and total"), first
 
 
 def _of_pair(inputs: Inputs, one: Comparison) -> pd.DataFrame:

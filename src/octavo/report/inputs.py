@@ -104,6 +104,11 @@ class Inputs:
         return hours_name(self.runs["device_kind"].dropna())
 
     @property
+    def device_time(self) -> str:
+        """What hours of devices are where they are given with a unit: GPU time or device time."""
+        return self.hours.replace("-hours", " time")
+
+    @property
     def title(self) -> str:
         """Of the report."""
         return f"Octavo: {self.whole.name}" if self.ablation is None else f"Ablation: {words(self.ablation)}"

@@ -40,6 +40,8 @@ INK, FAINT, RULE, PAPER = "#222222", "#666666", "#e5e5e5", "#ffffff"
 """Of texts and lines, of frames, of grids, of what lies below: the page puts its own in their place."""
 HATCHES = ("", "////", "....", "xxxx")
 FORMATS = ("pdf", "svg", "png")
+LEAST_REACH = 0.1
+"""Colours span no less on either side of the middle: where all is even, noise would look like a pattern."""
 POINTS = 72
 """An inch."""
 
@@ -230,7 +232,7 @@ def _intervals(drawing: Drawing, chart: Intervals, styles: Styles) -> None:
     series = [name for name in styles if name in set(chart.frame["series"])]
     per_row = max(1, int(chart.frame.groupby(["panel", "row"])["series"].nunique().max()))
     named = per_row == 1 and chart.frame.groupby("row")["series"].nunique().max() == 1  # rows name the series already
-    labels = {row: fill(row, 24) if drawing.narrow else row for row in chart.rows}
+    labels = {row: fill(row, 24 if drawing.narrow else 44) for row in chart.rows}
     lines = 1 + max(label.count("\n") for label in labels.values())
     legend = 0.0 if named else 0.18 * -(-len(series) // (1 if drawing.narrow else 4))
     places = [(rows_of(rows, panel), panel) for rows in chart.blocks for panel in chart.panels]
@@ -362,7 +364,7 @@ def _heat(drawing: Drawing, chart: Heat) -> None:
     axes = drawing.panels(len(chart.panels), 1.1 + 0.22 * rows, share=False)
     low, high = float(chart.frame["value"].min()), float(chart.frame["value"].max())
     if chart.middle is not None:
-        reach = max(high - chart.middle, chart.middle - low, 1e-9)
+        reach = max(high - chart.middle, chart.middle - low, LEAST_REACH)
         low, high = chart.middle - reach, chart.middle + reach
     mesh = None
     for place, (ax, (panel, matrix)) in enumerate(zip(axes, matrices(chart), strict=True)):

@@ -123,6 +123,21 @@ def money(value: float | None, currency: str | None) -> str:
     return f"{symbol}{number(value)}"
 
 
+def energy(kwh: float | None) -> str:
+    """Kilowatt-hours as people say them: 0.106 Wh, 1.2 kWh, 3.4 MWh."""
+    if kwh is None or not math.isfinite(kwh):
+        return MISSING
+    if 0 < kwh < 1:
+        return f"{number(1000 * kwh)} Wh"
+    return f"{number(kwh)} kWh" if kwh < 1000 else f"{number(kwh / 1000)} MWh"
+
+
+def time_unit(hours: float) -> tuple[str, float]:
+    """The unit in which so many hours are a number of a few digits, and how many of it an hour has."""
+    units = (("hours", 1.0), ("minutes", 60.0), ("seconds", 3600.0))
+    return next((unit for unit in units if hours * unit[1] >= 2), units[-1])
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as people say them: 95 s, 12 min, 3.5 h."""
     if seconds is None or not math.isfinite(seconds):

@@ -13,5 +13,5 @@ METRICS = {
     "traffic": Metric(NoParameters, "ratio", arithmetic.traffic_between_devices),
     "published_figures": Metric(arithmetic.Figures, "", arithmetic.published_figures),
     "own_or_rent": Metric(NoParameters, "ratio", arithmetic.own_or_rent),
-    "specialisation": Metric(NoParameters, "% of the domains' entropy", specialisation.specialisation),
+    "specialisation": Metric(NoParameters, "% of the domain", specialisation.specialisation),
 }

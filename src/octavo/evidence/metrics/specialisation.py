@@ -123,7 +123,7 @@ def specialisation(grid: Grid, parameters: NoParameters, expectation: Expectatio
             data["heat_run"] = f"{cell.name}/seed-{seeds[0]}"
         samples.append(
             Sample(
-                label=cell.label, values=found.shares, unit="% of the domains' entropy", relation=expectation.relation,
+                label=cell.label, values=found.shares, unit="% of the domain", relation=expectation.relation,
                 margin=expectation.margin, phrase=_tells(cell), cells=(cell,),
                 runs=[f"{cell.name}/seed-{seed}" for seed in seeds], p_at_least=found.p_value,
             )

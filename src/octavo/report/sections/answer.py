@@ -271,7 +271,7 @@ def facts(inputs: Inputs) -> str:
         f"{inputs.seeds} seed{'s' * (inputs.seeds != 1)}",
         "" if pd.isna(runs["tokens"].max()) else f"up to {count(runs['tokens'].max())} tokens each",
         "" if pd.isna(devices) else f"{int(devices)} {device}{'s' * bool(devices != 1)} a run",
-        "" if pd.isna(hours) else f"{duration(3600 * hours)} of {inputs.hours.removesuffix('-hours')} time",
+        "" if pd.isna(hours) else f"{duration(3600 * hours)} of {inputs.device_time}",
         "" if pd.isna(cost) else money(cost, inputs.currency),
         "FP8 is emulated: its numbers are real, its speed is not and is not judged" if inputs.emulated else "",
     ]
@@ -305,15 +305,15 @@ def grid_table(inputs: Inputs) -> Table:
         columns = {
             **{name: count(numbers[name]) for name in SIZES},
             **{name: mean_words(found.means[name]) for name in (f"{inputs.losses}_loss", "validation_bits_per_byte")},
-            **{name: number(numbers[name]) for name in ("device_hours_final", "device_hours_all_in")},
+            **{name: _time(numbers[name]) for name in ("device_hours_final", "device_hours_all_in")},
             cost: money(numbers[cost], inputs.currency),
             "runs_completed": f"{numbers['runs_completed']}/{numbers['runs']}",
         }
         rows.append([inputs.label(cell), *columns.values()])
         keys.append(["", *(f"cells.{cell}.{name}" for name in columns)])
-    hours, scope = inputs.hours, "final" if inputs.imported else "all-in"
+    time, scope = inputs.device_time, "final" if inputs.imported else "all-in"
     header = ["cell", "total parameters", "active parameters", "FLOPs per token", LOSS_HEADER,
-              "bits per byte", f"{hours}, final", f"{hours}, all-in", f"cost, {scope}",
+              "bits per byte", f"{time}, final", f"{time}, all-in", f"cost, {scope}",
               "runs done"]  # fmt: skip
     counted = (
         "Parameters and FLOPs: as the import gives them, or counted from the model that it names."
@@ -324,7 +324,7 @@ def grid_table(inputs: Inputs) -> Table:
     of_text = {"validation": "on held-out text", "training": "of the last tenth of the training steps"}
     caption = (
         f"All cells. Losses: mean over seeds {of_text.get(inputs.losses, '')}, ± half of the 95 % interval where there "
-        f"is more than one seed. {counted} {capitalised(hours)} and cost: all seeds together."
+        f"is more than one seed. {counted} Time and cost: all seeds together."
     )
     widths = [2.9, 1.15, 1.15, 1.05, 1.5, 1.5, 1.05, 1.05, 1.1, 0.9]
     return filled(Table(header, rows, "l" + "r" * 9, caption, widths, small=True, keys=keys))
@@ -337,7 +337,7 @@ def short_table(inputs: Inputs) -> Table:
     kept = [header for header in ("cell", "active parameters", "total parameters", loss) if header in whole.header]
     places = [whole.header.index(header) for header in kept]
     spent = {
-        "device_hours_all_in": f"{inputs.hours.removesuffix('-hours')} time, all seeds",
+        "device_hours_all_in": f"{inputs.device_time}, all seeds",
         "cost_all_in": "cost, all seeds",
     }
     if inputs.imported:
@@ -346,11 +346,15 @@ def short_table(inputs: Inputs) -> Table:
     rows, keys = [], []
     for row, of_row, (cell, found) in zip(whole.rows, whole.keys or [], cells.items(), strict=True):
         hours, cost = (found.numbers[name] for name in spent)
-        shown = [MISSING if hours is None else duration(3600 * hours), money(cost, inputs.currency)]
+        shown = [_time(hours), money(cost, inputs.currency)]
         rows.append([*(row[place] for place in places), *shown])
         keys.append([*(of_row[place] for place in places), *(f"cells.{cell}.{name}" for name in spent)])
     header = [*kept, *spent.values()]
     return filled(Table(header, rows, "l" + "r" * (len(header) - 1), "", [2.4, *[1.2] * (len(header) - 1)], True, keys))
+
+
+def _time(hours: float | None) -> str:
+    return MISSING if hours is None else duration(3600 * hours)
 
 
 def _in_short(effect: Estimate | None) -> str:
@@ -358,17 +362,26 @@ def _in_short(effect: Estimate | None) -> str:
     if effect is None:
         return MISSING
     if effect.unit.startswith("% of"):
-        return f"{effect.value:.1f} %"
+        return f"{effect.value:.1f} {effect.unit}"
     if effect.unit == "USD":
         return money(effect.value, effect.unit)
     return effect_words(effect.model_copy(update={"low": None, "high": None}))
 
 
 def strip(results: list[ClaimResult]) -> Strip:
-    """The claims' verdicts, those that were tested first, the others in one sentence."""
+    """The claims' verdicts, those that were tested first, the others with the commands that test them."""
     order = ["supported", "refuted", "inconclusive"]
     tested = sorted((one for one in results if one.verdict in order), key=lambda one: order.index(one.verdict))
-    others = [f"{one.number} {one.title}" for one in results if one.verdict not in order]
+    others = [one for one in results if one.verdict not in order]
+    commands: dict[str, list[str]] = {}
+    for one in others:
+        if one.tested_by:
+            commands.setdefault(one.tested_by, []).append(str(one.number))
+    said = [
+        f"– not testable here: {' · '.join(f'{one.number} {one.title}' for one in others)}.",
+        *(f"{listed(numbers)}: {command}." for command, numbers in commands.items()),
+        "What each needs stands under Claims.",
+    ]
     return Strip(
         [
             Tile(f"{one.number} {one.title}", _in_short(one.effect), "", one.verdict,
@@ -376,7 +389,7 @@ def strip(results: list[ClaimResult]) -> Strip:
                  f"claims.{one.number}.effect")
             for one in tested
         ],
-        f"– not testable here: {' · '.join(others)}. What each would need stands under Claims." if others else "",
+        " ".join(said) if others else "",
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from octavo.report.charts import Chart
 from octavo.report.document import Block, Picture, ReportSection, Table, Text
 from octavo.report.inputs import Inputs
 from octavo.report.sections.phrases import capitalised, provisional_ledger
-from octavo.report.style import MISSING, money, number, percent
+from octavo.report.style import MISSING, duration, energy, money, number, percent
 
 
 def ledger(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
@@ -35,31 +35,32 @@ def ledger(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     all_in = money(runs["cost_all_in"].sum(min_count=1), inputs.currency)
     blocks.append(
         Text(
-            f"The final runs took {number(final)} {inputs.hours}; with every attempt they took {number(everything)}, "
-            f"{number(everything / final) if final else MISSING} times as many, and cost {all_in}. "
+            f"The final runs took {duration(3600 * final)} of {inputs.device_time}; with every attempt they took "
+            f"{duration(3600 * everything)}, {number(everything / final) if final else MISSING} times as much, "
+            f"and cost {all_in}. "
             f"The ledger is from {sources}. It does not count runs that octavo verify makes again."
         )
     )
     by_state = attempts.assign(state=attempts["state"].where(~attempts["superseded"], "superseded")).groupby("state")
     rows = [
-        [state, str(len(own)), number(own["device_hours"].sum()), number(own["energy_kwh"].sum(min_count=1)),
+        [state, str(len(own)), duration(3600 * own["device_hours"].sum()), energy(own["energy_kwh"].sum(min_count=1)),
          money(own["cost"].sum(min_count=1), inputs.currency)]
         for state, own in by_state
     ]  # fmt: skip
     rows.append(
-        ["all", str(len(attempts)), number(attempts["device_hours"].sum()),
-         number(attempts["energy_kwh"].sum(min_count=1)), money(attempts["cost"].sum(min_count=1), inputs.currency)]
+        ["all", str(len(attempts)), duration(3600 * attempts["device_hours"].sum()),
+         energy(attempts["energy_kwh"].sum(min_count=1)), money(attempts["cost"].sum(min_count=1), inputs.currency)]
     )  # fmt: skip
-    energy = ", ".join(sorted(set(attempts["energy_source"].dropna())))
+    sources_of_energy = ", ".join(sorted(set(attempts["energy_source"].dropna())))
     blocks.append(
         Table(
-            ["attempts that ended", "number", inputs.hours, "kWh", "cost"], rows,
-            "lrrrr", f"Every attempt. Energy: {energy or 'not known'}.",
+            ["attempts that ended", "number", inputs.device_time, "energy", "cost"], rows,
+            "lrrrr", f"Every attempt. Energy: {sources_of_energy or 'not known'}.",
         )
     )  # fmt: skip
     if inputs.experiment:
         blocks.append(_price_table(inputs, inputs.experiment.cluster, inputs.experiment.device))
-    return ReportSection("Cost", blocks, page=True)
+    return ReportSection("Cost", blocks)
 
 
 def _imported_ledger(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
@@ -72,8 +73,8 @@ def _imported_ledger(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     price = "" if pd.isna(cost) else f" and cost {money(cost, inputs.currency)}"
     blocks: list[Block] = [
         Text(
-            f"The training steps of the {known} took {number(hours)} {inputs.hours}{price}. Start-up, validation, and "
-            "what failed or was repeated are not in an import: all-in figures are not known."
+            f"The training steps of the {known} took {duration(3600 * hours)} of {inputs.device_time}{price}. "
+            "Start-up, validation, and what failed or was repeated are not in an import: all-in figures are not known."
         )
     ]
     if "ledger" in charts:
@@ -81,7 +82,7 @@ def _imported_ledger(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
             f"{capitalised(inputs.hours)} of training steps{' and their cost' if price else ''}, by cell, all seeds."
         )
         blocks.insert(0, Picture("ledger", caption, "Bars of device-hours and cost by cell."))
-    return ReportSection("Cost", blocks, page=True)
+    return ReportSection("Cost", blocks)
 
 
 def _price_table(inputs: Inputs, cluster: Cluster, device: Device) -> Table:
@@ -126,7 +127,7 @@ def published(inputs: Inputs) -> ReportSection:
     ]
     header = ["as printed", "recomputed", "printed", "", "assumption", "source"]
     table = Table(header, rows, "lrrlll", "Recomputed from what else was published.", [2, 1.7, 1, 1.2, 3, 2.6], True)
-    return ReportSection("Published figures, recomputed", [Text(claim.sentence), table], page=True)
+    return ReportSection("Published figures, recomputed", [Text(claim.sentence), table])
 
 
 def forecast(inputs: Inputs) -> ReportSection:
@@ -146,13 +147,13 @@ def forecast(inputs: Inputs) -> ReportSection:
         span = f"{number(planned['tokens_per_second_low'])} to {number(planned['tokens_per_second_high'])}"
         rows.append(
             [inputs.label(planned["cell"]), number(planned["tokens_per_second_per_device"]), span, number(actual),
-             percent(100 * (actual / planned["tokens_per_second_per_device"] - 1), 0), number(planned["device_hours"]),
-             number(hours)]
+             percent(100 * (actual / planned["tokens_per_second_per_device"] - 1), 0),
+             duration(3600 * planned["device_hours"]), duration(3600 * hours)]
         )  # fmt: skip
     level = f"{100 * plan['interval'].iloc[0]:.0f} % interval"  # one for all cells
-    header = ["cell", "forecast tokens/s", level, "measured", "difference", f"{inputs.hours}, forecast",
-              f"{inputs.hours}, all-in"]  # fmt: skip
-    caption = "Throughput per device (mean over all steps) and hours: forecast and measured."
-    table = Table(header, rows, "l" + "r" * 6, caption, [2.4, *[1.2] * 6], small=True)
+    header = ["cell", "forecast tokens/s", level, "measured", "difference", f"{inputs.device_time}, forecast",
+              f"{inputs.device_time}, all-in"]  # fmt: skip
+    caption = "Throughput per device (mean over all steps) and time: forecast and measured."
+    table = Table(header, rows, "l" + "r" * 6, caption, [2.2, 1.4, 1.4, 1, 1, 1.4, 1.4], small=True)
     said = f"Of {compared} cells, {inside} ran within the forecast's {level}."
     return ReportSection("Forecast and measurement", [Text(said), table] if rows else [])

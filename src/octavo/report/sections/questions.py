@@ -11,7 +11,7 @@ from octavo.evidence.names import words
 from octavo.records import ClaimResult, Comparison
 from octavo.report.charts import Chart
 from octavo.report.document import Block, Picture, ReportSection, Table, Text
-from octavo.report.figures import MARGIN, axis_name, losses_of, pair_name, rates
+from octavo.report.figures import MARGIN, held_equal, losses_of, pair_name, rates
 from octavo.report.inputs import Inputs
 from octavo.report.sections.answer import EMULATED, curves, grid_table, verdict_table
 from octavo.report.sections.phrases import effect_words, filled, loss_words, mean_words, ratio_words
@@ -29,8 +29,8 @@ def claims(inputs: Inputs) -> ReportSection:
         "(equivalence by two one-sided tests), p values adjusted by Holm over the claims tested."
     )
     header = ["", "claim and source", "verdict", "what the runs say"]
-    table = Table(header, rows, "rlll", caption, [0.3, 3.6, 1.3, 4.8], small=True)
-    return ReportSection("Claims", [verdict_table(inputs.claims.claims), table] if rows else [], page=True)
+    table = Table(header, rows, "rlll", caption, [0.3, 5.2, 1.1, 4.4], small=True)
+    return ReportSection("Claims", [verdict_table(inputs.claims.claims), table] if rows else [])
 
 
 def _asked(claim: ClaimResult) -> str:
@@ -56,7 +56,7 @@ def losses(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     by_domain = domain_table(inputs)
     if by_domain:
         blocks.append(by_domain)
-    return ReportSection("Loss", blocks, page=True)
+    return ReportSection("Loss", blocks)
 
 
 def domain_table(inputs: Inputs) -> Table | None:
@@ -98,13 +98,12 @@ def fairness(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     rows = [
         [
             pair_name(inputs, one),
-            axis_name(inputs, one),
+            equal,
             effect_words(one.loss_difference),
             effect_words(one.resource_ratio),
             one.note or "",
         ]
-        for one in inputs.comparisons.comparisons
-        if one.kind != "ablation"
+        for equal, one in held_equal(inputs)
     ]
     blocks: list[Block] = []
     if "fair_axes" in charts:
@@ -122,8 +121,8 @@ def fairness(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     if rows:
         header = ["pair", "held equal", "loss difference", "resource ratio", "note"]
         caption = "The same numbers. No axis is left out because of what it shows."
-        blocks.append(Table(header, rows, "llrrl", caption, [2.2, 1.8, 2.1, 2.1, 2.2], True))
-    return ReportSection("Comparisons at equal resources", blocks, page=True)
+        blocks.append(Table(header, rows, "llrrl", caption, [2.4, 1.8, 1.9, 1.9, 3], True))
+    return ReportSection("Comparisons at equal resources", blocks)
 
 
 def precision(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
@@ -177,7 +176,7 @@ def precision(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
                 "Line charts of the largest magnitudes over training steps.",
             )
         )
-    return ReportSection("FP8 against BF16", blocks, page=True)
+    return ReportSection("FP8 against BF16", blocks)
 
 
 def experts(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
@@ -212,7 +211,7 @@ def experts(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
             )
         )
     blocks += [Text(claim.sentence) for claim in inputs.claims.claims if claim.data.get("heat") and claim.sentence]
-    return ReportSection("Load balance and specialisation of experts", blocks, page=True)
+    return ReportSection("Load balance and specialisation of experts", blocks)
 
 
 def _heat_run(inputs: Inputs) -> str:
@@ -246,7 +245,7 @@ def ablations(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
         )
     header = ["ablation", "what it changes", "active parameters", "loss difference"]
     blocks.append(filled(Table(header, rows, "llrr", "The ablations.", [2.6, 3.4, 1.8, 2.4], small=True)))
-    return ReportSection("Ablations", blocks, page=True)
+    return ReportSection("Ablations", blocks)
 
 
 def _change(before: float, after: float) -> str:

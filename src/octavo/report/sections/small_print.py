@@ -58,7 +58,7 @@ def methods(inputs: Inputs) -> ReportSection:
             "superseded."
         ),
     ]
-    return ReportSection("Methods", blocks, page=True)
+    return ReportSection("Methods", blocks)
 
 
 def _looks(inputs: Inputs) -> str:
@@ -244,7 +244,7 @@ def imported_runs(inputs: Inputs) -> ReportSection:
     rows = [[name, digest] for name, digest in imported.files.items()]
     caption = "The files as they were when they were imported."
     blocks.append(Table(["file", "SHA-256"], rows, "ll", caption, [2.4, 4], small=True))
-    return ReportSection("Imported runs", blocks, page=True)
+    return ReportSection("Imported runs", blocks)
 
 
 def provenance(inputs: Inputs) -> ReportSection:
@@ -293,7 +293,7 @@ def provenance(inputs: Inputs) -> ReportSection:
                   "The text.", [1.4, 1.8, 0.9, 4.4], small=True)
         )  # fmt: skip
     blocks += run_list(inputs).blocks
-    return ReportSection("Provenance", blocks, page=True)
+    return ReportSection("Provenance", blocks)
 
 
 def run_list(inputs: Inputs) -> ReportSection:
