@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,6 +50,13 @@ def shown(value: object) -> str:
 def _printable_line(line: str) -> str:
     cut = line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}... ({len(line):,} characters)"
     return "".join(one if one.isprintable() or one == "\t" else ascii(one)[1:-1] for one in cut)
+
+
+def no_such(what: str, name: object, known: Iterable[str], *, where: str | Path | None = None) -> OctavoError:
+    """The error for a name that is none of those known."""
+    return OctavoError(
+        f"there is no {what} {name!r}", where=where, expected=f"one of {', '.join(known) or '(there is none)'}"
+    )
 
 
 @contextmanager

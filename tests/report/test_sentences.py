@@ -7,9 +7,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from octavo.accounting.money import hours_name
 from octavo.records import Comparison, Estimate
 from octavo.report.sentences import decided, interval, loss_sentence, rate_sentence, ratio_sentence
-from octavo.report.style import count, duration, energy, hours_name, money, number, percent, time_unit
+from octavo.report.style import count, duration, energy, money, number, percent, time_unit
 
 finite = st.floats(-50, 50)
 

@@ -7,6 +7,7 @@ device-hour, electricity included.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,3 +71,17 @@ def watts_at_the_meter(cluster: Cluster, device: Device) -> float:
 def cost(cluster: Cluster, device: Device, device_hours: float, basis: Basis | None = None) -> float:
     """What device-hours cost, in the cluster file's currency."""
     return hour_price(cluster, device, basis).total * device_hours
+
+
+def hours_name(device_kinds: Iterable[object]) -> str:
+    """What device-hours are called: GPU-hours only where every device is a GPU."""
+    kinds = {str(kind) for kind in device_kinds if kind is not None}
+    return "GPU-hours" if kinds and "cpu" not in kinds else "device-hours"
+
+
+def price_source(cluster: Cluster, basis: str) -> str:
+    """Where the price of a device-hour is from, rented (`rental`) or owned."""
+    if basis == "rental":
+        return cluster.rental.source if cluster.rental else ""
+    sources = cluster.ownership.sources if cluster.ownership else {}
+    return "; ".join(f"{key}: {source}" for key, source in sources.items())

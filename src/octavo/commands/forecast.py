@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from octavo.commands.named import ExperimentArgument, enter_trained
-from octavo.errors import OctavoError
+from octavo.errors import no_such
 
 if TYPE_CHECKING:
     from octavo.forecast.matching import MatchedQuantity
@@ -93,11 +93,7 @@ def forecast(
     from octavo.precision.config import RecipeName
 
     if precision not in get_args(RecipeName):
-        raise OctavoError(
-            f"there is no precision {precision!r}",
-            where="--precision",
-            expected=f"one of {', '.join(get_args(RecipeName))}",
-        )
+        raise no_such("precision", precision, get_args(RecipeName), where="--precision")
     recipe = cast(RecipeName, precision)
     record = forecast_layout(LayoutRequest(model, gpu, n_gpus, recipe, seq_length, gbs, mbs, tp, pp, cp, vp, ep))
     if as_json:
@@ -177,7 +173,7 @@ def match(
     from octavo.models.catalogue import read_architecture, with_vocabulary
 
     if by not in MATCHED_QUANTITIES:
-        raise OctavoError(f"there is no axis {by!r}", where="--by", expected=f"one of {', '.join(MATCHED_QUANTITIES)}")
+        raise no_such("axis", by, MATCHED_QUANTITIES, where="--by")
     axis = cast("MatchedQuantity", by)
     own = read_architecture(model)
     rules = Rules(multiple, experts, top_k, shared, leading_dense_layers, layers, tolerance)

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand
 
 from octavo.commands.named import ExperimentArgument, ablation_name, enter, enter_trained
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, no_such
 
 if TYPE_CHECKING:
     from octavo.records import VerificationCheck
@@ -72,7 +72,7 @@ def verify(
     folder = enter_trained(experiment)
     chosen = list(dict.fromkeys(gate.strip() for gate in gates.split(",") if gate.strip()))
     if unknown := sorted(set(chosen) - set(GATES)):
-        raise OctavoError(f"there is no gate {unknown[0]!r}", where="--gates", expected=f"any of {', '.join(GATES)}")
+        raise no_such("gate", unknown[0], GATES, where="--gates")
     found = verify_results(folder, sample=sample, gates=chosen, seed=seed, steps=steps)
     written = folder.verification if folder.verification.exists() else folder.path  # nothing is, in a bundle
     _end(found.checks, str(written), record=record)

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import PositiveInt
 
 from octavo.configuration import Section, parse_section, place, read_section
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, no_such
 from octavo.evidence.comparisons import all_comparisons, estimate
 from octavo.evidence.grid import Grid
 from octavo.evidence.metrics import METRICS
@@ -141,11 +141,7 @@ def read_claims(configs: ConfigFolders, experiment: Experiment | None = None) ->
         names = experiment.file.claims
         for index, name in enumerate(names):
             if name not in there:
-                raise OctavoError(
-                    f"there is no claim {name!r}",
-                    where=place(experiment.path, ("claims", index)),
-                    expected=f"of {', '.join(there)}",
-                )
+                raise no_such("claim", name, there, where=place(experiment.path, ("claims", index)))
     claims = sorted((_read(there[name]) for name in names), key=lambda one: (one.claim.number, one.name))
     for one, other in pairwise(claims):
         if one.claim.number == other.claim.number:
@@ -160,11 +156,7 @@ def read_claims(configs: ConfigFolders, experiment: Experiment | None = None) ->
 def _read(path: Path) -> LoadedClaim:
     claim = read_section(path, Claim)
     if claim.metric not in METRICS:
-        raise OctavoError(
-            f"there is no metric {claim.metric!r}",
-            where=place(path, ("metric",)),
-            expected=f"one of {', '.join(METRICS)}",
-        )
+        raise no_such("metric", claim.metric, METRICS, where=place(path, ("metric",)))
     how = METRICS[claim.metric]
     parameters = parse_section(claim.comparison, how.parameters, path, at=("comparison",))
     if len(claim.expectation) != bool(how.unit):

@@ -31,7 +31,7 @@ class Finding:
 def examine() -> Iterator[Finding]:
     """Look at this machine, one thing after the other."""
     yield Finding("Python", "ok", platform.python_version())
-    yield _processor()
+    yield _processor_finding()
     yield _disk()
     yield _package("torch", "train models", "make setup, or pip install 'octavo[train]'")
     yield _package("megatron-core", "train models", "make setup, or pip install 'octavo[train]'")
@@ -45,7 +45,7 @@ def examine() -> Iterator[Finding]:
     yield _tool("apptainer", ["apptainer", "--version"], "run in the image", "https://apptainer.org/docs/admin/main")
 
 
-def _processor() -> Finding:
+def _processor_finding() -> Finding:
     cores = len(os.sched_getaffinity(0))
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     memory = pages * size / 2**30

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from octavo.accounting.money import Basis, cost, device_energy_kwh, hour_price
+from octavo.accounting.money import Basis, cost, device_energy_kwh, hour_price, hours_name, price_source
 from octavo.configuration import place
 from octavo.errors import OctavoError
 from octavo.experiment.run import CellConfig, Experiment
@@ -135,16 +135,11 @@ def cells_by_cost(experiment: Experiment, frame: pd.DataFrame) -> str:
     """A line per cell, the dearest first."""
     rows = frame.sort_values(["cost", "device_hours"], ascending=False, kind="stable").to_dict("records")
     width = max(len(row["cell"]) for row in rows)
-    unit = hours_name(experiment)
+    unit = hours_name([experiment.device.kind])
     return "\n".join(
         f"  {row['cell']:<{width}}  {row['cost']:>12,.4g} {row['currency']}  {row['device_hours']:>12,.4g} {unit}"
         for row in rows
     )
-
-
-def hours_name(experiment: Experiment) -> str:
-    """GPU-hours only where the devices are GPUs."""
-    return "GPU-hours" if experiment.device.kind == "gpu" else "device-hours"
 
 
 def plan_record(experiment: Experiment, frame: pd.DataFrame) -> dict[str, Any]:
@@ -169,11 +164,11 @@ def plan_record(experiment: Experiment, frame: pd.DataFrame) -> dict[str, Any]:
         "device_kind": experiment.device.kind,
         "device_memory_bytes": int(experiment.device.memory_gib * 2**30),
         "device_memory_reserve_bytes": RESERVE[experiment.device.kind],
-        "hours_are": hours_name(experiment),
+        "hours_are": hours_name([experiment.device.kind]),
         "currency": experiment.cluster.currency,
         "price_per_device_hour": price.total,
         "price_basis": price.basis,
-        "price_source": _price_source(experiment),
+        "price_source": price_source(experiment.cluster, experiment.cluster.price),
         "other_price": _other_price(experiment),
         "basis": "; ".join(dict.fromkeys(note for step in steps.values() for note in step.notes)),
         "runs": len(experiment.cells) * len(experiment.file.all_seeds),
@@ -207,12 +202,3 @@ def _hours_at(frame: pd.DataFrame, rate: str) -> float:
 
 def _sum(frame: pd.DataFrame, column: str) -> float:
     return float(frame[column].to_numpy().sum())
-
-
-def _price_source(experiment: Experiment) -> str:
-    cluster = experiment.cluster
-    if cluster.price == "rental":
-        assert cluster.rental is not None, "checked by Cluster"
-        return cluster.rental.source
-    assert cluster.ownership is not None, "checked by Cluster"
-    return "; ".join(f"{key}: {source}" for key, source in cluster.ownership.sources.items())

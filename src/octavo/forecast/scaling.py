@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from octavo.accounting.money import hour_price
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, no_such
 from octavo.experiment.run import CellConfig, Experiment
 from octavo.forecast.calibration import INTERVAL
 from octavo.forecast.published import PublishedRun, published_runs
@@ -105,11 +105,7 @@ def _cell(experiment: Experiment, name: str) -> CellConfig:
 def _published(name: str) -> PublishedRun:
     runs = published_runs()
     if name not in runs:
-        raise OctavoError(
-            f"there is no published run {name!r}",
-            where=configs().published / "runs",
-            expected=f"one of {', '.join(runs)}",
-        )
+        raise no_such("published run", name, runs, where=configs().published / "runs")
     return runs[name]
 
 

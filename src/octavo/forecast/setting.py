@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from octavo.configuration import read_section
-from octavo.errors import OctavoError
+from octavo.errors import OctavoError, no_such
 from octavo.experiment.cluster import Device
 from octavo.experiment.config import Checkpoints, Evaluation, Optimizer, Parallelism, Training
 from octavo.forecast.calibration import Kind
@@ -54,8 +54,7 @@ def read_device(name: str) -> Device:
     folder = configs().clusters / "devices"
     path = folder / f"{name}.yaml"
     if not path.exists():
-        there = sorted(other.stem for other in folder.glob("*.yaml"))
-        raise OctavoError(f"there is no device {name!r}", where=folder, expected=f"one of {', '.join(there)}")
+        raise no_such("device", name, sorted(other.stem for other in folder.glob("*.yaml")), where=folder)
     return read_section(path, Device)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.configuration import parse_section, read_yaml
-from octavo.errors import OctavoError
+from octavo.errors import no_such
 from octavo.layout import configs
 from octavo.models.architecture import Architecture
 from octavo.models.flops import flops_per_token
@@ -22,9 +22,7 @@ def read_architecture(name: str) -> Architecture:
     """A model of `configs/models` by name. A model without a vocabulary of its own has none here either."""
     path = configs().models / f"{name}.yaml"
     if not path.exists():
-        raise OctavoError(
-            f"there is no model {name!r}", where=path.parent, expected=f"one of {', '.join(model_names())}"
-        )
+        raise no_such("model", name, model_names(), where=path.parent)
     return _read(path)
 
 

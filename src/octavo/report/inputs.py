@@ -17,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from octavo.accounting.money import hours_name
 from octavo.errors import OctavoError
 from octavo.evidence.curves import averaged
 from octavo.evidence.grid import floats, steps_by_run
@@ -35,7 +36,7 @@ from octavo.records import (
     read_record,
     read_table,
 )
-from octavo.report.style import CellStyle, cell_styles, hours_name
+from octavo.report.style import CellStyle, cell_styles
 
 STEP_COLUMNS = [
     "cell", "seed", "step", "tokens", "model_flops", "device_hours", "validation_loss",

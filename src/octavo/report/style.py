@@ -8,7 +8,7 @@ all, in print).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -70,12 +70,6 @@ def cell_styles(
             marker=MARKERS[place],
         )
     return styles
-
-
-def hours_name(device_kinds: Iterable[object]) -> str:
-    """What device-hours are called: GPU-hours only where every device is a GPU."""
-    kinds = {str(kind) for kind in device_kinds if kind is not None}
-    return "GPU-hours" if kinds and "cpu" not in kinds else "device-hours"
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------

@@ -84,17 +84,14 @@ def _share_of_step(experiment: Experiment, cell: str) -> float | None:
 
 def published_figures(grid: Grid, parameters: Figures, expectation: Expectation) -> Measurement:
     """Figures as printed, recomputed from what else was published (`octavo.forecast.published`)."""
-    from octavo.errors import OctavoError
+    from octavo.errors import no_such
     from octavo.forecast.published import derived
 
     del grid, expectation
     known = {one.name: one for one in derived() if one.published_value is not None}
     absent = [name for name in parameters.figures if name not in known]
     if absent:
-        raise OctavoError(
-            f"there is no published figure {absent[0]!r}", where="configs/claims: comparison.figures",
-            expected=f"of {', '.join(known)}",
-        )  # fmt: skip
+        raise no_such("published figure", absent[0], known, where="configs/claims: comparison.figures")
     figures = [known[name] for name in parameters.figures]
     arithmetic = []
     for one in figures:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from octavo.accounting.money import hour_price
+from octavo.accounting.money import hour_price, price_source
 from octavo.experiment.cluster import Cluster, Device
 from octavo.report.charts import Chart
 from octavo.report.document import Block, Picture, ReportSection, Table, Text
@@ -95,18 +95,12 @@ def _price_table(inputs: Inputs, cluster: Cluster, device: Device) -> Table:
         used = "reported" if basis == cluster.price else "for comparison"
         rows.append(
             [basis, money(price.total, cluster.currency), money(price.electricity, cluster.currency),
-             money(total, cluster.currency), used, _price_source(cluster, basis)]
+             money(total, cluster.currency), used, price_source(cluster, basis)]
         )  # fmt: skip
     return Table(
         ["basis", "per device-hour", "of it electricity", "this experiment", "", "source"], rows,
         "lrrrll", "Prices.", [1, 1.2, 1.2, 1.3, 1.2, 4], small=True,
     )  # fmt: skip
-
-
-def _price_source(cluster: Cluster, basis: str) -> str:
-    if basis == "rental" and cluster.rental:
-        return cluster.rental.source
-    return "; ".join(dict.fromkeys(cluster.ownership.sources.values())) if cluster.ownership else ""
 
 
 def published(inputs: Inputs) -> ReportSection:
