@@ -304,8 +304,8 @@ def _claim_verdict(evaluated: EvaluatedClaim, p_adjusted: float | None) -> Verdi
 
 
 def _headline(evaluated: EvaluatedClaim, effects: list[Estimate | None]) -> tuple[Estimate | None, str | None]:
-    """The effect that decides, and the comparison that it is of: of the sample that refutes most, or that supports
-    least; the first of an arithmetic."""
+    """The effect that stands for the claim, and the comparison that it is of: of the sample that refutes most, or where
+    none does of the one whose mean is least on the claim's side of the margin; the first of an arithmetic."""
     if evaluated.measurement.arithmetic:
         first = evaluated.measurement.arithmetic[0][0]
         return first.effect, first.label
@@ -314,10 +314,22 @@ def _headline(evaluated: EvaluatedClaim, effects: list[Estimate | None]) -> tupl
         return None, None
     whole, at = evaluated.test, 0
     if whole is not None:
-        refuted = whole.refutes < whole.supports
-        tests = [one for one in evaluated.tests if one is not None]
-        at = int(np.argmin([one.refutes if refuted else -one.supports for one in tests]))
+        if whole.refutes < whole.supports:
+            at = int(np.argmin([one.refutes for one in evaluated.tests if one is not None]))
+        else:
+            at = int(np.argmin([_beyond_margin(sample) for sample in evaluated.measurement.samples]))
     return effects[at], labels[at]
+
+
+def _beyond_margin(sample: Sample) -> float:
+    """How far a sample's mean is on the claim's side of the margin; infinitely far where runs diverged of every seed,
+    for then it has no mean."""
+    if not len(sample.values):
+        return np.inf
+    mean = float(np.mean(sample.values))
+    return {"below": sample.margin - mean, "above": mean - sample.margin, "within": sample.margin - abs(mean)}[
+        sample.relation
+    ]
 
 
 @dataclass(frozen=True)

@@ -231,6 +231,7 @@ def more_or_fewer(ratio: float) -> str:
 def finding(inputs: Inputs) -> str:
     """What was found, in one sentence that says as much as the verdicts allow."""
     text, hours, bits = questions(inputs)
+    claims = {claim.name: claim for claim in inputs.claims.claims}
     if not (text or hours or bits) or not inputs.comparisons.comparisons:
         return "Nothing is compared: no two cells here differ in one thing"
     if inputs.seeds == 1:
@@ -243,19 +244,37 @@ def finding(inputs: Inputs) -> str:
         open_questions.append("a mixture of experts reaches a lower loss at equal tokens")
     if hours and hours.verdict in ("supported", "refuted"):
         saved = hours.value if hours.value != MISSING else "fewer" if hours.verdict == "supported" else "not fewer"
-        mixture.append(f"needs {saved} {inputs.hours} for the same loss")
+        saved = _range_saved(claims[HOURS]) or saved
+        mixture.append(f"needs {saved} {inputs.hours} for the same loss{_refuted_by(claims[HOURS])}")
     elif hours and hours.verdict == "inconclusive":
         open_questions.append(f"a mixture needs fewer {inputs.hours} for the same loss")
     against = text and hours and {text.verdict, hours.verdict} == {"supported", "refuted"}
     clauses = ["a mixture of experts " + (" but " if against else " and ").join(mixture)] if mixture else []
     if bits and bits.verdict in ("supported", "refuted"):
-        clauses += [f"FP8 {_error(claim)}" for claim in inputs.claims.claims if claim.name == FP8_LOSS]
+        clauses.append(f"FP8 {_error(claims[FP8_LOSS])}{_refuted_by(claims[FP8_LOSS])}")
     elif bits and bits.verdict == "inconclusive":
         open_questions.append("FP8 is as accurate as BF16")
     if open_questions:
         undecided = " or ".join(filter(None, (", ".join(open_questions[:-1]), open_questions[-1])))
         clauses.append(f"it is not decided whether {undecided}")
     return f"At this size {'; '.join(clauses)}" if clauses else "None of the three questions can be tested here"
+
+
+def _range_saved(claim: ClaimResult) -> str | None:
+    """`14 to 22 % fewer`, of a supported claim about several pairs; None for others."""
+    ratios = [part.effect.value for part in claim.parts if part.effect]
+    if claim.verdict != "supported" or len(ratios) < 2 or max(ratios) >= 1:
+        return None
+    least, most = (more_or_fewer(ratio) for ratio in (max(ratios), min(ratios)))
+    return least if least == most else f"{least.removesuffix(' % fewer')} to {most}"
+
+
+def _refuted_by(claim: ClaimResult) -> str:
+    """` (MoE FP8 blockwise)`: which pair refutes a claim about several; the others need not."""
+    several = sum(part.verdict != "not testable here" for part in claim.parts) > 1
+    if claim.verdict != "refuted" or not several or not claim.effect_of:
+        return ""
+    return f" ({claim.effect_of.replace(' (emulated)', '')})"
 
 
 def facts(inputs: Inputs) -> str:
