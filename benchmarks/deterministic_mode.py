@@ -17,7 +17,7 @@ from training_step import _stepping, measure  # isort: skip  # first: it chooses
 
 from octavo.experiment.load import load_experiment
 from octavo.layout import RunFolder
-from octavo.training.launch import Place
+from octavo.training.launch import Process
 from octavo.training.process import set_up_process
 from octavo.training.trainer import _Trainer
 
@@ -26,7 +26,7 @@ CELLS = ("dense-bf16", "moe-bf16")
 
 def main() -> int:
     """Print medians and ratios."""
-    experiment, place = load_experiment("quickstart"), Place(0, 1, 0)
+    experiment, place = load_experiment("quickstart"), Process(0, 1, 0)
     set_up_process(experiment.run(CELLS[0], 1), place)
     steps = {}
     for cell in CELLS:

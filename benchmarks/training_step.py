@@ -37,7 +37,7 @@ from octavo.experiment.load import load_experiment
 from octavo.layout import RunFolder
 from octavo.precision.config import Precision, RecipeName
 from octavo.precision.diagnostics import diagnose
-from octavo.training.launch import Place
+from octavo.training.launch import Process
 from octavo.training.process import set_up_process
 from octavo.training.trainer import _Trainer
 
@@ -56,7 +56,7 @@ EXAMINED: tuple[RecipeName, ...] = ("fp8_tensorwise", "fp8_blockwise")
 
 def octavo_steps(recipes: list[RecipeName]) -> dict[str, Step]:
     """`dense-<recipe>` and `moe-<recipe>` -> the quickstart's training step in that recipe, data included."""
-    experiment, place = load_experiment("quickstart"), Place(0, 1, 0)
+    experiment, place = load_experiment("quickstart"), Process(0, 1, 0)
     set_up_process(experiment.run("dense-bf16", 1), place)
     steps = {}
     for model in ("dense", "moe"):

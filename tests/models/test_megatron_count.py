@@ -71,7 +71,7 @@ from octavo.models.architecture import Architecture
 from octavo.training.megatron import build_model, transformer_config
 from octavo.precision import megatron as precision
 from octavo.cpu.layers import CpuLayers
-from octavo.training.launch import Place
+from octavo.training.launch import Process
 from octavo.training.process import set_up_process
 
 base = json.loads(sys.argv[1])
@@ -79,7 +79,7 @@ counts = {}
 for name, model in json.loads(sys.argv[2]).items():
     run = RunConfig.model_validate({**base, "model": model})
     if not counts:
-        set_up_process(run, Place(rank=0, local_rank=0, world_size=1, address="", port=0))
+        set_up_process(run, Process(rank=0, local_rank=0, world_size=1, address="", port=0))
     config = transformer_config(run, precision.transformer_config_options(run.precision, on_gpu=False))
     provider = CpuLayers(precision.spec_provider(run.precision, on_gpu=False))
     built = build_model(run, config, provider)

@@ -23,14 +23,14 @@ from octavo.experiment.load import load_experiment
 from octavo.precision import diagnostics, megatron
 from octavo.precision.products import BF16
 from octavo.training.assembly import build_chunks, unwrapped
-from octavo.training.launch import Place
+from octavo.training.launch import Process
 from octavo.training.process import set_up_process
 
 def configure(model, **options):
     run = load_experiment("quickstart").run(f"{model}-bf16", 1)
     return run.model_copy(update={"precision": Precision(**options)})
 
-set_up_process(configure("dense"), Place(rank=0, local_rank=0, world_size=1, address="", port=None))
+set_up_process(configure("dense"), Process(rank=0, local_rank=0, world_size=1, address="", port=None))
 
 def build(model, **options):
     run = configure(model, **options)
