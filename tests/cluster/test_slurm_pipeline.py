@@ -284,9 +284,10 @@ def sacct(story: Story, comment: str, *, part: bool = False) -> list[dict]:
     )  # fmt: skip
     rows = []
     for line in asked.stdout.splitlines():
-        job, folder, named, state, elapsed, tres, submit, start, end, submitted = line.split("|", 9)
-        if folder != str(story.checkout.root) or start == "Unknown":
+        parts = line.split("|", 9)  # other tests' jobs have comments of several lines
+        if len(parts) < 10 or parts[1] != str(story.checkout.root) or parts[7] == "Unknown":
             continue
+        job, _, named, state, elapsed, tres, submit, start, end, submitted = parts
         if not (comment in named if part else named == comment):
             continue
         counts = dict(item.split("=") for item in tres.split(","))
