@@ -51,13 +51,18 @@ def write_parquet(folder: Path, compress: Callable[[bytes], bytes] = bytes, suff
     (folder / f"all.parquet{suffix}").write_bytes(compress(table))
 
 
+def gzipped(content: bytes) -> bytes:
+    """Without the time of day, which the hash that splits documents would differ by."""
+    return gzip.compress(content, mtime=0)
+
+
 FORMATS: dict[str, Callable[[Path], None]] = {
     "txt": write_txt,
-    "txt.gz": lambda folder: write_txt(folder, gzip.compress, ".gz"),
+    "txt.gz": lambda folder: write_txt(folder, gzipped, ".gz"),
     "txt.zst": lambda folder: write_txt(folder, zstandard.ZstdCompressor().compress, ".zst"),
     "jsonl": write_jsonl,
     "parquet": write_parquet,
-    "parquet.gz": lambda folder: write_parquet(folder, gzip.compress, ".gz"),
+    "parquet.gz": lambda folder: write_parquet(folder, gzipped, ".gz"),
     "parquet.zst": lambda folder: write_parquet(folder, zstandard.ZstdCompressor().compress, ".zst"),
 }
 
