@@ -52,6 +52,13 @@ def test_a_line_per_run_says_what_was_read(folder: Path) -> None:
     assert (folder / table).is_file()
 
 
+def test_a_log_whose_name_no_file_can_have_is_named(folder: Path) -> None:
+    (folder / "theirs.yaml").write_text(FILE.replace("a.csv", "x" * 5000))
+    with pytest.raises(OctavoError, match="cannot be opened: File name too long") as found:
+        CliRunner().invoke(app, ["import", "results/theirs", "theirs.yaml"], catch_exceptions=False)
+    assert "cells.0.runs.1" in str(found.value)
+
+
 @pytest.mark.parametrize(
     "name",
     [

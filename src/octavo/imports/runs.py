@@ -176,7 +176,13 @@ class Source:
         named = self.cell.runs[self.seed]
         paths = [self.path.parent / log for log in ([named] if isinstance(named, str) else named)]
         for log in paths:
-            inside = (log, *log.rglob("*")) if log.is_dir() else (log,)
+            try:
+                inside = (log, *log.rglob("*")) if log.is_dir() else (log,)
+            except OSError as error:  # a name that no file can have
+                raise OctavoError(
+                    f"the log {str(log)[:200]!r} cannot be opened: {error.strerror}", where=self.where,
+                    expected="a file beside the import file or below it",
+                )  from None  # fmt: skip
             home = self.path.parent.resolve()
             if not self.allow_outside and (outer := next((x for x in inside if not _below(x, home)), None)):
                 raise OctavoError(
