@@ -67,11 +67,16 @@ FORMATS: dict[str, Callable[[Path], None]] = {
 }
 
 
-def make(folder: Path, data: dict[str, Any] | None = None, tokenizer: Tokenizer | None = None) -> Manifest:
-    """Prepare the folder's text as data set `folder/set`."""
+def make(
+    folder: Path, data: dict[str, Any] | None = None, tokenizer: Tokenizer | None = None, held_out: float = 0.2
+) -> Manifest:
+    """Prepare the folder's text as data set `folder/set`; `held_out` is the fraction for validation.
+
+    Documents are split by a hash that includes their path: where few may fall to validation, it must be large.
+    """
     source = {"kind": "files", "path": str(folder / "text"), **(data or {})}
     return prepare(
-        Data.model_validate({"sources": [source], "validation_fraction": 0.2}),
+        Data.model_validate({"sources": [source], "validation_fraction": held_out}),
         tokenizer or BytesTokenizer(),
         folder / "set",
         Console(quiet=True),
@@ -96,7 +101,7 @@ def documents_of(folder: Path) -> list[bytes]:
 def test_every_format_gives_every_document_byte_for_byte(tmp_path: Path, name: str) -> None:
     (tmp_path / "text").mkdir()
     FORMATS[name](tmp_path / "text")
-    manifest = make(tmp_path)
+    manifest = make(tmp_path, held_out=0.4)
     assert documents_of(tmp_path) == sorted(text.encode() for text in TEXTS.values())
     size = sum(len(text.encode()) for text in TEXTS.values())
     counted = [split["text"] for split in manifest.splits.values()]
@@ -171,7 +176,7 @@ def test_domains_come_from_the_source(tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     lines = [{"body": text, "of": "prose" if index % 2 else "code"} for index, text in enumerate(TEXTS.values())]
     (tmp_path / "text" / "all.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    manifest = make(tmp_path, {"text_key": "body", "domain_key": "of"})
+    manifest = make(tmp_path, {"text_key": "body", "domain_key": "of"}, held_out=0.4)
     assert {split: sorted(domains) for split, domains in manifest.splits.items()} == {
         "train": ["code", "prose"],
         "validation": ["code", "prose"],
