@@ -77,3 +77,15 @@ def transformer_engine() -> Path:
 def torchao() -> Path:
     """torchao: emulated tensorwise float8, and OCP MX."""
     return _installed("torchao==0.18.0")
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to compute on a CPU, in turn: the compiled loops and torch's operators."""
+    from octavo.cpu import library
+
+    if request.param == "torch":
+        monkeypatch.setattr(library, "COMPILED", None)
+    elif library.COMPILED is None:
+        pytest.skip("there was no C compiler at installation")
+    return request.param

@@ -22,18 +22,11 @@ from octavo.cpu import kernels as cpu_kernels  # noqa: E402
 from octavo.cpu import library  # noqa: E402
 from octavo.cpu.sources import FLAGS, FOLDER  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 UNIT = 2.0**-8
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 70))
 """Rows and columns: fewer than a vector, whole vectors, and some over."""
-
-
-@pytest.fixture(params=["compiled", "torch"], autouse=True)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "torch":
-        monkeypatch.setattr(library, "COMPILED", None)
-    elif library.COMPILED is None:
-        pytest.skip("installation found no C compiler")
-    return request.param
 
 
 def normal(*shape: int, scale: float = 1.0, seed: int = 0) -> Any:
@@ -153,9 +146,11 @@ def test_causal_softmax_and_its_gradient(length: int, window: int | None) -> Non
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs a C compiler")
-def test_vectors_of_any_width_give_the_same_bits(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vectors_of_any_width_give_the_same_bits(
+    implementation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sums run over a fixed number of partial sums, whatever the processor adds at a time."""
-    if way == "torch":
+    if implementation == "torch":
         pytest.skip("of the compiled loops")
 
     def results() -> list[Any]:

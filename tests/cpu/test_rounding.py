@@ -25,16 +25,6 @@ NUMPY = {"e4m3": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
 BLOCKS = {"1x128": (1, 128), "128x1": (128, 1), "128x128": (128, 128), "1x32": (1, 32), "32x1": (32, 1)}
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both implementations, in turn."""
-    if request.param == "torch":
-        monkeypatch.setattr(library, "COMPILED", None)
-    elif library.COMPILED is None:
-        pytest.skip("there was no C compiler at installation")
-    return request.param
-
-
 def every_bf16() -> torch.Tensor:
     """All 65,280 finite BF16 numbers."""
     values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)

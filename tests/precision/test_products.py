@@ -122,15 +122,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways to round and to multiply."""
-    if request.param == "torch":
-        monkeypatch.setattr(library, "COMPILED", None)
-    elif library.COMPILED is None:
-        pytest.skip("there was no C compiler at installation")
-
-
 def run(
     x: Tensor, weight: Parameter, g: Tensor, numerics: Numerics, counts: Sequence[int] = COUNTS
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -49,11 +49,6 @@ class PreparedData:
             domain: (count.bytes or 0) / count.tokens for domain, count in self.manifest.splits["validation"].items()
         }
 
-    @cached_property
-    def mean_bytes_per_token(self) -> float:
-        """The mean over domains, as validation sequences are spread evenly over them."""
-        return sum(self.bytes_per_token.values()) / len(self.bytes_per_token)
-
     def training_sequences(self, run: RunConfig) -> GPTDataset:
         """The run's training sequences in order: steps x global batch items of tokens, labels, loss_mask, position_ids.
 
