@@ -10,27 +10,43 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 LOCKED := $(PIP) --no-deps --require-hashes
 
-.PHONY: help setup report test coverage lint verify clean distclean
+# GPU=1: requirements-gpu.lock, for GPUs without a container (docs/sites/none.md). What was set up once stays of its kind.
+GPU ?= $(if $(wildcard $(VENV)/.complete-gpu),1)
+COMPLETE := $(VENV)/.complete$(if $(GPU),-gpu)
+
+.PHONY: help setup report test coverage lint verify accept clean distclean
 help: ## show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
-setup: $(VENV)/.complete ## make .venv from the pinned lock
+setup: $(COMPLETE) ## make .venv from the pinned lock; GPU=1: for GPUs without a container
 
-$(VENV)/.complete: requirements.lock requirements-cuda.lock pyproject.toml setup.py $(wildcard src/octavo/cpu/*.[ch])
+define CPU_PACKAGES
+@awk '/^[a-z]/ { keep = /^torch==/ } keep' requirements.lock > $(VENV)/torch.lock
+@$(LOCKED) --retries 0 --timeout 10 --index-url $(TORCH_INDEX) -r $(VENV)/torch.lock 2>/dev/null \
+  || $(LOCKED) -r $(VENV)/torch.lock
+@case $$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))') in \
+  *+cpu) ;; *) $(LOCKED) -r requirements-cuda.lock ;; esac
+@$(LOCKED) -r requirements.lock
+endef
+define GPU_PACKAGES
+@sh src/octavo/cluster/gpu-packages.sh $(VENV) requirements-gpu.lock
+endef
+
+$(VENV)/.complete: requirements.lock requirements-cuda.lock
+$(VENV)/.complete-gpu: requirements-gpu.lock
+$(COMPLETE): pyproject.toml setup.py $(wildcard src/octavo/cpu/*.[ch])
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"error: Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make setup PYTHON=python3.11") if not (3, 11) <= v <= (3, 13) else None'
-	@echo "Setting up $(VENV) from requirements.lock ..."
-	@$(PYTHON) -m venv $(VENV)
-	@awk '/^[a-z]/ { keep = /^torch==/ } keep' requirements.lock > $(VENV)/torch.lock
-	@$(LOCKED) --retries 0 --timeout 10 --index-url $(TORCH_INDEX) -r $(VENV)/torch.lock 2>/dev/null \
-	  || $(LOCKED) -r $(VENV)/torch.lock
-	@case $$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))') in \
-	  *+cpu) ;; *) $(LOCKED) -r requirements-cuda.lock ;; esac
-	@$(LOCKED) -r requirements.lock
+	@echo "Setting up $(VENV) from requirements$(if $(GPU),-gpu).lock ..."
+	@# anew where it is of the other kind
+	@$(PYTHON) -m venv $(if $(wildcard $(VENV)/.complete$(if $(GPU),,-gpu)),--clear) $(VENV)
+	$(if $(GPU),$(GPU_PACKAGES),$(CPU_PACKAGES))
 	@$(PIP) --no-deps --no-build-isolation --editable .
 	@# once for all that runs later, also where the environment forbids Python to keep what it compiled
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -W ignore -c 'from octavo.cpu.backend import install; install(); \
 	  import octavo.training.trainer, torch._dynamo, snakemake.cli, octavo.report.figures, octavo.report.html, \
 	  octavo.report.pdf, scipy.stats, matplotlib.backends.backend_pdf, matplotlib.backends.backend_svg'
+	@echo "Measuring how fast this machine trains ..."
+	-@$(BIN)/octavo calibrate
 	@touch $@
 
 report: setup ## train what is missing of the laptop experiment and typeset results/laptop/report.pdf
@@ -54,6 +70,17 @@ lint: setup ## ruff, pyright, the order of packages, and snakefmt
 verify: setup ## train a sample of the laptop experiment again and compare it bit by bit
 	$(BIN)/snakemake --profile workflow/profiles/local --cores $(CORES) --forcerun verify -- results/laptop/verification.json
 	@$(BIN)/octavo verification results/laptop
+
+CLUSTER ?= h100-node
+IMAGE := results/images/gpu.sif
+# in the image there is no git, and nothing that knows its digest
+NAMED := from pathlib import Path; from octavo.cluster.image import read_image; \
+  from octavo.training.provenance import commit_as_named; print(read_image(Path("."), "gpu").digest, commit_as_named())
+accept: setup ## measure a GPU node, in the image where it is built, and say what fell short: make accept CLUSTER=h100-node
+	@if [ -e $(IMAGE) ]; then \
+	  named=$$($(BIN)/python -c '$(NAMED)') && apptainer exec --nv --env PYTHONPATH=$(CURDIR)/src \
+	    --env "OCTAVO_COMMIT=$${named#* }" --env "OCTAVO_IMAGE_DIGEST=$${named%% *}" $(IMAGE) octavo accept $(CLUSTER); \
+	  else $(BIN)/octavo accept $(CLUSTER); fi
 
 clean: ## remove caches; results and the set-up stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage .coverage.* build

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -50,13 +52,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = chosen
 
 
-def _installed(*requirements: str) -> Path:
+def _installed(*requirements: str, options: Sequence[str] = ()) -> Path:
     """A folder with these packages and nothing that they depend on, made once; skips the test if they cannot be had."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "octavo" / "tests"
     folder = cache / "-".join(part.replace("==", "-") for part in requirements)
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.{os.getpid()}")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial)]
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(partial), *options]
         done = subprocess.run([*command, *requirements], capture_output=True, text=True, check=False)
         if done.returncode:
             pytest.skip(f"{', '.join(requirements)} cannot be had: {done.stderr.strip().splitlines()[-1]}")
@@ -71,6 +73,29 @@ def _installed(*requirements: str) -> Path:
 def transformer_engine() -> Path:
     """Transformer Engine's Python package, of the version that the image has."""
     return _installed("transformer-engine==2.11.0", "einops==0.8.2")
+
+
+@pytest.fixture(scope="session")
+def other_megatron() -> Path:
+    """The version of Megatron-Core that the lock names for other Pythons than this one.
+
+    0.19.2's wheels are for Python 3.12 and newer, and its Python is such as 3.11 reads, too. What is compiled of it,
+    the index of sequences, is the same in both versions: the installed one's, which is for this Python.
+    """
+    spec = importlib.util.find_spec("megatron.core")
+    assert spec is not None
+    assert spec.origin is not None
+    newer = sys.version_info < (3, 12)
+    folder = _installed(
+        f"megatron-core=={'0.19.2' if newer else '0.16.1'}",
+        options=("--python-version", "3.12", "--only-binary", ":all:", "--ignore-requires-python") if newer else (),
+    )
+    datasets = folder / "megatron/core/datasets"
+    ours = Path(spec.origin).parent / "datasets"
+    assert (datasets / "helpers.py").read_bytes() == (ours / "helpers.py").read_bytes()
+    for compiled in ours.glob("helpers_cpp*.so"):
+        shutil.copy(compiled, datasets)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -269,8 +269,8 @@ def write_run(
     expected *= 1 + truth.decay_worth * share_of_peak(cell.training, np.arange(1, steps + 1))
     seconds = truth.step_seconds.get(cell.architecture, 1.0) * truth.precision_seconds.get(cell.precision.recipe, 1.0)
 
-    tries = [(1, 0, failure.step, failure.reason)] if failure else []
-    resumed = failure.step // interval * interval if failure else 0
+    tries = [(1, cell.begins_after, failure.step, failure.reason)] if failure else []
+    resumed = max(failure.step // interval * interval if failure else 0, cell.begins_after)
     ending = "diverged" if diverged else "completed"
     tries.append((len(tries) + 1, resumed, steps, ending if unfinished is None else None))  # type: ignore[arg-type]
     attempts, lines = [], []
@@ -364,6 +364,9 @@ def routing(cell: CellConfig, specialisation: float, generator: np.random.Genera
 
 def share_of_peak(training: Any, step: Any) -> Any:
     """The learning rate over its peak, without warm-up: it falls to zero, or stays."""
+    if training.schedule.decay == "wsd":
+        begins = training.decay_begins_after(training.total_steps)
+        return 1 - np.maximum(step - begins, 0) / (training.total_steps - begins)
     return 1 - step / training.total_steps if training.schedule.decay == "linear" else 1 + 0 * step
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -11,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from octavo.errors import OctavoError
-from octavo.evidence.aggregate import read_metrics_table
+from octavo.metrics import read_metrics_table
 from octavo.records import (
     SCHEMA_VERSION,
     TABLE_FIELDS,
     MetricsRecord,
     Result,
     last_line,
+    lines_from_the_end,
     read_last_lines,
     read_lines,
     read_metrics,
@@ -198,6 +200,21 @@ def test_the_last_line_of_an_attempt_is_its_last_sign_of_life_even_where_it_does
     assert [line and line.time for line in (last_line(path, 1), last_line(path, 2), last_line(path, 3))] == [
         102, 201, None,
     ]  # fmt: skip
+
+
+def test_the_end_of_a_run_is_read_however_long_the_run_is(tmp_path: Path) -> None:
+    """What comes before is not looked at: a status, or a restart, costs the same after any number of steps."""
+    path = write_metrics(tmp_path / "metrics.jsonl", *[(2, step, "train") for step in range(1, 400)])
+    end = path.read_text()
+    path.write_text("damaged\n" * 9 + end)
+    last = last_line(path, 2)
+    assert last
+    assert last.step == 399
+    assert [line.step for line in read_last_lines(path, MetricsRecord, 2)] == [398, 399]
+    from_the_end = [line.step for line in islice(lines_from_the_end(path, MetricsRecord), 399)]
+    assert from_the_end == list(range(399, 0, -1)), "over the borders of what is read at a time"
+    with pytest.raises(OctavoError, match="line 400 from the end"):
+        last_line(path, 1)
 
 
 @pytest.mark.parametrize("line", ["null", "[]", "1", '"x"', "", "{", '{"step": 1e999}', '{"step": NaN}', "[" * 100_000])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,12 @@ from snakemake.exceptions import WorkflowError
 from octavo import workflow
 from octavo.experiment.load import load_experiment
 from octavo.experiment.run import run_fingerprint
-from octavo.layout import TEMPLATES
+from octavo.files import fingerprint
+from octavo.forecast.machine import identity
+from octavo.layout import TEMPLATES, machine_file
+from octavo.records import MachineSpeed, TimedStep
 from tests.test_records import result_value
-from tests.tiny import TINY, Checkout, changed
+from tests.tiny import REPOSITORY, TINY, Checkout, changed
 
 ABLATION = {"description": "a generalist", "cells": ["moe-bf16"], "change": {"model.experts.shared_size": 32}}
 WHOLE, PART = SimpleNamespace(scope="tiny"), SimpleNamespace(scope="tiny/ablations/generalist")
@@ -68,7 +72,7 @@ def digests() -> dict[str, str]:
         ("configs/clusters/devices/cpu.yaml", {"plan", "tables", "claims", "figures", "report"}),  # watts
         ("configs/clusters/calibration/cpu.yaml", {"plan"}),
         ("configs/experiments/tiny.yaml", {"claims", "figures", "report"}),  # its claims, its descriptions
-        ("configs/clusters/h100-node.yaml", set()),  # another experiment's
+        ("configs/clusters/h100-node.yaml", {"claims"}),  # its prices are in claims 9 and 11
         ("text/document-3.txt", set()),  # the manifest's business
     ],
 )
@@ -79,6 +83,33 @@ def test_what_a_stage_reads_makes_it_run_again_and_nothing_else_does(
     append(checkout.root / file, "\n# a remark\n")
     after = digests()
     assert {name for name in DIGESTS if before[name] != after[name]} == again
+
+
+def test_the_plan_that_a_claim_names_makes_verdicts_again(checkout: Checkout) -> None:
+    """Claim 8 is of h100-node's plan where an experiment has no devices that exchange anything."""
+    before = digests()
+    shutil.copy(REPOSITORY / "configs/experiments/h100-node.yaml", checkout.root / "configs/experiments")
+    between = digests()
+    append(checkout.root / "configs/models/node-moe.yaml", "\n# a remark\n")
+    after = digests()
+    assert {name for name in DIGESTS if before[name] != between[name]} == {"claims"}
+    assert {name for name in DIGESTS if between[name] != after[name]} == {"claims", "plan"}
+
+
+def test_a_measured_machine_makes_the_plan_again(checkout: Checkout) -> None:
+    before = digests()
+    steps = [
+        TimedStep(kind=kind, recipe=recipe, work={"flops": flops}, seconds_per_token=flops * 1e-11, spread=0.1)
+        for kind in ("dense", "experts")
+        for recipe in ("bf16", "fp8_blockwise")
+        for flops in (1e5, 1e6)
+    ]
+    speed = MachineSpeed(machine=identity(), time=datetime.now(UTC), processes=2, load=0.0, steps=steps)
+    path = checkout.root / machine_file(fingerprint(identity())[:12])
+    path.parent.mkdir(parents=True)
+    path.write_text(speed.model_dump_json())
+    after = digests()
+    assert {name for name in DIGESTS if before[name] != after[name]} == {"plan"}
 
 
 def test_a_changed_template_makes_the_report_again(
@@ -152,6 +183,13 @@ def test_a_finished_run_needs_nothing_and_others_need_plan_and_data(checkout: Ch
     assert workflow.train_inputs(RUN) == []
     folder.result.write_text(json.dumps({**result_value(), "run_fingerprint": "another configuration's"}))
     assert workflow.train_inputs(RUN) == needed
+    assert workflow.fingerprint_of_run(RUN) == own
+    # of another layout: it is not trained again, also not because a parameter of its rule changed
+    computed = experiment.cells["dense-bf16"].identity(1).computation_fingerprint
+    of_layout = {"run_fingerprint": "another layout's", "computation_fingerprint": computed}
+    folder.result.write_text(json.dumps({**result_value(), **of_layout}))
+    assert workflow.train_inputs(RUN) == []
+    assert workflow.fingerprint_of_run(RUN) == "another layout's"
 
 
 def test_the_longest_runs_begin_first_and_take_the_threads_of_all_their_processes(checkout: Checkout) -> None:
@@ -168,16 +206,44 @@ def ask_all(asked: dict[str, Any], wildcards: Any) -> dict[str, Any]:
 
 
 def test_without_slurm_a_run_asks_for_nothing_and_with_it_for_what_the_cluster_file_says(checkout: Checkout) -> None:
-    asked = ask_all(workflow.train_resources(), RUN)
+    asked = ask_all(workflow.train_resources(submits=True), RUN)
     assert {key: value for key, value in asked.items() if value is not None} == {"mem_mb": 0, "runtime": 0}
     checkout.write(changed(TINY, {"cluster": "h100-node", "precisions": ["bf16"]}))
     forget()
-    asked = ask_all(workflow.train_resources(), RUN)
+    asked = ask_all(workflow.train_resources(submits=True), RUN)
     assert (asked["nodes"], asked["gres"]) == (1, "gpu:h100:1")
     largest = SimpleNamespace(experiment="tiny")
     assert workflow.verification_resources()["gres"](largest) == "gpu:h100:1"
+    assert workflow.train_resources(submits=False).keys() == workflow.device_caps().keys(), "what nobody submits"
     assert workflow.retries(submits=False) == 0
     assert workflow.retries(submits=True) > 0
+
+
+def test_a_first_report_is_of_three_seeds_whose_runs_begin_first(checkout: Checkout) -> None:
+    """Once it is there, or where all of the first look is trained already, that does not change under Snakemake: a
+    report whose inputs change is made again. Where seeds are fixed there is none."""
+    design = {"precisions": ["bf16"], "seeds": {"from": 4, "to": 6}}
+    checkout.write(changed(TINY, {**design, "overrides.dense": {"training.steps": 80}}))
+    forget()
+    first = workflow.first_results(WHOLE)
+    assert [path.split("/")[-2] for path in first] == ["seed-1", "seed-2", "seed-3"] * 2
+    assert workflow.first_report(WHOLE) == ["results/tiny/first-report.json"]
+    run = {"experiment": "tiny", "cell": "moe-bf16"}
+    third, fourth = (workflow.train_priority(SimpleNamespace(**run, seed=seed)) for seed in ("3", "4"))
+    longest = workflow.train_priority(SimpleNamespace(experiment="tiny", cell="dense-bf16", seed="4"))
+    assert workflow.FIRST > third > longest > fourth
+    for path in map(Path, [*first, *(path.replace("seed-3", "seed-4") for path in first)]):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert workflow.first_report(WHOLE) != []
+    forget()
+    assert workflow.first_report(WHOLE) == []
+    Path("results/tiny/first-report.json").touch()
+    forget()
+    assert workflow.first_report(WHOLE) != []
+    checkout.write(TINY)
+    forget()
+    assert workflow.first_report(WHOLE) == []
 
 
 def test_seeds_until_decided_are_asked_for_as_far_as_looks_asked(checkout: Checkout) -> None:

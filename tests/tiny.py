@@ -20,6 +20,9 @@ SNAKEMAKE = Path(sys.executable).parent / "snakemake"
 LIMIT = 1800
 """Seconds that a process may take: far more than on a slow and busy machine, so that only one that hangs is stopped."""
 
+HEEDS_CTRL_C = ("/usr/bin/env", "--default-signal=INT")
+"""What starts a command that is told to stop by SIGINT: a shell lets tests in the background ignore it."""
+
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 """Tiny models gain nothing from threads, and threads that spin while they wait starve the other tests."""
 
@@ -66,7 +69,7 @@ def changed(value: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         if new is ...:
             del target[last]
         else:
-            target[last] = new
+            target[last] = json.loads(json.dumps(new))  # a copy: later changes are not those of the caller
     return copy
 
 
@@ -131,7 +134,7 @@ class Checkout:
     def start(self, target: str, *options: str) -> subprocess.Popen[str]:
         """Start the pipeline, in a process group of its own and without .venv/bin on its PATH."""
         return subprocess.Popen(
-            [str(SNAKEMAKE), "--profile", "workflow/profiles/local", "--cores", "2", *options, target],
+            [*HEEDS_CTRL_C, str(SNAKEMAKE), "--profile", "workflow/profiles/local", "--cores", "2", *options, target],
             cwd=self.root, env={**environment(self.root), "PATH": "/usr/bin:/bin"}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
+import octavo
 from octavo.errors import OctavoError
 
 app = typer.Typer(
@@ -27,12 +29,27 @@ app = typer.Typer(
 )
 
 PACKAGES = (
-    "experiment", "models", "forecast", "data", "precision", "training", "cluster", "accounting", "imports", "evidence",
-    "report", "verification",
+    "experiment", "models", "forecast", "data", "precision", "training", "cluster", "accounting", "explain", "imports",
+    "evidence", "report", "verification", "scaling", "acceptance",
 )  # fmt: skip
 
 for _package in PACKAGES:
     import_module(f"octavo.commands.{_package}").register(app)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"octavo {octavo.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Options of no verb. Their text is `help` of the app, above."""
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from octavo.errors import OctavoError
 
@@ -85,33 +85,46 @@ def parse_json(content: bytes) -> Any:
     is deeper than Python's stack.
     """
     try:
-        return json.loads(
-            content.decode("utf-8"), parse_constant=_no_number, parse_float=_finite, parse_int=_within_64_bits
-        )
+        return _DECODER.decode(content.decode("utf-8"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
 def read_bytes(path: Path, *, most: int = 1 << 30) -> bytes:
-    """The bytes of a plain file: pipes and devices, which may never end, are refused, and so is more than `most`.
-
-    Raises FileNotFoundError, and OctavoError for anything else that keeps it from being read.
-    """
-    try:
-        # a pipe is opened without waiting for its other end, and then refused
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise OctavoError("it is no file", where=path, expected="a plain file, no folder, pipe or device")
-            content = file.read(most + 1)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise OctavoError(f"the file cannot be read: {reason}", where=path) from error
+    """The bytes of a plain file (`open_plain`); more than `most` are refused."""
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size  # to get a buffer for the most takes longer than to read a small file
+        # what the kernel makes up as it is read (/proc) has content and no size
+        content = file.read(min(size, most) + 1 if size else most + 1)
     if len(content) > most:
         raise OctavoError("the file is too large", where=path, expected=f"at most {most:,} bytes")
     return content
+
+
+@contextmanager
+def open_plain(path: Path) -> Iterator[BinaryIO]:
+    """A plain file to read: pipes and devices, which may never end, are refused.
+
+    Raises FileNotFoundError, and OctavoError for anything else that keeps it from being read within the block.
+    """
+    try:
+        # a pipe is opened without waiting for its other end, and then refused
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte, or one that cannot be encoded
+        raise OctavoError(
+            f"the file cannot be read: {getattr(error, 'strerror', None) or error}", where=path
+        ) from error
+    with file:
+        try:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OctavoError("it is no file", where=path, expected="a plain file, no folder, pipe or device")
+            yield file
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise OctavoError(f"the file cannot be read: {error.strerror}", where=path) from error
 
 
 def _finite(text: str) -> float:
@@ -129,6 +142,9 @@ def _within_64_bits(text: str) -> int:
 
 def _no_number(text: str) -> float:
     raise ValueError(f"{text} is no number in JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_number, parse_float=_finite, parse_int=_within_64_bits)
 
 
 def sha256(path: Path) -> str:

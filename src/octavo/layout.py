@@ -7,7 +7,9 @@ path of the results folder.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from octavo.errors import OctavoError
@@ -78,9 +80,33 @@ def configs() -> ConfigFolders:
     return ConfigFolders(repository() / "configs")
 
 
+def horizon_cell(cell: str, steps: int) -> str:
+    """The name of a cell's runs that are planned for a shorter length: `moe-bf16@270`."""
+    return f"{cell}@{steps}"
+
+
+def split_horizon(cell: str) -> tuple[str, int | None]:
+    """`moe-bf16@270` -> (moe-bf16, 270); `moe-bf16` -> (moe-bf16, None)."""
+    trunk, at, steps = cell.partition("@")
+    return trunk, int(steps) if at and steps.isdecimal() else None
+
+
+def parse_run(name: str) -> tuple[str, int] | None:
+    """Cell and seed of a run's name or the end of its path; None where it is neither.
+
+    `moe-bf16/seed-1`, and for a shorter horizon `moe-bf16@270/seed-1` or `moe-bf16/seed-1/horizon-270`.
+    """
+    found = re.fullmatch(r"([^/]+)/seed-([0-9]{1,10})(?:/horizon-([0-9]{1,10}))?", name)
+    if found is None:
+        return None
+    cell, seed, steps = found.groups()
+    return horizon_cell(cell, int(steps)) if steps else cell, int(seed)
+
+
 @dataclass(frozen=True)
 class RunFolder:
-    """`results/<experiment>/runs/<cell>/seed-<n>/`: what one run writes."""
+    """What one run writes: `results/<experiment>/runs/<cell>/seed-<n>/`, and below it `horizon-<steps>/` of a run that
+    is planned for a shorter length and begins from the other's checkpoint."""
 
     path: Path
 
@@ -89,17 +115,17 @@ class RunFolder:
         """The run fully resolved (`octavo.experiment.run.RunConfig`)."""
         return self.path / "config.yaml"
 
-    @property
+    @cached_property
     def metrics(self) -> Path:
         """One JSON object per logged step (`octavo.records.MetricsRecord`)."""
         return self.path / "metrics.jsonl"
 
-    @property
+    @cached_property
     def attempts(self) -> Path:
         """One JSON object per attempt (`octavo.records.AttemptRecord`)."""
         return self.path / "attempts.jsonl"
 
-    @property
+    @cached_property
     def provenance(self) -> Path:
         """`octavo.records.Provenance`."""
         return self.path / "provenance.json"
@@ -109,12 +135,12 @@ class RunFolder:
         """Checkpoints of megatron.core.dist_checkpointing, one folder per step."""
         return self.path / "checkpoints"
 
-    @property
+    @cached_property
     def routing(self) -> Path:
         """Which experts served which validation sequence (`octavo.records.TABLE_FIELDS`); mixtures of experts only."""
         return self.path / "routing.parquet"
 
-    @property
+    @cached_property
     def result(self) -> Path:
         """Written last: the run is complete if and only if it exists and validates (`octavo.records.Result`)."""
         return self.path / "result.json"
@@ -130,14 +156,25 @@ class RunFolder:
         return self.path / "superseded"
 
     @property
+    def trunk(self) -> RunFolder | None:
+        """The folder of the run whose checkpoint this one begins from; None where it begins by itself."""
+        return RunFolder(self.path.parent) if self.path.name.startswith("horizon-") else None
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint after a step."""
+        return self.checkpoints / f"step-{step}"
+
+    @property
     def cell(self) -> str:
         """The cell's name."""
+        if self.trunk:
+            return horizon_cell(self.trunk.cell, int(self.path.name.removeprefix("horizon-")))
         return self.path.parent.name
 
     @property
     def seed(self) -> int:
         """The seed."""
-        return int(self.path.name.removeprefix("seed-"))
+        return self.trunk.seed if self.trunk else int(self.path.name.removeprefix("seed-"))
 
 
 @dataclass(frozen=True)
@@ -160,6 +197,11 @@ class ExperimentFolder:
     def plan_pdf(self) -> Path:
         """The forecast on one page."""
         return self.path / "plan.pdf"
+
+    @property
+    def plan_steps(self) -> Path:
+        """The forecast step of every cell, as the plan was made from it."""
+        return self.path / "plan.json"
 
     @property
     def runs(self) -> Path:
@@ -215,6 +257,21 @@ class ExperimentFolder:
         return self.path / "comparisons.json"
 
     @property
+    def ladder(self) -> Path:
+        """Of a ladder, every planned end (`octavo.scaling.ladder`)."""
+        return self.path / "ladder.csv"
+
+    @property
+    def leverage(self) -> Path:
+        """What the ladder says of leverage and of larger runs (`octavo ladder`)."""
+        return self.path / "leverage.json"
+
+    @property
+    def prediction(self) -> Path:
+        """What was foretold of a ladder's largest rung before it began (`octavo predict`)."""
+        return self.path / "prediction.json"
+
+    @property
     def imported(self) -> Path:
         """Where imported runs came from; there is none where the runs are Octavo's own."""
         return self.path / "imported.json"
@@ -240,6 +297,11 @@ class ExperimentFolder:
         return self.path / "report.pdf"
 
     @property
+    def first_report(self) -> Path:
+        """Of how many seeds a report was made while more were trained (`octavo.records.FirstReport`)."""
+        return self.path / "first-report.json"
+
+    @property
     def report_html(self) -> Path:
         """The report as one page."""
         return self.path / "report.html"
@@ -263,12 +325,25 @@ class ExperimentFolder:
 
     def run(self, cell: str, seed: int) -> RunFolder:
         """The folder of one run."""
-        return RunFolder(self.runs / cell / f"seed-{seed}")
+        trunk, steps = split_horizon(cell)
+        own = self.runs / trunk / f"seed-{seed}"
+        return RunFolder(own if steps is None else own / f"horizon-{steps}")
+
+    def with_shorter(self, run: RunFolder) -> list[RunFolder]:
+        """The folder of a run and those of the shorter runs that begin from its checkpoints, by length."""
+        named = (path for path in run.path.glob("horizon-*") if path.is_dir())
+        shorter = [RunFolder(path) for path in named if parse_run(f"{run.cell}/{run.path.name}/{path.name}")]
+        return [run, *sorted(shorter, key=lambda one: int(one.path.name.removeprefix("horizon-")))]
 
     def run_folders(self) -> list[RunFolder]:
         """All run folders there are, by cell and seed."""
         folders = [RunFolder(path) for path in self.runs.glob("*/seed-*") if path.is_dir()]
-        return sorted(folders, key=lambda run: (run.cell, run.seed))
+        ordered = sorted(folders, key=lambda run: (run.cell, run.seed))
+        return [one for run in ordered for one in self.with_shorter(run)]
+
+
+NOT_EXPERIMENTS = ("data", "images", "probes", "reference")
+"""Folders of `results/` that hold something else."""
 
 
 def data_folder(identifier: str) -> Path:
@@ -276,6 +351,31 @@ def data_folder(identifier: str) -> Path:
     return Path("results") / "data" / identifier
 
 
-def image_file(variant: str) -> Path:
-    """The container image of a variant of container.def, below the checkout; its record is the .json beside it."""
-    return Path("results") / "images" / f"{variant}.sif"
+def image_file(variant: str, container: str = "apptainer") -> Path:
+    """The container image of a variant of container.def as Apptainer or pyxis starts it, below the checkout."""
+    return Path("results") / "images" / f"{variant}.{'sqsh' if container == 'pyxis' else 'sif'}"
+
+
+def image_record(image: Path) -> Path:
+    """What is in an image, beside it: `gpu.json` of `gpu.sif`, `gpu.sqsh.json` of `gpu.sqsh`."""
+    return image.with_suffix(".json" if image.suffix == ".sif" else ".sqsh.json")
+
+
+def probe_file(cluster: str) -> Path:
+    """The record that a cluster was looked at before runs, below the checkout."""
+    return Path("results") / "probes" / f"{cluster}.json"
+
+
+def machine_file(identity: str) -> Path:
+    """How fast the machine of this identity trains (`octavo.forecast.machine`), below the checkout."""
+    return Path("results") / "probes" / f"machine-{identity}.json"
+
+
+def probe_folder(cluster: str) -> Path:
+    """What the tasks of a cluster's last probe wrote, below the checkout."""
+    return Path("results") / "probes" / cluster
+
+
+def accept_file(cluster: str) -> Path:
+    """What a cluster's GPUs reach, as `octavo accept` found, below the checkout; its page is the .pdf beside it."""
+    return Path("results") / "probes" / f"{cluster}-accept.json"

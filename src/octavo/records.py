@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from octavo.errors import OctavoError, shown
-from octavo.files import atomic_path, parse_json, read_bytes, read_json
+from octavo.files import atomic_path, open_plain, parse_json, read_bytes, read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,11 +32,15 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
+TAIL = 1 << 14
+"""Bytes that a file is read by from its end."""
+
 ExitReason = Literal[
     "completed", "diverged", "signalled", "preempted", "time_limit", "out_of_memory", "node_failure", "cancelled",
-    "failed", "killed",
+    "failed", "killed", "stalled",
 ]  # fmt: skip
-"""How an attempt ended. `signalled`: SIGTERM or SIGUSR1, saved and left; `killed`: it left no word (SIGKILL, power)."""
+"""How an attempt ended. `signalled`: SIGTERM, SIGUSR1 or SIGINT, saved and left; `killed`: it, or a rank of it, left no
+word (SIGKILL, power); `stalled`: a rank stood still, and the others ended the attempt."""
 
 TensorKind = Literal["input", "weight", "gradient"]
 Product = Literal["forward", "input_gradient", "weight_gradient"]
@@ -98,6 +103,38 @@ class MetricsRecord(Record):
         return self.step_seconds is not None
 
 
+class RankTime(Record):
+    """How long a rank of a run worked at a step, up to the reduction of gradients, in which all wait for the slowest.
+
+    Ranks that exchange within a pass (tensor, context, expert and pipeline parallelism) wait for one another in it,
+    and each takes as long as the slowest of them.
+    """
+
+    rank: int
+    node: str
+    """Slurm's name, or the host's."""
+    stage: int
+    """Of the pipeline: ranks of one stage do the same work."""
+    seconds: float
+    """Median over the last steps of an attempt, at most a thousand. On GPUs the device's time."""
+
+
+class LayoutSince(Record):
+    """A layout that a run was trained under, and since when: `octavo.experiment.run.CellConfig.layout`."""
+
+    after_step: NonNegativeInt
+    """0, or the step of the checkpoint that it went on from."""
+    layout: str
+    """In words: `data 2, micro-batch 4`."""
+    devices: int
+
+
+def laid_out(layouts: Sequence[LayoutSince]) -> str:
+    """A run's layouts in words: `data 2, micro-batch 4; from step 121 on tensor 2, micro-batch 4`."""
+    later = [f"from step {one.after_step + 1} on {one.layout}" for one in layouts[1:]]
+    return "; ".join([*(one.layout for one in layouts[:1]), *later])
+
+
 class AttemptRecord(Record):
     """One line of `attempts.jsonl`: one try at a run; `end` and `exit_reason` are null until it ends by itself."""
 
@@ -122,8 +159,29 @@ class AttemptRecord(Record):
     energy_source: Literal["nvml", "rapl"] | None = None
     save_seconds: float | None = None
     """The longest that a checkpoint took."""
+    ranks: list[RankTime] = []
+    """Where there are several."""
     run_fingerprint: str
     """Of the configuration it ran under."""
+    computation_fingerprint: str | None = None
+    """Of that configuration without its layout; null in files from before it was recorded."""
+    layout: str | None = None
+    """The layout it ran under, in words; null in files from before it was recorded."""
+
+
+class StepProof(Record):
+    """What the first step of an attempt did on GPUs, seen where Transformer Engine calls its kernels; one rank's."""
+
+    products: dict[Product, dict[str, int]]
+    """Product -> formats and scales of its two operands -> how many."""
+    attention: str
+    """The backend that was chosen."""
+    fused_weight_gradients: int
+    """Weights whose gradients were added to the FP32 main gradients without being rounded to BF16."""
+    fused_permutations: int
+    """Of experts' tokens."""
+    dispatchers: list[str]
+    """Megatron-Core's classes that sent tokens to experts."""
 
 
 class Provenance(Record):
@@ -147,8 +205,13 @@ class Provenance(Record):
     data_manifest_sha256: str
     precision_built: dict[str, int]
     """Linear layers by implementation: the proof that the precision asked for is the one built."""
+    step_proof: StepProof | None = None
+    """What ran; null on CPUs, in emulation, and before the first step of an attempt."""
     emulated: bool
     deterministic: bool
+    layouts: list[LayoutSince] = []
+    """The layouts that the run's steps were trained under, the first one first. More than one: it was resharded, and is
+    to the last bit no run that was not. Empty in files from before they were recorded: one layout."""
 
 
 class Result(Record):
@@ -162,6 +225,10 @@ class Result(Record):
     ablation: str | None
     seed: int
     run_fingerprint: str
+    computation_fingerprint: str | None = None
+    """Null in files from before it was recorded."""
+    layouts: list[LayoutSince] = []
+    """As in `provenance.json`."""
     status: Literal["completed", "diverged"]
     steps: int
     tokens: int
@@ -188,6 +255,15 @@ class Result(Record):
     parameters_sha256: str | None
     """Over the final parameters' names and bytes."""
     data_manifest_sha256: str
+
+    @property
+    def resharded(self) -> bool:
+        """Whether its steps were trained under more than one layout."""
+        return len(self.layouts) > 1
+
+    def made_under(self, run_fingerprint: str) -> bool:
+        """Whether all of its steps were trained under this configuration, its layout included."""
+        return self.run_fingerprint == run_fingerprint and not self.resharded
 
 
 class SlurmRow(Record):
@@ -235,6 +311,165 @@ class LedgerState(Record):
     """How often."""
 
 
+class NodeFinding(Record):
+    """Something wrong on a node."""
+
+    what: str
+    found: str
+    warns: bool = False
+    """A run may go well all the same."""
+
+
+class DeviceProbe(Record):
+    """`results/probes/<cluster>/rank-<n>.json`: what the task of one device found."""
+
+    schema_version: int = SCHEMA_VERSION
+    node: str
+    """Slurm's name."""
+    rank: int
+    python: str
+    image_digest: str | None
+    gemm_tflops: float | None
+    """Of products of matrices: BF16 on GPUs, FP32 on a CPU."""
+    allreduce_gb_per_second: float | None
+    """Each device's part, over all devices; null where there is one, or they did not meet."""
+    findings: list[NodeFinding]
+
+
+class ClusterProbe(Record):
+    """`results/probes/<cluster>.json`: a cluster was looked at, and nothing stands in the way of runs."""
+
+    schema_version: int = SCHEMA_VERSION
+    cluster: str
+    time: datetime
+    devices: list[DeviceProbe]
+    """Empty where the cluster file says that no node is to be looked at."""
+
+
+class TimedStep(Record):
+    """What steps of one small model take on a machine."""
+
+    kind: Literal["dense", "experts"]
+    recipe: str
+    work: dict[str, float]
+    """Counts per token (`octavo.forecast.work`)."""
+    seconds_per_token: float
+    """The median over steps and processes, of one core."""
+    spread: float
+    """Half of the range, in the logarithm, that the middle 80 % of the steps lie in."""
+
+
+class MachineSpeed(Record):
+    """`results/probes/machine-<identity>.json`: how fast one core of a machine trains (`octavo calibrate`)."""
+
+    schema_version: int = SCHEMA_VERSION
+    machine: dict[str, str | int | float | None]
+    """What its identity is the hash of: processor, cores, and the sources of the compiled loops."""
+    time: datetime
+    processes: int
+    """That trained side by side while it was measured."""
+    load: float
+    """Processes that wanted a core in the minute before."""
+    steps: list[TimedStep]
+
+
+class DeviceState(Record):
+    """How NVML finds a GPU right after work."""
+
+    uncorrected_ecc_errors: int | None
+    """Since the driver was loaded; null where the device does not count them."""
+    slowed: list[str]
+    """What slows its clocks that no healthy device shows under load."""
+    clock_mhz: int
+    """Of its multiprocessors."""
+    maximum_clock_mhz: int
+
+
+class MeasuredProduct(Record):
+    """Three passes of a layer's product by Transformer Engine, as training makes them, quantising included."""
+
+    recipe: str
+    matrices: int
+    """1: dense; more: a grouped product of so many experts."""
+    rows: int
+    """Of each."""
+    inner: int
+    columns: int
+    tflops: float | None
+    """Null where no GPU was measured, or it failed."""
+    error: str | None = None
+
+
+class MeasuredMessage(Record):
+    """What one device sends to others in a second."""
+
+    kind: Literal["all-reduce", "all-to-all", "point-to-point"]
+    ranks: int
+    bytes: int
+    """Of a rank's buffer."""
+    gb_per_second: float | None
+    """GB of 10^9 bytes that leave a device, as a ring sends them; null where no GPU was measured, or it failed."""
+    error: str | None = None
+
+
+class DeviceMeasures(Record):
+    """`results/probes/<cluster>/accept/devices/rank-<n>.json`: what the task of one device measured."""
+
+    schema_version: int = SCHEMA_VERSION
+    node: str
+    rank: int
+    device: str
+    stand_in: bool
+    """Whether what calls itself a GPU computes on the CPU."""
+    products: list[MeasuredProduct]
+    messages: list[MeasuredMessage]
+    state: DeviceState | None
+    """Null where NVML does not say."""
+
+
+AcceptanceVerdict = Literal["passed", "fell short", "not measured"]
+
+
+class AcceptanceCheck(Record):
+    """One thing that was expected of a cluster, and what was found."""
+
+    part: str
+    name: str
+    expected: str
+    source: str
+    """Where the expectation comes from."""
+    found: str
+    verdict: AcceptanceVerdict
+    short_by: float | None = None
+    """Share of what was expected that is missing, where it is a number."""
+
+
+class Acceptance(Record):
+    """`results/probes/<cluster>-accept.json`: what was measured on a cluster's GPUs, held against what was expected."""
+
+    schema_version: int = SCHEMA_VERSION
+    cluster: str
+    time: datetime
+    octavo_version: str
+    git_commit: str | None
+    device: str
+    """As it calls itself."""
+    devices: int
+    nodes: list[str]
+    stand_in: bool
+    """On a stand-in: no GPU was measured."""
+    seconds: float
+    """How long it took."""
+    factors: dict[str, float]
+    """Recipe -> measured tokens/s over the forecast's, for the plan; empty where no GPU was measured."""
+    checks: list[AcceptanceCheck]
+
+    @property
+    def fell_short(self) -> list[AcceptanceCheck]:
+        """The checks that did not find what was expected."""
+        return [one for one in self.checks if one.verdict == "fell short"]
+
+
 RecordType = TypeVar("RecordType", bound=Record)
 
 
@@ -271,27 +506,50 @@ def read_lines(path: Path, record: type[RecordType]) -> list[RecordType]:
 
 def read_last_lines(path: Path, record: type[RecordType], count: int = 1) -> list[RecordType]:
     """The last `count` records of a .jsonl file, in order, however long the file is; as `read_lines` otherwise."""
-    lines = _last_lines(path, count)
-    return [_record(line, record, f"line {len(lines) - n} from the end", path) for n, line in enumerate(lines)]
+    return list(islice(lines_from_the_end(path, record), count))[::-1]
 
 
-def _last_lines(path: Path, count: int, read: int = 1 << 14) -> list[bytes]:
-    """The last whole lines, from the last `read` bytes or as many more as it takes."""
+def lines_from_the_end(path: Path, record: type[RecordType]) -> Iterator[RecordType]:
+    """The records of a .jsonl file, the last one first; the file is read as far as they are asked for.
+
+    A last line without its newline (a killed writer's) is left out. The file must stay as it is meanwhile.
+    """
+    for number, line in enumerate(_from_the_end(path), 1):
+        yield _record(line, record, f"line {number} from the end", path)
+
+
+def _from_the_end(path: Path) -> Iterator[bytes]:
+    """The whole lines of a file without their newlines, the last one first."""
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - read))
-            content = file.read(min(size, read))
+        with open_plain(path) as file:
+            left, torn = file.seek(0, os.SEEK_END), True  # what is behind the last newline
+            after = b""  # the end of a line that begins before what is left
+            while left:
+                start = max(0, left - TAIL)
+                file.seek(start)
+                lines = (file.read(left - start) + after).split(b"\n")
+                after = lines.pop(0)
+                if torn and lines:
+                    lines.pop()
+                    torn = False
+                yield from reversed(lines)
+                left = start
+            if not torn:
+                yield after
     except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise OctavoError(f"the file cannot be read: {error.strerror}", where=path) from error
-    lines = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]
-    if size > read:
-        if len(lines) <= count:  # the first may have begun before what was read
-            return _last_lines(path, count, 8 * read)
-        del lines[0]
-    return lines[-count:]
+        return
+
+
+def whole_lines(file: BinaryIO) -> int:
+    """Bytes up to the last newline, with it: what a killed writer left of another line lies behind."""
+    left = file.seek(0, os.SEEK_END)
+    while left:
+        start = max(0, left - TAIL)
+        file.seek(start)
+        if found := file.read(left - start).rfind(b"\n") + 1:
+            return start + found
+        left = start
+    return 0
 
 
 def _lines(path: Path, record: type[RecordType]) -> Iterator[RecordType]:
@@ -341,15 +599,6 @@ def read_metrics(path: Path) -> dict[int, MetricsRecord]:
     return {number: line for number, (line, one) in enumerate(zip(lines, counts, strict=True), 1) if one}
 
 
-def training_figures(lines: Iterable[MetricsRecord], total_steps: int) -> tuple[float | None, float]:
-    """The mean loss of the last tenth of the steps, and the seconds of all, of the lines that count for a step each."""
-    import numpy as np
-
-    values = [(line.step, line.loss, line.step_seconds) for line in lines]
-    step, loss, seconds = np.array(values, dtype=np.float64).reshape(-1, 3).T  # None becomes not a number
-    return mean_final_loss(step, loss, total_steps), added(np.nan_to_num(seconds))
-
-
 def mean_final_loss(step: np.ndarray, loss: np.ndarray, total_steps: int) -> float | None:
     """The mean loss, where it is a number, of the last tenth of the steps planned; None where none of them has one."""
     import numpy as np
@@ -370,7 +619,9 @@ def trained_steps(path: Path) -> dict[int, MetricsRecord]:
 
 def last_line(path: Path, attempt: int) -> MetricsRecord | None:
     """The last line that an attempt wrote, whether it counts or not: its last sign of life."""
-    return next((line for line in reversed(read_lines(path, MetricsRecord)) if line.attempt == attempt), None)
+    lines = lines_from_the_end(path, MetricsRecord)
+    found = next((line for line in lines if line.attempt <= attempt), None)  # no attempt writes after a later one
+    return found if found and found.attempt == attempt else None
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -391,6 +642,9 @@ def _schema(name: str, *fields: tuple[str, str, bool]) -> pa.Schema:
         "bool": pa.bool_(),
         "time": pa.timestamp("us", tz="UTC"),
         "loads": pa.list_(pa.list_(pa.float32())),
+        "ranks": pa.list_(
+            pa.struct([("rank", pa.int64()), ("node", pa.string()), ("stage", pa.int64()), ("seconds", pa.float64())])
+        ),
     }
     return pa.schema(
         [pa.field(field, types[kind], nullable) for field, kind, nullable in fields],
@@ -423,9 +677,11 @@ TABLE_FIELDS: dict[str, list[tuple[str, str, bool]]] = {
         ("validation_step", "int", True),  # after which validation_loss was measured
         ("validation_bits_per_byte", "float", True),
         ("training_seconds", "float", True),  # sum of the step times that count
+        ("training_device_hours", "float", True),  # the same, each step's times the devices that it was trained on
         ("timed_steps", "int", True),  # steps that those are of, of an import; null: all
         ("device_kind", "string", True),
-        ("device_count", "int", True),
+        ("device_count", "int", True),  # of the last layout
+        ("layouts", "string", True),  # the layouts it was trained under, in words; several: it was resharded
         ("emulated", "bool", False),
         ("attempts", "int", False),
         ("device_hours_final", "float", True),  # the attempts' hours that the final result rests on
@@ -446,6 +702,7 @@ TABLE_FIELDS: dict[str, list[tuple[str, str, bool]]] = {
         ("step", "int", False),
         ("tokens", "int", True),
         ("model_flops", "float", True),  # so far
+        ("devices", "int", True),  # that the step was trained on
         ("device_hours", "float", True),  # so far, step times alone x devices
         ("loss", "float", True),
         ("aux_loss", "float", True),
@@ -478,8 +735,10 @@ TABLE_FIELDS: dict[str, list[tuple[str, str, bool]]] = {
         ("submit", "time", True),
         ("state", "string", False),  # ExitReason, or running; Slurm's word, where there is one, in our terms
         ("nodes", "string", True),
+        ("ranks", "ranks", True),  # RankTime of each, where there are several
         ("devices", "int", False),
         ("device_kind", "string", False),
+        ("layout", "string", True),  # in words; null where the trainer did not say
         ("start", "time", False),
         ("end", "time", False),
         ("first_step", "int", True),
@@ -622,6 +881,8 @@ class ClaimResult(Record):
     effect: Estimate | None
     effect_of: str | None = None
     """The comparison that `effect` is of, where the claim rests on several."""
+    computed_for: str | None = None
+    """What an arithmetic is of, where it is not of the experiment: `in the plan of h100-node (8 H100)`."""
     reason: str | None = None
     """Why it is inconclusive, in a few words, where more seeds are not the answer."""
     needs: str = ""
@@ -663,6 +924,20 @@ class Look(Record):
     """Seeds that the cells which were still asked for had."""
     cells: list[str]
     """Cells of undecided comparisons: they are trained with one seed more."""
+
+
+class FirstReport(Record):
+    """`first-report.json`: of a report that stands while seeds are added until decided, until the whole one does."""
+
+    schema_version: int = SCHEMA_VERSION
+    seeds: int
+    """Of every cell."""
+    first_look: int
+    """Seeds before which no verdict is reached on runs."""
+    most: int
+    """Seeds that any cell is trained with at most."""
+    stands: bool
+    """Whether it was written: a whole report that stands is not replaced by it."""
 
 
 class SeedPlans(Record):
@@ -712,6 +987,9 @@ class Comparison(Record):
     """The axis rests on times of a run whose FP8 is emulated."""
     ends: bool = True
     """Whether both losses are those of the runs' ends."""
+    planned_ends: bool = False
+    """Whether losses and needs are read between the ends of runs that were planned for their lengths, and not off the
+    loss curve of one run."""
     loss_bias: Literal[-1, 0, 1] = 0
     """1: `cell` is read while its learning rate is to decay further than the other's, so that it looks worse than a run
     planned for that length would; -1: the other is."""

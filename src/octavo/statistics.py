@@ -131,6 +131,17 @@ def test(
     return Test(below, above) if relation == "below" else Test(above, below)
 
 
+def test_of_draws(draws: np.ndarray, relation: Relation, margin: float) -> Test:
+    """Hold an effect of which a bootstrap gave draws against a claim of a direction.
+
+    The p value of each side is the share of draws beyond the margin, none counted as less than one (Davison and Hinkley
+    1997, section 4.4), and doubled, so that a verdict agrees with the interval of the draws' percentiles.
+    """
+    n = len(draws)
+    below, above = (min(1.0, 2 * (1 + int(beyond.sum())) / (n + 1)) for beyond in (draws >= margin, draws <= margin))
+    return Test(below, above) if relation == "below" else Test(above, below)
+
+
 def _p_below(differences: np.ndarray, bound: float) -> float:
     """P value for a mean below `bound`: small when the differences lie clearly below."""
     n, distance = len(differences), float(np.mean(differences)) - bound

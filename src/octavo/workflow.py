@@ -12,7 +12,9 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -24,17 +26,47 @@ from octavo.accounting.ledger import times_provisional
 from octavo.cluster import image as images
 from octavo.cluster import job as jobs
 from octavo.cluster import launch
+from octavo.cluster.adopt import adopt_jobs
+from octavo.cluster.own import OwnAllocation, own_allocation
+from octavo.configuration import read_yaml
 from octavo.data import manifest as data_sets
 from octavo.errors import OctavoError
 from octavo.evidence.looks import seeds_asked
-from octavo.experiment.load import load_experiment
-from octavo.experiment.run import CellConfig, Experiment, data_identifier, run_fingerprint
-from octavo.files import fingerprint, sha256
-from octavo.layout import TEMPLATES, ExperimentFolder, data_folder, image_file
+from octavo.experiment.cluster import Slurm
+from octavo.experiment.load import load_cluster, load_experiment
+from octavo.experiment.run import CellConfig, Experiment, RunIdentity, data_identifier
+from octavo.files import fingerprint, sha256, unwritable
+from octavo.forecast.machine import speed_files
+from octavo.layout import (
+    NOT_EXPERIMENTS,
+    TEMPLATES,
+    ConfigFolders,
+    ExperimentFolder,
+    RunFolder,
+    configs,
+    data_folder,
+    image_file,
+    parse_run,
+    probe_file,
+)
+from octavo.records import AttemptRecord, read_lines
 from octavo.training.journal import finished
+from octavo.training.launch import ALLOCATION
 
+SUBMITS = "OCTAVO_SUBMITS"
+"""Environment variable: this pipeline submits runs to Slurm. Only the process that works the graph out reads it."""
 CORES = len(os.sched_getaffinity(0))
 """This machine's; Snakemake gives a local job at most those of --cores."""
+CPU_CORES, CPU_MINUTES, CPU_MEMORY_MB = 8, 240, 32_000
+"""Of a job that builds an image or makes tokens, where `--config` says nothing else."""
+
+LONGEST = 100
+"""`Experiment.relative_lengths` of the longest run."""
+FIRST = 3 * LONGEST
+"""Priority of a first report over all runs."""
+
+SPACE_NEEDED = 1 << 20
+"""Bytes that must be free in results/ before anything starts: logs alone take them."""
 
 Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
@@ -81,10 +113,25 @@ def check_experiments(arguments: list[str]) -> None:
     """
     found = (re.match(r"results/([A-Za-z0-9][\w.-]*)/.", argument) for argument in arguments)
     try:
-        for name in sorted({match[1] for match in found if match} - {"data", "images"}):
+        for name in sorted({match[1] for match in found if match} - set(NOT_EXPERIMENTS)):
             _checked_experiment(name)
     except OctavoError as error:
         sys.exit(f"error: {error}")
+
+
+def check_writable(arguments: list[str]) -> None:
+    """End with one message where results cannot be written: of that Snakemake makes a traceback for every job."""
+    if any(re.fullmatch(r"-[a-zA-Z]*n[a-zA-Z]*|--dry-?run", one) for one in arguments):
+        return
+    folder = Path("results")
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(SPACE_NEEDED))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        sys.exit(f"error: {unwritable(folder.absolute(), error)}")
 
 
 def split_scope(scope: str) -> tuple[str, str | None]:
@@ -135,6 +182,58 @@ def _asked(wildcards: Any, look: Callable[[], Any]) -> list[str]:
     return [str(of.folder.run(cell, seed).result) for cell, seeds in asked.items() for seed in seeds]
 
 
+@_told_by_snakemake
+def first_results(wildcards: Any) -> list[str]:
+    """The result files that a first report rests on."""
+    of = experiment(split_scope(wildcards.scope)[0])
+    cells = [cell.cell for cell in _cells(wildcards.scope)]
+    return [str(of.folder.run(cell, seed).result) for cell in cells for seed in of.first_report_seeds]
+
+
+@cache
+def _first_report(scope: str) -> list[str]:
+    of, folder = experiment(split_scope(scope)[0]), ExperimentFolder(Path("results") / scope)
+    first = [of.folder.run(cell.cell, seed).result for cell in _cells(scope) for seed in of.file.first_seeds]
+    wanted = of.first_report_seeds and (folder.first_report.exists() or not all(path.exists() for path in first))
+    return [str(folder.first_report)] if wanted else []
+
+
+@_told_by_snakemake
+def first_report(wildcards: Any) -> list[str]:
+    """What says that a first report stands, which the whole one waits for; nothing where the first seeds are trained.
+
+    It is newer than that report: where the pipeline was ended in between, the report is out of date and made anew. What
+    is wanted stays so while Snakemake runs: a report whose inputs are others than before would be made twice.
+    """
+    return _first_report(wildcards.scope)
+
+
+def first_report_fingerprint(wildcards: Any) -> str:
+    """Changes when any run that a first report rests on is configured otherwise."""
+    seeds = experiment(split_scope(wildcards.scope)[0]).first_report_seeds
+    return fingerprint([[cell.fingerprint, seeds] for cell in _cells(wildcards.scope)])
+
+
+def scope_leverage(wildcards: Any) -> list[str]:
+    """What a ladder says of leverage; nothing where an experiment has no ladder, or for one of its ablations."""
+    name, ablation = split_scope(wildcards.scope)
+    return [str(experiment(name).folder.leverage)] if experiment(name).rungs and ablation is None else []
+
+
+def ladder_digest(wildcards: Any) -> str:
+    """Of what a ladder's fit is made from besides tables: the rule, and the experiment at published scale."""
+    of = experiment(wildcards.experiment)
+    name = of.file.ladder.published if of.file.ladder else None
+    beyond = experiment(name) if name else of
+    return digest(of.path, beyond.path, *_cluster_files(beyond), beyond.configs.models)
+
+
+def prediction_digest(wildcards: Any) -> str | None:
+    """Of what a report says was foretold; it does not wait for it, as the largest rung did."""
+    path = ExperimentFolder(Path("results") / split_scope(wildcards.scope)[0]).prediction
+    return sha256(path) if path.exists() else None
+
+
 def scope_plan(wildcards: Any) -> str:
     """The forecast that a report holds against the runs."""
     return str(ExperimentFolder(Path("results") / split_scope(wildcards.scope)[0]).plan_csv)
@@ -165,7 +264,8 @@ def _cluster_files(of: Experiment) -> Iterator[Path]:
 def plan_digest(wildcards: Any) -> str:
     """Of what a plan is made from besides the experiment's own file."""
     of = experiment(wildcards.experiment)
-    return digest(*_cluster_files(of), of.configs.clusters / "calibration", of.configs.models, TEMPLATES / "plan.typ")
+    rates = [of.configs.clusters / "calibration", *speed_files(of.cluster, of.device)]
+    return digest(*_cluster_files(of), *rates, of.configs.models, TEMPLATES / "plan.typ")
 
 
 def tables_digest(wildcards: Any) -> str:
@@ -173,10 +273,24 @@ def tables_digest(wildcards: Any) -> str:
     return digest(*_cluster_files(experiment(split_scope(wildcards.scope)[0])))
 
 
+@_told_by_snakemake
 def claims_digest(wildcards: Any) -> str:
     """Of what verdicts are reached with besides tables: claims, published figures, prices, the experiment's file."""
     of = experiment(split_scope(wildcards.scope)[0])
-    return digest(of.configs.claims, of.configs.published, of.path, *_cluster_files(of))
+    clusters = of.configs.clusters  # claims may name another cluster file than the experiment's
+    plans = _plans_of_claims(of.configs)
+    return digest(
+        of.configs.claims, of.configs.published, of.path, *clusters.glob("*.yaml"), clusters / "devices",
+        *plans, *([of.configs.models] if plans else []),
+    )  # fmt: skip
+
+
+def _plans_of_claims(folders: ConfigFolders) -> list[Path]:
+    """The files of experiments whose plans claims name."""
+    claims = [read_yaml(path) for path in sorted(folders.claims.glob("*.yaml"))]
+    compared = [one.get("comparison") for one in claims if isinstance(one, dict)]
+    names = {one["experiment"] for one in compared if isinstance(one, dict) and "experiment" in one}
+    return [folders.experiments / f"{name}.yaml" for name in sorted(names, key=str)]
 
 
 def figures_digest(wildcards: Any) -> str:
@@ -197,9 +311,52 @@ def verification_digest(wildcards: Any) -> str | None:
     return sha256(path) if path.exists() else None
 
 
+def index_digest(_wildcards: Any) -> str:
+    """Of what the page of all experiments is made from: their tables and verdicts, and what was verified."""
+    made = ("claims.json", "runs.parquet", "verification.json")
+    return digest(*(path for name in made for path in sorted(Path("results").glob(f"*/{name}"))))
+
+
 def ledger_provisional(wildcards: Any) -> object:
     """Whether the tables' times are provisional: they are made again, for Slurm's accounting may answer now."""
     return times_provisional(ExperimentFolder(Path("results") / wildcards.scope))
+
+
+@_told_by_snakemake
+def probe_inputs(wildcards: Any) -> list[str]:
+    """What a cluster's nodes are looked at in: the image, if it has one."""
+    return list(map(str, _images(load_cluster(wildcards.cluster, configs())[0].slurm)))
+
+
+def _images(slurm: Slurm | None) -> list[Path]:
+    """The image that runs on a cluster happen in, if there is one."""
+    return [image_file(slurm.image, slurm.container)] if slurm and slurm.image else []
+
+
+@_told_by_snakemake
+def probe_options(wildcards: Any) -> str:
+    """Whether nodes are looked at, or the cluster file alone."""
+    slurm = load_cluster(wildcards.cluster, configs())[0].slurm
+    return "--probe" if slurm and slurm.probe else ""
+
+
+def probe_day(wildcards: Any) -> list[str]:
+    """Changes every day, and with the cluster file: the cluster is looked at again then."""
+    return [datetime.now(UTC).date().isoformat(), digest(configs().clusters / f"{wildcards.cluster}.yaml")]
+
+
+def cpu_job(config: Mapping[str, Any]) -> dict[str, int | str]:
+    """The resources of rules that need no GPU but time, where they are jobs (`--config cpu_partition=...`)."""
+    if "cpu_partition" not in config:
+        return {}
+    account = {"slurm_account": config["cpu_account"]} if "cpu_account" in config else {}
+    minutes, memory = config.get("cpu_minutes", CPU_MINUTES), config.get("cpu_memory_mb", CPU_MEMORY_MB)
+    return {"slurm_partition": config["cpu_partition"], "runtime": minutes, "mem_mb": memory, **account}
+
+
+def cpu_job_threads(config: Mapping[str, Any]) -> int | None:
+    """The cores of such a job; None: the rule is no job."""
+    return int(config.get("cpu_cores", CPU_CORES)) if "cpu_partition" in config else None
 
 
 def image_lock(wildcards: Any) -> str:
@@ -221,51 +378,145 @@ def _data_set(name: str) -> str | None:
     return data_sets.current_manifest(experiment(name).file.data, experiment(name).file.tokenizer)
 
 
+@cache
+def _all_seeds(name: str) -> frozenset[int]:
+    return frozenset(experiment(name).file.all_seeds)
+
+
 def run_config(wildcards: Any) -> CellConfig:
     """The cell of a run."""
-    of = experiment(wildcards.experiment)
-    if wildcards.cell not in of.cells or int(wildcards.seed) not in of.file.all_seeds:
+    of, (cell, seed) = experiment(wildcards.experiment), run_named(wildcards)
+    if cell not in of.cells or seed not in _all_seeds(wildcards.experiment):
         raise WorkflowError(f"{of.path} has no run {wildcards.cell}/seed-{wildcards.seed}")
-    return of.cells[wildcards.cell]
+    return of.cells[cell]
+
+
+def run_named(wildcards: Any) -> tuple[str, int]:
+    """Cell and seed of a run; its wildcard `seed` is the rest of its path: `1`, `1/horizon-270`."""
+    named = parse_run(f"{wildcards.cell}/seed-{wildcards.seed}")
+    assert named is not None, "rules admit no other names"
+    return named
 
 
 def fingerprint_of_run(wildcards: Any) -> str:
-    """Changes when the run is configured otherwise."""
-    return run_fingerprint(run_config(wildcards).fingerprint, int(wildcards.seed))
+    """Changes when the run is configured otherwise; not for a result that stays though the layout was changed."""
+    identity = run_config(wildcards).identity(run_named(wildcards)[1])
+    return _made_under(wildcards) or identity.run_fingerprint
+
+
+def _made_under(wildcards: Any) -> str | None:
+    """The fingerprint that a run's result was made under; None where the run is to be trained."""
+    cell, seed = run_named(wildcards)
+    folder = experiment(wildcards.experiment).folder.run(cell, seed)
+    try:
+        written = folder.result.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+    return _finished_under(folder, written, run_config(wildcards).identity(seed), _data_set(wildcards.experiment))
+
+
+@cache
+def _finished_under(folder: RunFolder, written: int, identity: RunIdentity, data: str | None) -> str | None:  # noqa: ARG001
+    """The same of a result that was written then: several questions about each run ask for it."""
+    result = finished(folder, identity, data)
+    return result.run_fingerprint if result else None
 
 
 def train_inputs(wildcards: Any) -> list[str]:
-    """The forecast, the data and the image, which must be there before a run starts; nothing for a finished run.
+    """The forecast, the data, the image and the trunk that it begins from, which must be there before a run starts;
+    nothing for a finished run.
 
     A finished run is not started again where one of them is missing or newer. `ancient` would not do: Snakemake starts
     a job whose ancient input is missing, and overlooks what else changed downstream of one that is made again.
     """
-    of, cell = experiment(wildcards.experiment), run_config(wildcards)
-    folder = of.folder.run(cell.cell, int(wildcards.seed))
-    if finished(folder, fingerprint_of_run(wildcards), _data_set(wildcards.experiment)):
+    cell, seed = run_config(wildcards), run_named(wildcards)[1]
+    runs = experiment(wildcards.experiment).folder
+    if _made_under(wildcards):
         return []
+    trunk = [str(runs.run(cell.trunk, seed).result)] if cell.trunk else []
+    return [*_before_training(wildcards.experiment), *trunk, *foretold_first(wildcards)]
+
+
+@cache
+def _before_training(name: str) -> list[str]:
+    of = experiment(name)
     slurm = of.cluster.slurm
     files: list[Path] = [
         of.folder.plan_csv,
         data_folder(data_identifier(of.file.data, of.file.tokenizer)) / "manifest.json",
-        *([image_file(slurm.image)] if slurm and slurm.image else []),
+        *_images(slurm),
+        *([probe_file(of.file.cluster)] if slurm and SUBMITS in os.environ else []),
     ]
     return [str(file) for file in files]
 
 
+def foretold_first(wildcards: Any) -> list[str]:
+    """The prediction, which must be there before a run of a ladder's largest rung starts.
+
+    It is not asked for again where one of these runs has begun: that it goes on under another layout is no reason to
+    make a prediction anew, and none can be made then.
+    """
+    of = experiment(wildcards.experiment)
+    if not of.on_last_rung(run_config(wildcards)) or _foretold(wildcards.experiment):
+        return []
+    return [str(of.folder.prediction)]
+
+
+@cache
+def _foretold(name: str) -> bool:
+    """Whether there is a prediction, and a run that it is about has begun as it is configured now."""
+    of = experiment(name)
+    last = [(of.folder.run(cell.cell, seed), cell.identity(seed)) for cell, seed in of.runs() if of.on_last_rung(cell)]
+    return of.folder.prediction.exists() and any(
+        identity.holds(attempt) for folder, identity in last for attempt in read_lines(folder.attempts, AttemptRecord)
+    )
+
+
+def prediction_inputs(wildcards: Any) -> list[str]:
+    """The results of all rungs of a ladder but the largest.
+
+    Where the prediction is there, those alone that are yet to be trained as they are configured now: it is not made
+    again because files are newer.
+    """
+    of = experiment(wildcards.experiment)
+    runs = [
+        (of.folder.run(cell.cell, seed), cell.identity(seed)) for cell, seed in of.runs() if not of.on_last_rung(cell)
+    ]
+    if of.folder.prediction.exists():
+        data_set = _data_set(wildcards.experiment)
+        runs = [(folder, configured) for folder, configured in runs if not finished(folder, configured, data_set)]
+    return [str(folder.result) for folder, _ in runs]
+
+
+def prediction_fingerprint(wildcards: Any) -> str:
+    """Changes when any run that is foretold, or that a prediction rests on, is configured otherwise."""
+    of = experiment(wildcards.experiment)
+    return fingerprint([[cell.fingerprint, of.file.all_seeds] for cell in of.cells.values()])
+
+
 def train_priority(wildcards: Any) -> int:
-    """The longest runs begin first, so that none trains alone while the other cores wait for the report."""
-    return experiment(wildcards.experiment).relative_length(run_config(wildcards).cell)
+    """The runs of a first report begin first, and of those and the rest the longest, so that none trains alone while
+    the other cores wait for the report."""
+    of = experiment(wildcards.experiment)
+    first = run_named(wildcards)[1] in of.first_report_seeds
+    return of.relative_lengths[run_config(wildcards).cell] + (LONGEST if first else 0)
 
 
 def train_threads(wildcards: Any) -> int:
-    """CPU threads of all of a run's processes."""
+    """CPU threads of all of a run's processes; of a step that runs on an allocation's nodes what waits for it takes."""
+    if ALLOCATION in os.environ and experiment(wildcards.experiment).cluster.slurm:
+        return 1
     cell = run_config(wildcards)
     return cell.training.threads * cell.parallelism.world_size
 
 
-def train_resources() -> dict[str, Callable[..., Any]]:
-    """What a run asks of Slurm, by resource (`octavo.cluster.job`); other executors take no notice."""
+def train_resources(submits: bool) -> dict[str, Callable[..., Any]]:
+    """What a run asks of Slurm, by resource (`octavo.cluster.job`), where jobs are submitted; else what caps count.
+
+    Snakemake works every resource of every job out, which on a large grid takes as long as all else that it does.
+    """
+    if not submits:
+        return {key: _of_run(key) for key in device_caps()}
     return {key: _of_run(key) for key in _keys()} | {"nodes": _nodes}
 
 
@@ -274,9 +525,35 @@ def verification_resources() -> dict[str, Callable[..., Any]]:
     return {key: _of_largest(key) for key in _keys()}
 
 
+@cache
+@_told_by_snakemake
 def device_caps() -> dict[str, int]:
-    """The most devices that all runs together may hold: a resource of each cluster file that has a cap."""
-    return jobs.caps()
+    """The most devices that all runs together may hold: a resource of each cluster file that has a cap.
+
+    In an allocation of one's own every cluster file has one, the allocation's devices.
+    """
+    own, asked = _own(), jobs.caps()
+    if own is None:
+        return asked
+    return {name: min(has, asked.get(name, has)) for name, has in jobs.own_caps(own).items()}
+
+
+@cache
+def _own() -> OwnAllocation | None:
+    return own_allocation()
+
+
+def enter(submits: bool) -> None:
+    """Note in the environment where runs are started.
+
+    `submits`: jobs are submitted to Slurm. Where they are not, and Snakemake was started in a Slurm job (salloc, a
+    batch job of one's own), runs are steps of it.
+    """
+    if submits:
+        os.environ[SUBMITS] = "1"
+        adopt_jobs(logger.warning)
+    elif job := os.environ.get("SLURM_JOB_ID"):
+        os.environ[ALLOCATION] = job
 
 
 def retries(submits: bool) -> int:
@@ -285,7 +562,7 @@ def retries(submits: bool) -> int:
 
 
 def _keys() -> Iterable[str]:
-    return [*jobs.RESOURCES, *jobs.caps()]
+    return [*jobs.RESOURCES, *device_caps()]
 
 
 @cache
@@ -295,7 +572,10 @@ def _job_resources(name: str, cell: str) -> dict[str, Any]:
     if of.cluster.slurm is None:
         return {"mem_mb": 0, "runtime": 0}  # not asked for; of these two Snakemake wants numbers
     _check_comments(name)
-    return dict(jobs.resources(of, of.cells[cell]))
+    caps = device_caps() if ALLOCATION in os.environ else {}
+    if (own := _own()) and jobs.slurm_section(of).same_nodes:
+        jobs.same_nodes(of, own.nodes, jobs.allocation(of, of.cells[cell]).nodes)  # before any run starts
+    return dict(jobs.resources(of, of.cells[cell], has=caps.get(jobs.cap_name(of.file.cluster))))
 
 
 @cache
@@ -318,7 +598,7 @@ def _of_largest(key: str) -> Callable[..., Any]:
 
 def _nodes(wildcards: Any, attempt: int) -> int | None:
     """None at all for a try that could end no other way than those before: the executor refuses to submit that."""
-    of, cell, seed = experiment(wildcards.experiment), run_config(wildcards).cell, int(wildcards.seed)
+    of, (cell, seed) = experiment(wildcards.experiment), run_named(wildcards)
     nodes = _job_resources(wildcards.experiment, cell).get("nodes")
     try:
         if nodes:

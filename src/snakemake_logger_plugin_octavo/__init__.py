@@ -1,17 +1,23 @@
 """What a person watches while the pipeline works: one bar for the whole and one for each run that is training.
 
 A logger plugin of Snakemake (found by the name of this package; `logger: octavo` in a profile chooses it). In a
-terminal it draws bars from the runs' own metrics; in a log it writes one line as each job starts, ends or fails.
-Warnings, errors and dry runs are printed as Snakemake words them.
+terminal it draws bars from the runs' own metrics; in a log it writes one line as each job starts, ends or fails. Of a
+job that is submitted to Slurm it says when it was, why it waits, and when and where it starts, from Slurm's queue.
+Of a job that failed it says which, why (by its log) and where the log is, at once and again at the end. Warnings, other
+errors and dry runs are printed as Snakemake words them.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
+import signal
 import threading
 import time
+from datetime import timedelta
 from functools import cache
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +27,40 @@ from rich.text import Text
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from octavo.accounting.status import planned_seconds
+from octavo.cluster.queue import Job, queue
+from octavo.errors import OctavoError, printable
 from octavo.experiment.run import read_run_config
-from octavo.layout import ExperimentFolder, RunFolder
+from octavo.layout import ExperimentFolder, RunFolder, parse_run
+from octavo.records import FirstReport, read_record
 
 REFRESH_SECONDS = 1.0
 TAIL_BYTES = 4096
+ENOUGH = 3
+"""Runs trained, from which on their pace says how long the rest will take."""
+QUEUE_SECONDS = (2.0, 30.0)
+"""Between two looks at Slurm's queue: at first after a job was submitted, and at most."""
+
+SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+)")
+"""What Slurm's executor says of each job: Snakemake's number and Slurm's."""
+STOPPED = "Terminating processes on user request"
+"""What Snakemake says on Ctrl-C."""
+EXIT = re.compile(r"CalledProcessError.*(?:exit status (\d+)|died with <Signals\.\w+: (\d+)>)", re.DOTALL)
+"""What Snakemake says of a command that failed, before it says of which job."""
+FAILED = ("Exiting because a job execution failed", "At least one job did not complete successfully")
+"""What it says at the end where some did."""
+SAVED = 75
+"""Status of a trainer that was told to stop: it saved and left."""
+REASON_BYTES = 1 << 16
+REASON_LINES = 8
+"""Of a log's end, where the reason for a failure is looked for, and the most that is shown of it."""
 
 VERBS = {
     "data": "text to tokens",
     "plan": "forecast",
+    "probe": "look at",
     "train": "train",
+    "first_report": "first report",
     "aggregate": "tables",
     "claims": "verdicts",
     "figures": "figures",
@@ -49,7 +79,15 @@ class LogHandler(LogHandlerBase):
         self.live = self.console.is_terminal and not self.common_settings.dryrun
         self.jobs: dict[int, tuple[str, dict[str, str]]] = {}
         self.started: dict[int, float] = {}
+        self.exits: dict[int | None, int] = {}
+        self.failed: dict[int, str] = {}
+        self.named = False
+        self.since, self.trained = 0.0, 0
         self.bars: dict[int, TaskID] = {}
+        self.submitted: dict[int, int] = {}
+        self.told: dict[int, str] = {}
+        self.looking = threading.Event()
+        self.watcher: threading.Thread | None = None
         self.stopped = threading.Event()
         self.progress: Progress | None = None
         self.whole: TaskID | None = None
@@ -103,16 +141,37 @@ class LogHandler(LogHandlerBase):
             self._begin(fields["stats"])
         elif event == LogEvent.JOB_INFO:
             self.jobs[fields["jobid"]] = (fields["rule_name"], dict(fields["wildcards"]))
-            self._start(fields["jobid"])
+            self.failed.pop(fields["jobid"], None)
+            self._start(fields["jobid"], submits=not fields.get("local", True))
         elif event == LogEvent.JOB_FINISHED:
             self._finish(fields["job_id"])
         elif event in (LogEvent.JOB_ERROR, LogEvent.GROUP_ERROR, LogEvent.ERROR):
-            self._end_bar(fields.get("jobid", -1))
-            self._print(self.format(record), style="red")
+            self._show_error(record)
         elif event == LogEvent.PROGRESS and self.progress is not None and self.whole is not None:
-            self.progress.update(self.whole, completed=fields["done"], total=fields["total"])
+            note = left(time.monotonic() - self.since, self.trained, fields["total"] - fields["done"])
+            self.progress.update(self.whole, completed=fields["done"], total=fields["total"], note=note)
+        elif event is None and (found := SUBMITTED.match(record.getMessage())):
+            self._submit(int(found[1]), int(found[2]))
+        elif event is None and STOPPED in record.getMessage():
+            self._print(self.format(record), style="yellow")
+            self._print("what trains saves and leaves; the same command goes on from there")
         elif event is None and record.levelno >= logging.WARNING:
-            self._print(self.format(record), style="red" if record.levelno >= logging.ERROR else "yellow")
+            if record.levelno >= logging.ERROR:
+                self._show_error(record)
+            else:
+                self._print(self.format(record), style="yellow")
+
+    def _show_error(self, record: logging.LogRecord) -> None:
+        event, text = getattr(record, "event", None), record.getMessage()
+        if event == LogEvent.JOB_ERROR:
+            self._fail(record.__dict__, self.exits.pop(record.thread, None))
+        elif event == LogEvent.ERROR and (found := EXIT.search(text)):
+            self.exits[record.thread] = int(found[1]) if found[1] else 128 + int(found[2])
+        elif self.failed and any(said in text for said in FAILED):
+            if not self.named:
+                self._name_failed()
+        else:
+            self._print(self.format(record), style="red")
 
     def _begin(self, stats: dict[str, int]) -> None:
         runs, total = stats.get("train", 0), stats.get("total", sum(stats.values()))
@@ -132,18 +191,60 @@ class LogHandler(LogHandlerBase):
         self.progress.start()
         threading.Thread(target=self._follow, daemon=True).start()
 
-    def _start(self, job: int) -> None:
+    def _start(self, job: int, *, submits: bool) -> None:
         self.started[job] = time.monotonic()
-        if self.progress is None:
-            self._print(f"{time.strftime('%H:%M:%S')} start  {self._title(job)}")
-        elif self._rule(job) == "train":
-            self.bars[job] = self.progress.add_task(self._title(job), total=None, note="starting")
+        if self._rule(job) == "train":
+            self.since = self.since or time.monotonic()
+        if not submits:
+            self._line("start ", job, planned(self.jobs[job][1]) if self._rule(job) == "train" else "")
+        if self.progress is not None and self._rule(job) == "train":
+            note = "being submitted" if submits else "starting"
+            self.bars[job] = self.progress.add_task(self._title(job), total=None, note=note)
+
+    def _submit(self, job: int, number: int) -> None:
+        self._line("submit", job, f"job {number}")
+        self.submitted[job] = number
+        self.told.pop(job, None)
+        self.looking.set()
+        if self.watcher is None:
+            self.watcher = threading.Thread(target=self._look_at_queue, daemon=True)
+            self.watcher.start()
 
     def _finish(self, job: int) -> None:
         self._end_bar(job)
         seconds = time.monotonic() - self.started.get(job, time.monotonic())
+        waited = " since it was submitted" if self.submitted.pop(job, None) else ""
         clock = "" if self.progress else f"{time.strftime('%H:%M:%S')} "
-        self._print(f"{clock}done   {self._title(job)} ({seconds:.0f} s)")
+        rule, wildcards = self.jobs.get(job, ("job", {}))
+        self.trained += rule == "train"
+        where = f": results/{wildcards['scope']}/report.pdf" if rule == "report" else ""
+        self._print(f"{clock}done   {self._title(job)} ({seconds:.0f} s{waited}){where}")
+        if rule == "first_report" and (said := first_report(ExperimentFolder(Path("results") / wildcards["scope"]))):
+            self._print(said)
+
+    def _fail(self, fields: dict[str, Any], status: int | None) -> None:
+        """Which job failed, why, and where its log is."""
+        job = fields["jobid"]
+        self._end_bar(job)
+        self.jobs.setdefault(job, (fields["rule_name"], {}))
+        logs = [Path(log) for log in fields.get("log") or ()]
+        clock = "" if self.progress else f"{time.strftime('%H:%M:%S')} "
+        reason = next(filter(None, map(why, logs)), "")
+        if status == SAVED and not reason:
+            self._print(f"{clock}left   {self._title(job)}: it saved, and goes on from there", style="yellow")
+            return
+        reason = reason or (fields.get("rule_msg") or "").strip() or ended(status)
+        told = "\n".join([reason, *(f"  {'log:':<10}{log}" for log in logs)])
+        self.failed[job] = reason.partition("\n")[0]
+        self._print(f"{clock}FAILED {self._title(job)}: {told}", style="red")
+
+    def _name_failed(self) -> None:
+        """At the end, what failed, and what to do."""
+        lines = [f"  {self._title(job)}: {reason}" for job, reason in self.failed.items()]
+        jobs = "1 job" if len(lines) == 1 else f"{len(lines)} jobs"
+        self._print("\n".join([f"{jobs} failed:", *lines]), style="red")
+        self._print("all else that was made stays; once that is mended, the same command goes on from there")
+        self.named = True
 
     def _end_bar(self, job: int) -> None:
         if job in self.bars and self.progress is not None:
@@ -157,7 +258,40 @@ class LogHandler(LogHandlerBase):
                 point = last_step(folder.metrics)
                 if self.progress is not None and point is not None and job in self.bars:
                     total = total_steps(folder.config)
-                    self.progress.update(bar, completed=point["step"], total=total, note=f"loss {point['loss']:.3f}")
+                    left = timedelta(seconds=round(point["step_seconds"] * (total - point["step"])))
+                    note = f"loss {point['loss']:.3f}, {left} left"
+                    self.progress.update(bar, completed=point["step"], total=total, note=note)
+
+    def _look_at_queue(self) -> None:
+        """Say of submitted jobs what Slurm's queue says, each thing once."""
+        wait, most = QUEUE_SECONDS
+        while not self.stopped.is_set():
+            if self.looking.wait(wait):  # something was just submitted
+                self.looking.clear()
+                wait = QUEUE_SECONDS[0]
+                self.stopped.wait(wait)
+            wait = min(1.5 * wait, most)
+            try:
+                jobs = {job.number: job for same in queue(Path.cwd()).values() for job in same}
+            except OctavoError:
+                continue  # the executor says it, too
+            for job, number in list(self.submitted.items()):
+                if (found := jobs.get(number)) is not None:
+                    self._tell(job, found)
+
+    def _tell(self, job: int, found: Job) -> None:
+        starts = found.state == "running"
+        told = "running" if starts else f"{found.state} {found.reason}"  # the expected start changes all the time
+        if self.told.get(job) != told and found.state in ("running", "waiting", "held"):
+            self.told[job] = told
+            self._line("start " if starts else "wait  ", job, str(found))
+            if self.progress is not None and job in self.bars:
+                self.progress.update(self.bars[job], note=str(found))
+
+    def _line(self, word: str, job: int, more: str = "") -> None:
+        """A line of a log; a terminal has bars instead."""
+        if self.progress is None:
+            self._print(f"{time.strftime('%H:%M:%S')} {word} {self._title(job)}{more and f' ({more})'}")
 
     def _rule(self, job: int) -> str:
         return self.jobs[job][0] if job in self.jobs else "?"
@@ -174,7 +308,53 @@ class LogHandler(LogHandlerBase):
 
 def run_folder(wildcards: dict[str, str]) -> RunFolder:
     """The folder of the run that a training job makes."""
-    return ExperimentFolder(Path("results") / wildcards["experiment"]).run(wildcards["cell"], int(wildcards["seed"]))
+    return RunFolder(
+        Path("results") / wildcards["experiment"] / "runs" / wildcards["cell"] / f"seed-{wildcards['seed']}"
+    )
+
+
+def first_report(scope: ExperimentFolder) -> str:
+    """That a first report stands, and where; nothing where a whole one does."""
+    first = read_record(scope.first_report, FirstReport, made_by="octavo first-report")
+    if not first.stands:
+        return ""
+    return (
+        f"{scope.report_pdf} stands: a first report, after {first.seeds} of up to {first.most} seeds; more are running"
+    )
+
+
+def why(log: Path) -> str:
+    """The reason for a failure by a job's log, which Snakemake begins anew: the last error; nothing without one."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - REASON_BYTES))
+            lines = file.read().decode("utf-8", "replace").rstrip().split("\n")
+    except OSError:
+        return ""
+    errors = [place for place, line in enumerate(lines) if line.startswith("error: ")]
+    if not errors:
+        return ""
+    first = errors[-1]
+    rest = takewhile(lambda line: line.startswith("  "), lines[first + 1 :])
+    return printable("\n".join([lines[first].removeprefix("error: "), *islice(rest, REASON_LINES - 1)]))
+
+
+def ended(status: int | None) -> str:
+    """How a command ended that left no word of its own."""
+    if status is None:
+        return "it ended without a word"
+    if status > 128 and status - 128 in set(signal.Signals):
+        name = signal.Signals(status - 128).name
+        beyond = ", perhaps for want of memory" if name == "SIGKILL" else ""
+        return f"it was ended by {name} from outside{beyond}"
+    return f"it ended with status {status} and without a word"
+
+
+def left(seconds: float, trained: int, jobs: int) -> str:
+    """`about 0:04:10 left`, at the pace of the runs trained since training began; nothing before a few were."""
+    if trained < ENOUGH or not jobs:
+        return ""
+    return f"about {timedelta(seconds=round(seconds / trained * jobs))} left"
 
 
 def last_step(metrics: Path) -> dict[str, Any] | None:
@@ -194,6 +374,15 @@ def last_step(metrics: Path) -> dict[str, Any] | None:
         if point.get("loss") is not None:
             return point
     return None
+
+
+def planned(wildcards: dict[str, str]) -> str:
+    """`0:01:10 by the plan`, of the run that a training job makes; nothing where no plan says it."""
+    named = parse_run(f"{wildcards['cell']}/seed-{wildcards['seed']}")
+    seconds = planned_seconds(ExperimentFolder(Path("results") / wildcards["experiment"])).get(
+        named[0] if named else ""
+    )
+    return "" if seconds is None else f"{timedelta(seconds=round(seconds))} by the plan"
 
 
 @cache

@@ -14,7 +14,8 @@ from octavo.accounting.status import run_statuses
 from octavo.experiment.load import load_experiment
 from octavo.experiment.run import Experiment
 from octavo.layout import ConfigFolders, ExperimentFolder
-from octavo.records import read_table, write_table
+from octavo.records import AttemptRecord, RankTime, read_lines, read_table, write_table
+from octavo.training.ranks import own_state, write_state
 from tests.synthetic import Failure, Truth, write_experiment
 
 CELLS = ["dense-bf16", "moe-bf16"]
@@ -108,7 +109,16 @@ def test_status_tells_what_is_done_how_far_the_rest_is_and_how_long_it_takes(roo
     stopped = states[("dense-bf16", 2)]
     assert (stopped.state, stopped.step, stopped.steps) == ("stopped", 40, 100)
     assert stopped.seconds_left == pytest.approx(60.0)  # 60 steps of 1 s
-    assert states[("dense-fp8_blockwise", 1)].state == "waiting"
+    waiting = states[("dense-fp8_blockwise", 1)]
+    assert (waiting.state, waiting.seconds_left) == ("waiting", None)
+    plan = experiment.folder.plan_csv
+    plan.write_text("cell,hours_per_run\ndense-fp8_blockwise,0.5\ndense-bf16,9.0\nmoe-bf16,9.0\n")
+    left = {(one.cell, one.seed): one.seconds_left for one in run_statuses(experiment)}
+    assert left[("dense-fp8_blockwise", 1)] == pytest.approx(1800)  # by the plan, where no step was trained
+    assert left[("dense-bf16", 2)] == pytest.approx(60.0)
+    assert left[("dense-bf16", 1)] is left[("moe-bf16", 1)] is None  # they are done
+    plan.write_text("cell\ndense-fp8_blockwise\n")  # of an earlier version
+    assert run_statuses(experiment)[0].seconds_left is None
 
 
 def test_status_names_a_result_that_cannot_be_read(root: Path) -> None:
@@ -135,3 +145,24 @@ def test_the_table_survives_its_file(root: Path) -> None:
     assert again["device_hours"].sum() == pytest.approx(frame["device_hours"].sum())
     assert len(again) == len(frame) == 5
     assert Truth().startup_seconds == 10.0  # what the sums above take it to be
+
+
+def test_how_long_ranks_worked_is_in_the_table_and_a_slow_node_in_status(root: Path) -> None:
+    """Two ranks of 1.0 and 1.2 s: the median is 1.1, and 1.2 is 9 % more. While it runs the ranks' own files say it."""
+    experiment, folder = synthetic(root, unfinished={("dense-bf16", 2): 40})
+    run = folder.run("dense-bf16", 2)
+    ranks = [RankTime(rank=0, node="gpu1", stage=0, seconds=1.0), RankTime(rank=1, node="gpu2", stage=0, seconds=1.2)]
+    attempt = read_lines(run.attempts, AttemptRecord)[-1].model_copy(update={"device_count": 2})
+    ended = attempt.model_copy(update={"ranks": ranks, "end": attempt.start, "exit_reason": "signalled"})
+    for rank in ranks:
+        state = {"node": rank.node, "work_seconds": rank.seconds}
+        write_state(run, rank.rank, own_state().model_copy(update=state))
+    for one in (attempt, ended):
+        run.attempts.write_text(one.model_dump_json() + "\n")
+        (status,) = (one for one in run_statuses(experiment) if (one.cell, one.seed) == ("dense-bf16", 2))
+        assert list(map(str, status.stragglers)) == ["gpu2 works 9% longer at a step than the median rank"]
+
+    write_table(folder.attempts_table, attempts_frame(experiment), "attempts")
+    table = read_table(folder.attempts_table, "attempts", made_by="test").set_index(["cell", "seed"])["ranks"]
+    assert list(table["dense-bf16", 2]) == [one.model_dump() for one in ranks]
+    assert table["dense-bf16", 1] is None

@@ -6,18 +6,21 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from octavo.accounting.ledger import attempts_frame
+from octavo.accounting.results import layouts_by_attempts
 from octavo.accounting.status import run_statuses
 from octavo.cli import app
 from octavo.errors import OctavoError
 from octavo.evidence.aggregate import aggregate
 from octavo.experiment.load import load_experiment
 from octavo.layout import ExperimentFolder, RunFolder
+from octavo.records import AttemptRecord
 from tests.synthetic import write_experiment
 
 CELL = "dense-bf16"
@@ -34,6 +37,23 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExperimentFolder:
     experiment = load_experiment("synthetic")
     aggregate(experiment, found, attempts_frame(experiment))
     return found
+
+
+def attempt(number: int, first_step: int, layout: str | None, devices: int = 2) -> AttemptRecord:
+    return AttemptRecord(
+        attempt=number, start=datetime(2026, 12, 1, tzinfo=UTC), host="n", nodes=["n"], device_kind="cpu",
+        device_count=devices, first_step=first_step, run_fingerprint="x", layout=layout,
+    )  # fmt: skip
+
+
+def test_of_a_runs_layouts_those_count_whose_steps_do() -> None:
+    """Tensor 2 went on after step 20 and saved nothing; data 4 went on from there; data 2 again after step 10."""
+    tries = [attempt(1, 0, "data 2"), attempt(2, 20, "tensor 2"), attempt(3, 20, "data 4", 4), attempt(4, 40, "data 4")]
+    found = [(one.after_step, one.layout, one.devices) for one in layouts_by_attempts(tries)]
+    assert found == [(0, "data 2", 2), (20, "data 4", 4)]
+    found = [(one.after_step, one.layout) for one in layouts_by_attempts([*tries, attempt(5, 10, "data 2")])]
+    assert found == [(0, "data 2")]
+    assert layouts_by_attempts([attempt(1, 0, None), attempt(2, 10, "data 2")]) == []  # not recorded
 
 
 def empty_metrics(run: RunFolder, _: RunFolder) -> str:

@@ -205,6 +205,8 @@ def test_a_job_without_a_comment_is_joined_by_the_number_that_the_trainer_wrote(
         ("CANCELLED", None, "cancelled"),
         ("OUT_OF_MEMORY", "killed", "out_of_memory"),
         ("REQUEUED", "signalled", "signalled"),
+        ("REQUEUED", "stalled", "stalled"),
+        ("NODE_FAIL", "stalled", "node_failure"),
         ("FAILED", "signalled", "signalled"),
         ("FAILED", None, "failed"),
         ("COMPLETED", "diverged", "diverged"),
@@ -453,6 +455,33 @@ def test_a_sacct_that_fails_is_asked_again_and_then_the_ledger_is_provisional(
     frame = ledger.attempts_frame(on_slurm)
     assert frame["device_hours"].tolist() == [4 * 90 / 3600]
     assert frame["source"].tolist() == ["sacct; provisional: sacct was not read"]
+
+
+BY_NUMBER_ALONE = f'case "$*" in *--starttime*) ;; *) {ANSWERS} ;; esac'
+"""What the real one does for some seconds after slurmdbd was started."""
+
+
+def test_a_sacct_that_knows_a_job_by_its_number_alone_is_asked_again_and_then_the_ledger_is_provisional(
+    on_slurm: Experiment, tmp_path: Path
+) -> None:
+    write_sacct(tmp_path, BY_NUMBER_ALONE)
+    frame = ledger.attempts_frame(on_slurm)
+    assert ["--starttime" in one for one in calls(tmp_path)] == [True, False] * 3
+    assert frame["source"].tolist() == ["attempts.jsonl; provisional: sacct was not read"]
+    assert not on_slurm.folder.sacct.exists()  # it is not known to be unknown
+
+    (tmp_path / "calls").unlink()
+    write_sacct(tmp_path, f"if [ $(wc -l < {tmp_path}/calls) = 1 ]; then exit 0; fi\n{ANSWERS}")
+    assert ledger.attempts_frame(on_slurm)["source"].tolist() == ["sacct"]
+
+
+def test_a_job_that_sacct_has_under_no_question_is_unknown_and_not_asked_for_again(
+    on_slurm: Experiment, tmp_path: Path
+) -> None:
+    write_sacct(tmp_path, "true")
+    for asked in (6, 7):
+        assert ledger.attempts_frame(on_slurm)["source"].tolist() == ["attempts.jsonl"]
+        assert len(calls(tmp_path)) == asked
 
 
 def test_one_answer_after_a_failure_is_enough(on_slurm: Experiment, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from octavo.cluster.image import Variant, inputs_digest
 from octavo.layout import image_file
 from tests.cluster import apptainer_tool, slurm_cluster
 from tests.cluster.slurm_cluster import SlurmCluster
-from tests.tiny import REPOSITORY, TINY, changed
+from tests.tiny import HEEDS_CTRL_C, REPOSITORY, TINY, changed
 
 PROGRAMS = Path(sys.executable).parent
 KEPT = REPOSITORY / ".hpc"
@@ -70,6 +70,7 @@ CLUSTER: dict[str, Any] = {
         "retries": 3,
         "environment": {"GLOO_SOCKET_IFNAME": "lo"},
         "image": None,
+        "probe": False,
     },
 }
 
@@ -130,8 +131,9 @@ class Checkout:
         path = ":".join([*(str(folder) for folder in self.programs), os.environ["PATH"]])
         environment = {**os.environ, "PATH": path, "OCTAVO_ROOT": str(self.root), "PYTHONPATH": str(self.root / "src")}
         return subprocess.Popen(
-            command, cwd=self.root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+            [*HEEDS_CTRL_C, *command],
+            cwd=self.root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
 
     def write(self, name: str, value: dict[str, Any]) -> None:
         """Write a configuration file."""

@@ -24,7 +24,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurmdbd", "munge", "mariadb-server")
+PACKAGES = (
+    "slurmctld", "slurmd", "slurm-client", "slurmdbd", "munge", "mariadb-server", "libslurm-dev", "squashfs-tools",
+)  # fmt: skip
 CONFIG = Path("/etc/slurm/slurm.conf")
 HOSTS = Path("/etc/hosts")
 MARK = "# octavo test cluster"
@@ -161,6 +163,7 @@ class SlurmCluster:
         gres = [f"NodeName={node} Name=gpu Type={self.gpu_type} File={files}\n" for node in self.nodes]
         (self.folder / "gres.conf").write_text("".join(gres), encoding="utf-8")
         (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n", encoding="utf-8")
+        (self.folder / "plugstack.conf").touch()  # a test may add a plugin
         database = self.folder / "slurmdbd.conf"
         database.write_text(self._slurmdbd_conf(), encoding="utf-8")
         database.chmod(0o600)
@@ -205,6 +208,7 @@ class SlurmCluster:
             "CompleteWait": 0,
             "SlurmdTimeout": 10,
             "GresTypes": "gpu",
+            "PlugStackConfig": f"{self.folder}/plugstack.conf",
             "JobAcctGatherType": "jobacct_gather/linux",
             "JobAcctGatherFrequency": 2,
             "AccountingStorageType": "accounting_storage/slurmdbd",

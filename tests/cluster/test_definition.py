@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import get_args
 
 import pytest
 
-from octavo.cluster.image import DEFINITION, LOCKS, Variant
+from octavo.cluster.image import DEFINITION, GPU_PACKAGES, LOCKS, Variant
 from tests.cluster.conftest import REPOSITORY
 
 ENTRY = re.compile(r"^([a-z0-9._-]+)==(\S+)")
@@ -22,10 +23,12 @@ NOT_NEEDED_TO_TRAIN = {
     "pytest-xdist", "roc-validator", "ruff", "selenium",
 }  # fmt: skip
 STAND_INS = {
-    "apt-get": 'echo "$@" >> apt.txt',
+    "apt-get": 'echo "$@" >> apt.txt; cat ../../etc/apt/apt.conf.d/* >> site.txt 2>/dev/null || true',
     # every call on a line, with the requirements that it reads
     "pip": 'if [ "$1" = show ]; then echo "Version: $TORCH"; exit; fi; '
-    'echo "pip $@" >> calls.txt; for file; do case "$file" in *.lock) cat "$file" >> asked.lock ;; esac; done',
+    'env | grep ^PIP_ >> site.txt; echo "pip $@" >> calls.txt; '
+    'for file; do case "$file" in *.lock) cat "$file" >> asked.lock ;; esac; done',
+    "dpkg": "false",  # nothing is there yet
     "python3": "true",
     "python": "echo .",
     "dpkg-query": "true",
@@ -53,13 +56,15 @@ def installed(variant: Variant, tmp_path: Path) -> Installed:
     return install(variant, tmp_path, torch="2.13.0+cpu")
 
 
-def install(variant: Variant, tmp_path: Path, torch: str) -> Installed:
-    """Run %post where pip finds this build of torch."""
+def install(variant: Variant, tmp_path: Path, torch: str, **arguments: str) -> Installed:
+    """Run %post where pip finds this build of torch, with further build arguments."""
     text = (REPOSITORY / DEFINITION).read_text(encoding="utf-8")
     post = text.partition("%post\n")[2].partition("\n%")[0]
-    given = {"variant": variant, "index": "", "find_links": ""}
+    given = {"variant": variant, "index": "https://index", "find_links": "", "ca": "", "pip_config": "", **arguments}
     post = re.sub(r"\{\{ (\w+) \}\}", lambda match: given[match.group(1)], post)
-    post = post.replace("/opt/", f"{tmp_path}/opt/").replace("/var/", f"{tmp_path}/var/")
+    for folder in ("/opt/", "/var/", "/etc/apt/"):
+        post = post.replace(folder, f"{tmp_path}{folder}")
+    (tmp_path / "etc/apt/apt.conf.d").mkdir(parents=True)
     (tmp_path / "bin").mkdir()
     for name, body in STAND_INS.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\ncd {tmp_path}/opt/octavo\n{body}\n")
@@ -67,6 +72,11 @@ def install(variant: Variant, tmp_path: Path, torch: str) -> Installed:
     (tmp_path / "opt/octavo").mkdir(parents=True)
     lock = (REPOSITORY / LOCKS[variant]).read_text(encoding="utf-8")
     (tmp_path / "opt/octavo/requirements.lock").write_text(lock, encoding="utf-8")
+    script = tmp_path / "opt/octavo" / GPU_PACKAGES
+    script.parent.mkdir(parents=True)
+    shutil.copy(REPOSITORY / GPU_PACKAGES, script)
+    (tmp_path / "opt/venv").mkdir()
+    (tmp_path / "opt/octavo/Python.h").touch()  # where the stand-in for Python says that its headers are
     cuda = (REPOSITORY / "requirements-cuda.lock").read_text(encoding="utf-8")
     (tmp_path / "opt/octavo/requirements-cuda.lock").write_text(cuda, encoding="utf-8")
     environment = {**os.environ, "TORCH": torch, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
@@ -99,6 +109,25 @@ def test_pypis_build_of_torch_gets_what_it_needs_by_hash_too(tmp_path: Path) -> 
     found = install("cpu", tmp_path, torch="2.13.0")
     assert set(cuda) < set(found.hashed)
     assert {"triton", "nvidia-nccl-cu13", "nvidia-cudnn-cu13"} <= {name for name, _ in cuda}
+
+
+def test_a_sites_certificates_and_pip_configuration_hold_for_the_build_alone(tmp_path: Path) -> None:
+    plain, own = tmp_path / "plain", tmp_path / "own"
+    for folder in (plain, own):
+        folder.mkdir()
+    install("cpu", plain, torch="2.13.0+cpu")
+    said = set((plain / "opt/octavo/site.txt").read_text().splitlines())
+    assert "PIP_INDEX_URL=https://index" in said
+    assert not any("CaInfo" in line or line.startswith(("PIP_CERT=/mnt", "PIP_CONFIG_FILE=/mnt")) for line in said)
+    install("cpu", own, torch="2.13.0+cpu", ca="/mnt/site.pem", pip_config="/mnt/pip.conf")
+    said = set((own / "opt/octavo/site.txt").read_text().splitlines())
+    assert {
+        'Acquire::https::CaInfo "/mnt/site.pem";',
+        "PIP_CERT=/mnt/site.pem",
+        "PIP_CONFIG_FILE=/mnt/pip.conf",
+    } <= said
+    assert "PIP_INDEX_URL=https://index" not in said  # it would come before the file's
+    assert not list((own / "etc/apt/apt.conf.d").iterdir())
 
 
 def test_the_lock_has_the_hashes_of_both_builds_of_torch() -> None:

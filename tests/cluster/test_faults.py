@@ -56,6 +56,8 @@ class Outcome:
     checkout: Checkout
     jobs: dict[str, str] = field(default_factory=dict)
     """Fault -> the job that it struck."""
+    left_as: str = ""
+    """The name of the orphaned job, which is its pipeline's."""
     printed: str = ""
 
     def attempts(self, fault: str) -> list[dict[str, Any]]:
@@ -120,10 +122,12 @@ def test_a_failed_srun_is_an_attempt_and_tried_again(outcome: Outcome) -> None:
     assert second["exit_reason"] == "completed"
 
 
-def test_a_job_that_a_killed_pipeline_left_is_told_to_save_before_it_is_cancelled(outcome: Outcome) -> None:
-    first, second = outcome.attempts("orphaned")
-    assert (first["exit_reason"], second["first_step"]) == ("signalled", first["last_step"])
-    assert second["slurm_job_id"] != first["slurm_job_id"]
+def test_a_job_that_a_killed_pipeline_left_is_gone_on_with(outcome: Outcome) -> None:
+    (only,) = outcome.attempts("orphaned")
+    assert (only["slurm_job_id"], only["exit_reason"]) == (outcome.jobs["orphaned"], "completed")
+    assert outcome.states("orphaned") == ["COMPLETED"]
+    assert slurm_states("--comment", f"rule_train_wildcards_tiny_{CELLS['orphaned']}+orphaned_1") == ["COMPLETED"]
+    assert re.search(rf"job {only['slurm_job_id']} running on \S+: an earlier pipeline submitted it", outcome.printed)
 
 
 def test_what_fails_the_same_way_twice_without_a_step_is_not_submitted_again(outcome: Outcome) -> None:
@@ -186,6 +190,8 @@ def _kill_pipeline(found: Outcome, slurm: SlurmCluster) -> None:
     try:
         wait_for(lambda: steps_logged(checkout.run("tiny", cell)) >= 50, pipeline)
         hold(cell)
+        found.jobs["orphaned"], _ = running(f"tiny_{cell}_1")
+        found.left_as = run("squeue", "-h", "-o", "%j", f"--jobs={found.jobs['orphaned']}")
         slurm.stop_daemon("slurmctld", signal.SIGKILL)
     finally:
         pipeline.kill()
@@ -200,7 +206,7 @@ def _kill_pipeline(found: Outcome, slurm: SlurmCluster) -> None:
 def _strike(found: Outcome, slurm: SlurmCluster, pipeline: subprocess.Popen[str]) -> None:
     """Strike each run ten steps after its first checkpoint.
 
-    The orphan goes on when it has been told, and the run whose time was short has time again once it is requeued: a
+    The orphan goes on when the pipeline has it, and the run whose time was short has time again once it is requeued: a
     start on a busy machine may take longer than what was left to it.
     """
     strikes: dict[str, Callable[[str, str, str], object]] = {
@@ -213,7 +219,7 @@ def _strike(found: Outcome, slurm: SlurmCluster, pipeline: subprocess.Popen[str]
     short_of_time = True
     end = time.monotonic() + 1800
     while strikes or orphan or short_of_time:
-        if orphan and told(orphan):
+        if orphan and run("squeue", "-h", "-o", "%j", f"--jobs={found.jobs['orphaned']}") != found.left_as:
             os.kill(orphan, signal.SIGCONT)
             orphan = None
         if (job := found.jobs.get("time_limit")) and short_of_time and "REQUEUED" in slurm_states("--jobs", job):
@@ -245,12 +251,6 @@ def kill_one(cell: str, _: str, __: str) -> None:
 def hold(cell: str) -> None:
     for process in ranks(cell).values():
         os.kill(process, signal.SIGSTOP)
-
-
-def told(process: int) -> bool:
-    """Whether SIGUSR1 waits for a process to go on."""
-    waiting = re.search(r"(?m)^ShdPnd:\s+(\w+)", Path(f"/proc/{process}/status").read_text())
-    return bool(waiting and int(waiting.group(1), 16) >> (signal.SIGUSR1 - 1) & 1)
 
 
 def ranks(cell: str) -> dict[int, int]:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from snakemake_executor_plugin_slurm.utils import get_job_wildcards
 
-from octavo.cluster import launch as launching
+from octavo.cluster import queue as queues
 from octavo.cluster.image import Image
 from octavo.cluster.job import allocation, caps, check_comments, most_retries, resources, sbatch_command
-from octavo.cluster.launch import Launch, in_allocation, made_steps, refuse_hopeless
+from octavo.cluster.launch import Launch, check_useful, in_allocation, made_steps, refuse_hopeless, stood_still
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Slurm
 from octavo.experiment.config import Parallelism
@@ -55,7 +59,7 @@ def launch(experiment: Experiment, cell: CellConfig, image: Image | None = None)
 @pytest.mark.parametrize(("devices", "nodes", "per_node"), [(1, 1, 1), (4, 1, 4), (8, 1, 8), (16, 2, 8), (128, 16, 8)])
 def test_one_task_per_device_on_whole_nodes(ask: Ask, devices: int, nodes: int, per_node: int) -> None:
     shape = allocation(*ask(devices))
-    assert (shape.nodes, shape.tasks_per_node, shape.gres) == (nodes, per_node, f"gpu:h100:{per_node}")
+    assert (shape.nodes, shape.tasks_per_node, shape.gpus) == (nodes, per_node, f"--gres=gpu:h100:{per_node}")
 
 
 def test_devices_that_do_not_fill_their_nodes_are_refused(ask: Ask) -> None:
@@ -91,6 +95,36 @@ def test_the_submitted_command(ask: Ask) -> None:
     assert "--ntasks-per-gpu" not in command
 
 
+def test_a_run_of_a_shorter_horizon_is_submitted_as_the_rule_names_it(ask: Ask) -> None:
+    """Its wildcard `seed` is 1/horizon-40, and the executor writes a slash as an underscore."""
+    experiment, cell = ask(8)
+    shorter = cell.model_copy(update={"cell": "dense-bf16@40", "trunk": "dense-bf16"})
+    command = sbatch_command(experiment, shorter, 1, requeue=True)
+    assert "--target-jobs 'train:experiment=synthetic,cell=dense-bf16,seed=1/horizon-40'" in command
+    assert "--comment rule_train_wildcards_synthetic_dense-bf16_1_horizon-40" in command
+    assert get_job_wildcards(SimpleNamespace(wildcards=["synthetic", "dense-bf16", "1/horizon-40"])) in command
+
+
+def test_gpus_can_be_asked_for_otherwise_and_nodes_left_out(ask: Ask) -> None:
+    asked = ask(16, gpus_by="gpus_per_node", exclude=["gpu03", "gpu[07-09]"])
+    command = sbatch_command(*asked, 1, requeue=True)
+    assert "--gres" not in command
+    assert " --gpus-per-node=h100:8" in command
+    assert "--ntasks=16" in command
+    assert "--exclude=gpu03,gpu[07-09]" in command
+    assert "--gpus-per-node=h100:8" in launch(*asked)
+    whole = ask(16, gpus_by="none", extra=["--exclusive"])
+    assert "gpu:h100" not in (command := sbatch_command(*whole, 1, requeue=True))
+    assert "--exclusive" in command
+    assert "h100" not in launch(*whole)
+
+
+def test_srun_has_options_of_its_own(ask: Ask) -> None:
+    asked = ask(16, srun=["--mpi=pmix", "--cpu-bind=cores"])
+    assert "--mpi=pmix --cpu-bind=cores env OCTAVO_ROOT" in launch(*asked)
+    assert "--mpi" not in sbatch_command(*asked, 1, requeue=True)
+
+
 def test_requeueing_can_be_forbidden(ask: Ask) -> None:
     """The last of the two options counts, and what the cluster file asks for comes after the profile's."""
     command = sbatch_command(*ask(8, requeue=False), 1, requeue=True)
@@ -114,6 +148,47 @@ def test_in_an_image_a_rank_sees_what_is_bound_and_set_and_no_home(ask: Ask) -> 
     ):
         assert part in script
     assert script.startswith("module load slurm nccl/2\n")
+
+
+def test_pyxis_is_told_the_same_as_apptainer(ask: Ask) -> None:
+    """The bind's two options have a comma between them in Apptainer's form, and a plus in pyxis's."""
+    image = Image("gpu", Path("results/images/gpu.sqsh"), "sha256:abc")
+    given: dict[str, Any] = {"environment": {"NCCL_DEBUG": "WARN"}, "binds": ["/opt/site", "/a:/b:ro,private"]}
+    script = launch(*ask(8, container="pyxis", **given), image)
+    driver, step = script.split("\n")
+    assert driver == "export NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+    words = shlex.split(step)
+    options = dict(
+        word.removeprefix("--").split("=", 1) for word in words if word.startswith("--container-") and "=" in word
+    )
+    assert options["container-image"] == "/shared/octavo/results/images/gpu.sqsh"
+    assert options["container-workdir"] == "/shared/octavo"
+    assert options["container-mounts"].split(",") == [
+        "/dev:/dev", "/tmp:/tmp", "/shared/octavo:/shared/octavo:ro", "/shared/octavo/results:/shared/octavo/results",
+        "/opt/site:/opt/site", "/a:/b:ro+private",
+    ]  # fmt: skip
+    assert {"--no-container-mount-home", "--container-readonly"} <= set(words)
+    assert "exec env -i" in words[-1]
+    for part in ("NCCL_DEBUG=WARN", "OCTAVO_IMAGE_DIGEST=sha256:abc", "exec octavo train results/x"):
+        assert part in words[-1]
+    assert "NVIDIA_VISIBLE" not in launch(*ask(8, container="pyxis"), replace(image, variant="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("given", "container", "image"),
+    [({}, "apptainer", "gpu"), ({"image": None}, "none", None), ({"container": "none"}, "none", None),
+     ({"container": "pyxis", "image": "cpu"}, "pyxis", "cpu")],
+)  # fmt: skip
+def test_no_container_and_no_image_are_one(given: dict[str, Any], container: str, image: str | None) -> None:
+    slurm = Slurm(**given)
+    assert (slurm.container, slurm.image) == (container, image)
+    assert Slurm(**slurm.model_dump()) == slurm
+
+
+@pytest.mark.parametrize("given", [{"container": "none", "image": "gpu"}, {"container": "pyxis", "image": None}])
+def test_a_container_without_an_image_and_the_reverse_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="contradict each other"):
+        Slurm(**given)
 
 
 def test_the_cluster_file_adds_binds(ask: Ask) -> None:
@@ -164,9 +239,9 @@ def test_a_controller_that_is_down_is_one_clear_message(
     (tmp_path / "squeue").write_text(f"#!/bin/sh\n{body}\n")
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(launching, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(queues, "ANSWER_SECONDS", 0.2)
     with pytest.raises(OctavoError, match="Slurm's controller cannot be reached") as error:
-        launching._ask("squeue", "--me")
+        queues.ask("squeue", "--me")
     assert "scontrol ping" in str(error.value)
 
 
@@ -224,6 +299,35 @@ def test_a_job_that_is_told_to_stop_while_data_are_staged_stops(
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout == f"{expected}\n", done.stderr
     assert not (tmp_path / "trained").exists()
+
+
+def test_after_its_own_requeue_a_job_leaves_when_slurm_ends_it(tmp_path: Path) -> None:
+    """Slurm's SIGTERM, here sent by what stands for scontrol: nothing sleeps on after it."""
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nkill -TERM $PPID\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    program = "from octavo.cluster import launch; launch.ENDED_SECONDS = 5000; launch._requeue('7'); print('left')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=False,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.stdout == "saved; back into the queue\nleft\n", done.stderr
+
+
+def test_a_job_whose_time_goes_into_starting_does_not_go_back_into_the_queue(tmp_path: Path) -> None:
+    """5 steps of 0.5 s in a job of 30 s are 8 % of it; of a job of 25 s they are 10 %."""
+    folder = RunFolder(tmp_path / "run")
+    write_attempts(folder, "x", ("signalled", None, 50, 55))
+    lines = [{"step": step, "tokens": 1, "time": 0.0, "attempt": 1, "loss": 1.0, "step_seconds": 0.5}
+             for step in range(51, 56)]  # fmt: skip
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    slurm = Slurm(time_limit_minutes=1, signal_seconds=30)
+    check_useful(folder, slurm, "mine", 25.0)
+    with pytest.raises(
+        OctavoError, match=r"held its devices for 30 s and trained for 2\.5 s of them \(5 steps\)"
+    ) as error:
+        check_useful(folder, slurm, "mine", 30.0)
+    for said in ("30 s before it is told to leave", "slurm.time_limit_minutes", "signal_seconds (30"):
+        assert said in str(error.value)
 
 
 def test_a_batch_step_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,6 +401,19 @@ def test_only_a_run_that_made_steps_goes_back_into_the_queue(tmp_path: Path) -> 
     folder = RunFolder(tmp_path)
     assert not made_steps(folder)
     write_attempts(folder, "x", ("signalled", None, 50, 50))
+    folder.checkpoint(50).mkdir(parents=True)
+    assert not made_steps(folder)
+    write_attempts(folder, "x", ("stalled", "rank 1 has stood still", 50, 59))  # that nothing saved
     assert not made_steps(folder)
     write_attempts(folder, "x", ("signalled", None, 50, 51))
+    folder.checkpoint(51).mkdir()
     assert made_steps(folder)
+
+
+def test_an_attempt_that_stood_still_is_told_from_an_earlier_one_and_needs_no_share_of_time(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_attempts(folder, "x", ("stalled", "rank 1 has stood still", 50, 59))
+    begun = datetime(2026, 1, 1, tzinfo=UTC)
+    assert stood_still(folder, begun)
+    assert not stood_still(folder, begun + timedelta(seconds=1))
+    check_useful(folder, Slurm(), "mine", 1e6)

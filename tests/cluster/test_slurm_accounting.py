@@ -61,7 +61,6 @@ def test_the_ledger_is_slurms_provisional_without_slurmdbd_and_repaired_with_it(
     listed = ("sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={','.join(jobs)}")
     wait(lambda: printed(*listed, "--format=State").split() == ["COMPLETED"] * 3, "three jobs to end")
     elapsed = printed("sacct", "-nXP", f"--jobs={jobs[0]}", "--format=ElapsedRaw")
-    since_yesterday = ("sacct", "-nXP", "--starttime=now-1day", "--format=JobIDRaw,ElapsedRaw")
 
     run, start = experiment.folder.run("dense-bf16", 1), datetime.now(UTC)
     run.path.mkdir(parents=True)
@@ -80,8 +79,9 @@ def test_the_ledger_is_slurms_provisional_without_slurmdbd_and_repaired_with_it(
     assert without["source"].tolist() == ["attempts.jsonl; provisional: sacct was not read"]
     assert len(provisional(without)) == 1
 
-    # for some seconds after its start it answers what is asked by time with no rows
-    wait(lambda: f"{jobs[0]}|" in printed(*since_yesterday), "slurmdbd")
+    # for some seconds more it answers what is asked by time with no rows: the ledger is not final then
+    wait(lambda: jobs[0] in printed(*listed, "--format=JobIDRaw").split(), "slurmdbd")
+    wait(lambda: provisional(attempts_frame(experiment)) == [], "rows by time")
     again = attempts_frame(experiment)
     assert again["job"].tolist() == [jobs[0]]
     assert again["source"].tolist() == ["sacct"]

@@ -17,7 +17,15 @@ import torch
 
 from octavo.cpu import library
 from octavo.cpu.formats import E4M3, E5M2, Format
-from octavo.cpu.rounding import largest_magnitude, round_blocks, round_scaled, tensor_scale
+from octavo.cpu.rounding import (
+    largest_magnitude,
+    largest_magnitudes,
+    round_blocks,
+    round_groups_blocks,
+    round_groups_scaled,
+    round_scaled,
+    tensor_scale,
+)
 
 FORMATS = [E4M3, E5M2]
 TORCH = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
@@ -205,6 +213,17 @@ def test_blocks_without_rows_are_nothing(implementation: str) -> None:
         assert blocked(torch.empty(0, 64, dtype=torch.bfloat16), E4M3, block).shape == (0, 64)
 
 
+def test_a_block_with_an_infinity_becomes_nan_and_one_with_nan_keeps_the_rest(implementation: str) -> None:
+    """Blocks of 4 numbers."""
+    values = torch.tensor([[math.inf, 1.0, 0.3, 2.0], [math.nan, 1.0, 0.3, 2.0], [1.0, 1.0, 0.3, 2.0]]).bfloat16()
+    out = torch.empty(values.shape)
+    round_blocks(values, E4M3, (1, 4), out)
+    assert out[0].isnan().all()
+    assert out[1, 0].isnan()
+    assert same_bits(out[1, 1:], out[2, 1:])
+    assert out[2].tolist() == [1.0, 1.0, 0.3125, 2.0]  # 0.3 is 1.2 x 2^-2, and e4m3 has 1.125, 1.25
+
+
 def test_nothing_in_a_block_saturates_and_its_largest_uses_the_top_binade() -> None:
     values = hard(128, 128, seed=3).abs() + 1e-3
     amax = values.float().unflatten(1, (-1, 32)).amax(-1)
@@ -244,3 +263,30 @@ def test_mx_scales_of_the_specification_differ_where_the_largest_would_saturate(
     agree = (ours == theirs).all(-1)
     assert agree[mantissa <= 1.75].all()
     assert not agree[mantissa > 1.75].all()
+
+
+GROUPS = [5, 0, 130, 1, 128, 0]
+"""Rows of six experts."""
+
+
+@pytest.mark.usefixtures("implementation")
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+def test_groups_in_one_call_are_each_group_by_itself(block: tuple[int, int]) -> None:
+    values = (torch.randn(sum(GROUPS), 200) * torch.logspace(-3, 3, 200)).bfloat16()
+    out = torch.full_like(values, math.nan)
+    round_groups_blocks(values, GROUPS, E4M3, block, out)
+    for group, found in zip(values.split(GROUPS), out.split(GROUPS), strict=True):
+        assert same_bits(found.float(), blocked(group, E4M3, block))
+
+
+@pytest.mark.usefixtures("implementation")
+def test_scales_of_groups_in_one_call_are_each_groups_own() -> None:
+    values = (torch.randn(sum(GROUPS), 200) * torch.logspace(-3, 3, sum(GROUPS))[:, None]).bfloat16()
+    sizes = [200 * rows for rows in GROUPS]
+    largest = largest_magnitudes(values, sizes)
+    assert largest == [largest_magnitude(group) for group in values.split(GROUPS)]
+    scales = [tensor_scale(one, E4M3) for one in largest]
+    out = torch.full_like(values, math.nan)
+    round_groups_scaled(values, sizes, scales, E4M3, out)
+    for group, scale, found in zip(values.split(GROUPS), scales, out.split(GROUPS), strict=True):
+        assert same_bits(found.float(), rounded(group, scale, E4M3))

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -24,8 +25,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from octavo.data import manifest as manifest_module
+from octavo.data import prepare as prepare_module
 from octavo.data.indexed import IndexedWriter, read_documents
-from octavo.data.manifest import Manifest, check_files, check_newer_sources
+from octavo.data.manifest import Manifest, check_files, check_files_once, check_newer_sources
 from octavo.data.packages import read_package
 from octavo.data.prepare import prepare
 from octavo.data.tokenizers import build_tokenizer
@@ -456,6 +459,78 @@ def test_a_data_set_of_as_many_documents_as_are_noted_at_a_time(text: Path, monk
     monkeypatch.setattr("octavo.data.prepare.DOCUMENT_ROWS", len(TEXTS) // 2)
     make(text)
     assert len(pd.read_parquet(text / "set" / "documents.parquet")) == len(TEXTS)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from rich.console import Console
+from octavo.data import prepare
+from octavo.experiment.config import BpeTokenizer, Data
+
+keep, times = prepare._Preparation._keep, []
+def keep_and_die(self, *arguments):
+    keep(self, *arguments)
+    times.append(1)
+    if len(times) == 3:
+        next(iter(arguments[2].values())).add([1, 2, 3])  # what the end came upon
+        os.kill(os.getpid(), signal.SIGKILL)
+
+prepare.KEPT_TOKENS, prepare._Preparation._keep = 300, keep_and_die
+folder = Path(sys.argv[1])
+data = Data.model_validate_json(sys.argv[2])
+prepare.prepare(data, BpeTokenizer.model_validate_json(sys.argv[3]), folder / "set", Console(quiet=True))
+"""
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_a_killed_preparation_is_gone_on_from_if_its_text_is_the_same(
+    text: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
+) -> None:
+    """The bytes are those of one that was never killed, and nothing is left of it."""
+    (text / "text" / "more.jsonl").write_text("".join(json.dumps({"text": f"line {n}"}) + "\n" for n in range(99)))
+    sources = [{"kind": "files", "path": str(text / "text")}]
+    data = Data.model_validate({"sources": sources, "validation_fraction": 0.3})
+    tokenizer = BpeTokenizer.model_validate({"kind": "bpe", "vocabulary_size": 300})
+    arguments = [str(text), data.model_dump_json(), tokenizer.model_dump_json()]
+    ended = subprocess.run([sys.executable, "-c", KILLED, *arguments], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert (text / ".set.partial" / "kept.json").exists()
+    if changed:
+        (text / "text" / "document 3.txt").write_text("another text\n" * 50)
+    read: list[str] = []
+    encode = prepare_module._encode
+    monkeypatch.setattr(
+        prepare_module, "_encode", lambda batch, by: read.extend(d.name for d, *_ in batch) or encode(batch, by)
+    )
+    resumed = prepare(data, tokenizer, text / "set", Console(quiet=True))
+    assert (len(read) < resumed.sources[0].documents) == (not changed)
+    whole = prepare(data, tokenizer, text / "whole", Console(quiet=True))
+    for name in whole.files:
+        assert (text / "set" / name).read_bytes() == (text / "whole" / name).read_bytes(), name
+    assert resumed.files.keys() == whole.files.keys()
+    assert not list(text.glob(".set.*/")), "nothing is left beside it"
+
+
+def test_hashes_are_made_once_until_a_file_is_written_to(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = make(text)
+    folder, hashed = text / "set", []
+    hashes = manifest_module.sha256
+    monkeypatch.setattr(manifest_module, "sha256", lambda path: hashed.append(path.name) or hashes(path))
+    check_files_once(folder, manifest)
+    assert manifest.files.keys() <= set(hashed)
+    hashed.clear()
+    check_files_once(folder, manifest)
+    assert hashed == ["manifest.json"]
+    path = folder / "train.bin"
+    seen = path.stat()
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))  # its time can be put back, its ctime cannot
+    for _ in range(2):
+        with pytest.raises(OctavoError, match=r"train\.bin is other bytes"):
+            check_files_once(folder, manifest)
 
 
 def test_progress_is_shown(text: Path) -> None:

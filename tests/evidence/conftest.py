@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from octavo.experiment.load import load_experiment
 from octavo.layout import ConfigFolders, ExperimentFolder
 from octavo.records import ClaimResult, ClaimsFile, ComparisonsFile, read_record
 from tests.synthetic import write_tables
-from tests.tiny import copy_configs
+from tests.tiny import REPOSITORY, copy_configs
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,16 @@ class Judged:
 @pytest.fixture
 def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judged]:
     """Writes a synthetic experiment (arguments of `tests.synthetic.write_experiment`) and holds the claims against it;
-    `only` names the claims."""
+    `only` names the claims, `plans` experiments of this repository that claims may name."""
 
-    def judge(*, only: list[str] | None = None, ablation: str | None = None, **arguments: Any) -> Judged:
+    def judge(
+        *, only: list[str] | None = None, ablation: str | None = None, plans: Sequence[str] = (), **arguments: Any
+    ) -> Judged:
         monkeypatch.setenv("OCTAVO_ROOT", str(tmp_path))
-        copy_configs(tmp_path, ("claims", "published", "models", "clusters/devices", "clusters/calibration"))
+        copy_configs(tmp_path, ("claims", "published", "models", "clusters"))
+        (tmp_path / "configs" / "experiments").mkdir(exist_ok=True)
+        for name in plans:
+            shutil.copy(REPOSITORY / "configs" / "experiments" / f"{name}.yaml", tmp_path / "configs" / "experiments")
         small: dict[str, Any] = {"steps": 100, "validation_interval": 5, **arguments}
         small["changes"] = {**small.get("changes", {}), **({"claims": only} if only else {})}
         write_tables(tmp_path, ablation=ablation, **small)

@@ -13,10 +13,11 @@ import pytest
 
 from octavo.accounting.ledger import attempts_frame
 from octavo.errors import OctavoError
-from octavo.evidence.aggregate import BATCH, aggregate, read_metrics_table
+from octavo.evidence.aggregate import BATCH, aggregate
 from octavo.experiment.load import load_experiment
 from octavo.experiment.run import Experiment
 from octavo.layout import ConfigFolders, ExperimentFolder
+from octavo.metrics import read_metrics_table
 from octavo.records import read_table
 from tests.synthetic import Failure, Truth, write_experiment
 

@@ -13,7 +13,7 @@ from octavo.report.sections.answer import diverged_runs, finding, unknown_text, 
 from octavo.report.sections.small_print import limits
 from tests.evidence.conftest import Judged
 from tests.simulated import SimulatedCell, bring
-from tests.synthetic import Failure, Truth
+from tests.synthetic import Truth
 from tests.tiny import REPOSITORY
 
 
@@ -61,15 +61,6 @@ def test_what_is_not_known_of_the_text_is_in_the_lead() -> None:
     (said,) = unknown_text([one])
     assert "the same tokenizers and validation data" in said
     assert unknown_text([one.model_copy(update={"unlike": None})]) == []
-
-
-def test_all_that_was_run_costs_no_less_than_a_part_of_it(judged: Callable[..., Judged]) -> None:
-    """One failed try in three seeds: the t interval of the ratio would reach below 1."""
-    found = judged(
-        only=["10-all-in-cost"], precisions=("bf16",), ablations={}, failures={("moe-bf16", 2): Failure(40)}
-    ).claims[10]
-    assert found.effect is not None
-    assert found.effect.low == 1.0
 
 
 def test_the_limits_say_what_three_seeds_cannot_see(judged: Callable[..., Judged]) -> None:

@@ -6,12 +6,13 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from octavo.errors import OctavoError
-from octavo.experiment.config import BpeTokenizer, BytesTokenizer, Data, FileSource, FileTokenizer
+from octavo.experiment.config import BpeTokenizer, BytesTokenizer, Data, FileSource, FileTokenizer, Parallelism
 from octavo.experiment.load import experiment_with_data, load_experiment, vocabulary_size
 from octavo.experiment.run import Experiment, data_identifier, read_run_config
 from octavo.layout import ConfigFolders
@@ -76,6 +77,45 @@ def test_how_often_a_run_is_saved_does_not_change_what_it_is(load: Load) -> None
     assert a.run_fingerprint == b.run_fingerprint
 
 
+@pytest.mark.parametrize(
+    ("cell", "changes", "same"),
+    [
+        ("dense-bf16", {"parallelism.data": 2}, True),
+        ("dense-bf16", {"parallelism.pipeline": 2, "training.recompute": ["norms"]}, True),
+        ("dense-bf16", {"training.micro_batch_size": 1}, True),
+        ("moe-bf16", {"overrides": {"moe": {"parallelism.data": 2, "parallelism.expert": 2}}}, True),
+        ("moe-bf16", {"training.micro_batch_size": 1}, True),  # its auxiliary loss has no weight
+        ("moe-bf16", {"training.micro_batch_size": 1, "models.moe.experts.router": {"aux_loss_weight": 0.01}}, False),
+        ("dense-bf16", {"training.global_batch_size": 8}, False),
+        ("dense-bf16", {"training.threads": 2}, False),
+        ("dense-bf16", {"training.optimizer.distributed": True}, False),
+    ],
+)
+def test_a_layout_changes_bits_and_not_what_is_computed(
+    load: Load, cell: str, changes: dict[str, Any], same: bool
+) -> None:
+    router = {one: value for one, value in changes.items() if one.startswith("models.")}
+    before, after = load(router).run(cell, 1), load(changes).run(cell, 1)
+    assert before.run_fingerprint != after.run_fingerprint
+    made: Any = SimpleNamespace(
+        run_fingerprint=before.run_fingerprint, computation_fingerprint=before.own_identity.computation_fingerprint
+    )
+    assert after.own_identity.holds(made) == same
+    strict = load({**changes, "training.checkpoints.resharding": "forbid"}).run(cell, 1)
+    assert strict.run_fingerprint == after.run_fingerprint
+    assert not strict.own_identity.holds(made)
+    made.computation_fingerprint = None  # of a file from before it was recorded
+    assert not after.own_identity.holds(made)
+    assert before.own_identity.holds(made)
+
+
+def test_a_layout_in_words(load: Load) -> None:
+    assert load().cells["dense-bf16"].layout == "data 1, micro-batch 2"
+    cell = load({"training.recompute": ["norms"]}).cells["dense-bf16"]
+    other = cell.model_copy(update={"parallelism": Parallelism(tensor=2, pipeline=2, sequence=True, data=4)})
+    assert other.layout == "tensor 2, pipeline 2, sequence parallel, data 4, micro-batch 2, recomputed: norms"
+
+
 def test_seeds_have_fingerprints_of_their_own(load: Load) -> None:
     experiment = load()
     assert experiment.run("dense-bf16", 1).run_fingerprint != experiment.run("dense-bf16", 2).run_fingerprint
@@ -85,14 +125,14 @@ def test_runs_are_longer_with_more_parameters_more_tokens_and_emulated_eight_bit
     few = {"description": "fewer steps", "cells": ["dense-bf16"], "change": {"training.steps": 5}}
     of = load({"ablations": {"short": few}})
     dense, moe = (count_parameters(of.cells[f"{name}-bf16"].model).total for name in ("dense", "moe"))
-    lengths = {name: of.relative_length(name) for name in of.cells}
+    lengths = of.relative_lengths
     assert max(lengths.values()) == 100
     assert lengths["dense-bf16"] / lengths["moe-bf16"] == pytest.approx(dense / moe, abs=0.01)
     steps = of.cells["dense-bf16"].training.total_steps
     assert lengths["dense-bf16+short"] / lengths["dense-bf16"] == pytest.approx(5 / steps, abs=0.02)
     assert lengths["moe-fp8_blockwise"] == lengths["moe-bf16"]  # the experiment's device is a GPU
     laptop = load_experiment("laptop")
-    assert laptop.relative_length("moe-bf16") == round(100 / 1.1)
+    assert laptop.relative_lengths["moe-bf16"] == round(100 / 1.1)
 
 
 def test_tokens_become_whole_steps(load: Load) -> None:

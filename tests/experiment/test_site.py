@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import importlib.metadata
 import stat
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,40 @@ def test_a_file_that_fits(site: Path) -> None:
 )  # fmt: skip
 def test_what_does_not_fit_is_said_with_what_would(site: Path, changes: dict[str, Any], what: str, says: str) -> None:
     assert found({**GOOD, "time_limit_minutes": 120, **changes})[what].startswith(says)
+
+
+@pytest.mark.parametrize(("build", "state"), [("2.13.0+cpu", "missing"), ("2.13.0", "ok"), ("2.13.0+cu130", "ok")])
+def test_without_an_image_torch_must_be_a_build_for_gpus(
+    site: Path, monkeypatch: pytest.MonkeyPatch, build: str, state: str
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda _: build)
+    assert found({**GOOD, "image": None})["torch"].startswith(f"{state} {build}")
+    assert "torch" not in found(GOOD)
+
+
+def test_without_transformer_engine_a_node_can_train_but_not_in_fp8(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(package: str) -> str:
+        if package != "torch":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return "2.13.0"
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    said = found({**GOOD, "container": "none"})
+    assert (said["torch"], said["transformer-engine"].split()[0]) == ("ok 2.13.0", "note")
+
+
+@pytest.mark.parametrize(("option", "state"), [("--container-image=PATH", "ok"), ("--container=PATH", "missing")])
+def test_pyxis_is_there_where_srun_says_so(site: Path, option: str, state: str) -> None:
+    (site / "srun").write_text(f"#!/bin/sh\necho '      {option}  [pyxis] the image'\n")
+    (site / "srun").chmod(0o755)
+    assert found({**GOOD, "container": "pyxis"})["pyxis"].split()[0] == state
+
+
+def test_gpus_that_no_option_asks_for_are_not_looked_for(site: Path) -> None:
+    said = found({"partition": "cpu", "account": "lab", "gpus_by": "none"})
+    assert not any(what.startswith("gpu") for what in said)
 
 
 def test_fewer_nodes_than_the_file_says(site: Path) -> None:

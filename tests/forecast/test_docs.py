@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from octavo.experiment.load import load_experiment
 from octavo.forecast.calibration import gpu_calibration
-from octavo.forecast.fitting import FIXED, PRIORS, SPREAD, fit, rows
+from octavo.forecast.fitting import FIXED, PRIORS, fit
 from octavo.forecast.gpu import step_parts
 from octavo.forecast.layouts import LayoutRequest, forecast_layout
 from octavo.forecast.memory import GIB, memory
-from octavo.forecast.setting import Setting, plain_layout, plain_training, read_device
-from octavo.forecast.steps import UNSEEN
+from octavo.forecast.rows import rows
+from octavo.forecast.setting import Setting, Software, plain_layout, plain_training, read_device
+from octavo.forecast.steps import UNSEEN, forecast_step
 from octavo.models.catalogue import read_architecture
 from octavo.precision.config import Precision
 
@@ -22,6 +24,8 @@ TITLES = {
     "llama-3.1-70b": "Llama 3 70B",
     "deepseek-v3": "DeepSeek-V3",
     "qwen3-30b-a3b": "Qwen3-30B-A3B",
+    "gpt-oss-120b": "gpt-oss-120b",
+    "llama-3.1-405b": "Llama 3.1 405B",
 }
 
 
@@ -42,38 +46,27 @@ def test_the_errors(text: str) -> None:
         assert f"| {title} | {one.rows} | {one.settings} | {error} | {coverage} |" in text
 
 
-def test_the_sensitivity(text: str) -> None:
-    names = {
-        "host_mixed_layer": "host, layer with experts",
-        "host_expert": "host, per expert",
-        "fp4_products": "factor on FP4 products",
-    }
-    moves = {0.5: "halved", 2.0: "doubled"}
-    assert len(gpu_calibration().sensitivity) == 6
-    for one in gpu_calibration().sensitivity:
-        errors = " | ".join(f"{100 * error:.1f} %" for error in (one.dense, one.experts, one.nvfp4))
-        assert f"| {names[one.prior]}, {moves[one.factor]} | {errors} |" in text
-
-
 def test_the_interval(text: str) -> None:
     for one in gpu_calibration().kinds.values():
         low, high = 100 * (1 - math.exp(-one.half_width)), 100 * (math.exp(one.half_width) - 1)
         assert f"−{low:.0f} % to +{high:.0f} %" in text
-    assert f"times {SPREAD:g}, since two models" in text
     assert f"{UNSEEN:g} times as wide" in text
+
+
+def test_the_pairs(text: str) -> None:
+    for pair in gpu_calibration().pairs:
+        ratios = f"{pair.published:.2f} | {pair.forecast:.2f}"
+        assert f"| {pair.model} | {pair.devices} {pair.device} | {ratios} |" in text
 
 
 def test_the_constants(text: str) -> None:
     constants = gpu_calibration().constants
     for capability, share in constants.sustained.items():
         prior = PRIORS[f"sustained.{capability}"]
-        assert f"{capability} | {share:.3f} | {prior.value:g} ({prior.spread:g}) |" in text
-    assert f"| host, layer with experts | {1000 * constants.host_mixed_layer:.1f} ms |" in text
-    assert f"| host, per expert on the device | {1000 * constants.host_expert:.2f} ms |" in text
-    assert f"| factor on passes for experts | {constants.dispatch_passes:.2f} |" in text
-    assert f"| factor on memory passes | {constants.memory_passes:.2f} |" in text
-    assert f"| factor on FP4 products | {constants.fp4_products:.3f} |" in text
-    assert f"| share of the all-to-all not hidden | {constants.exposed_all_to_all:.3f} |" in text
+        assert f"{capability} | {share:.3g} | {prior.value:g} ({prior.spread:g}) |" in text
+    for name in ("fp8_products", "fp8_experts", "unfused_experts", "host_mixed_layer"):
+        prior = PRIORS[name]
+        assert f"| {getattr(constants, name):.3g} | {prior.value:g} ({prior.spread:g}) |" in text
     assert f"d / (d + {FIXED['half_dimension']:g})" in text
 
 
@@ -84,21 +77,45 @@ def test_deepseek_v3_on_h800(text: str) -> None:
     assert f"{hours / 1000:.0f} K GPU-hours per trillion tokens" in text
     model, device = read_architecture("deepseek-v3"), read_device("h800")
     training, split = plain_training(15360, 1, 4096), plain_layout(2048, 1, 16, 1, 1, 64)
-    setting = Setting(model, training, split, Precision(recipe="fp8_blockwise"), device, device.link_domain)
+    setting = Setting(
+        model,
+        training,
+        split,
+        Precision(recipe="fp8_blockwise"),
+        device,
+        device.link_domain,
+        Software(gradient_bytes=2),
+    )
     seconds = sum(step_parts(setting, fit([row for row in rows() if row.model != "deepseek-v3"])).values())
     unseen = 1e12 / training.tokens_per_step * seconds * 2048 / 3600
     assert f"{unseen / 1000:.0f} K by a fit without DeepSeek-V3's rows" in text
 
 
-def test_published_layouts_just_fit(text: str) -> None:
-    """Memory of the rows' layouts over the GPU's: tuned layouts fill their GPUs, none fills it many times over unless
-    it shards parameters (Llama 3 70B without any model parallelism)."""
-    filled = {}
-    for row in rows():
+def test_the_end_of_deepseek_v3s_step(text: str) -> None:
+    """As planned, and with all messages waited for."""
+    experiment = load_experiment("deepseek-v3")
+    cell, cluster, device = experiment.cells["moe-fp8_blockwise"], experiment.cluster, experiment.device
+    setting = Setting(
+        cell.model, cell.training, cell.parallelism, cell.precision, device, device.link_domain,
+        Software.of(cell.training),
+    )  # fmt: skip
+    planned = forecast_step(cell, cluster, device).breakdown
+    shown = step_parts(setting, gpu_calibration().constants.model_copy(update={"exposed_gradients": 1.0}))
+    assert f"the end of a step is {planned['data parallel'] + planned['optimizer']:.2f} s" in text
+    assert f"parameters take {shown['data parallel']:.2f} s over the network" in text
+    assert f"hides {shown['data parallel'] - planned['data parallel']:.2f} s of them" in text
+    assert f"With nothing hidden it would be {shown['data parallel'] + shown['optimizer']:.2f} s" in text
+
+
+def test_published_layouts_fit(text: str) -> None:
+    """Of the layouts that ran, with what their recipes recompute and shard, 31 of 33 need at most 1.15 of the GPU."""
+    filled: dict[str, float] = {}
+    for row in (row for row in rows() if row.counted):
         one = row.setting
-        held = memory(one.model, one.training, one.layout, one.precision, one.device)
-        sizes = (one.training.micro_batch_size, one.layout.model_dump_json())
-        filled[row.model, one.device.name, one.precision.recipe, *sizes] = held.total / (one.device.memory_gib * GIB)
-    fitting = [share for share in filled.values() if share <= 1.15]
-    assert f"Of the {len(filled)} different ones in the rows" in text
-    assert f"at most 1.15 times the GPU's memory for {len(fitting)}" in text
+        held = memory(one.model, one.training, one.layout, one.precision, one.device, one.software)
+        key = f"{row.model} {one.device.name} {one.layout}"
+        filled[key] = max(filled.get(key, 0.0), held.total / (one.device.memory_gib * GIB))
+    fitting = sum(share <= 1.15 for share in filled.values())
+    assert fitting / len(filled) >= 31 / 33
+    assert f"Of the {len(filled)} different layouts in the rows" in text
+    assert f"times the GPU's memory for {fitting}." in text

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from octavo.forecast.calibration import AIM, GpuCalibration, Kind, gpu_calibration
-from octavo.forecast.fitting import MODELS, PRIORS, calibrate, fit, moved, residual, rows
+from octavo.forecast.calibration import AIMS, GpuCalibration, Kind, gpu_calibration
+from octavo.forecast.fitting import PRIORS, calibrate, fit, residual
+from octavo.forecast.rows import MODELS, rows
 
 
 @pytest.fixture(scope="module")
@@ -21,52 +22,53 @@ def fresh() -> GpuCalibration:
 def test_the_file_is_the_fit(fresh: GpuCalibration) -> None:
     stored = gpu_calibration()
     assert stored.constants.sustained == pytest.approx(fresh.constants.sustained, rel=1e-2)
-    others = [one.constants.model_dump(exclude={"sustained"}) for one in (stored, fresh)]
+    assert stored.constants.releases == pytest.approx(fresh.constants.releases, rel=1e-2)
+    others = [one.constants.model_dump(exclude={"sustained", "releases"}) for one in (stored, fresh)]
     assert others[0] == pytest.approx(others[1], rel=1e-2)
     assert stored.kinds.keys() == fresh.kinds.keys()
     for kind, one in fresh.kinds.items():
-        assert stored.kinds[kind].model_dump() == pytest.approx(one.model_dump(), rel=0.02)
+        assert stored.kinds[kind].models == one.models
+        errors = [known.model_dump(exclude={"models"}) for known in (stored.kinds[kind], one)]
+        assert errors[0] == pytest.approx(errors[1], rel=0.02)
     assert stored.seen == fresh.seen
 
 
 def test_every_row_is_read() -> None:
-    """96 rows of 36 settings, which releases repeat; the 8 in NVFP4 count in no error."""
-    assert len(rows()) == 96 == sum(one.rows for one in gpu_calibration().kinds.values()) + 8
-    assert len({row.key for row in rows()}) == 36 == gpu_calibration().settings
+    """164 rows of the performance summary, of which the 18 in NVFP4 count in no error, and eight pairs."""
+    assert len(rows()) == 164 + 16
+    assert sum(row.counted for row in rows()) == 146 == sum(one.rows for one in gpu_calibration().kinds.values())
+    assert len({row.key for row in rows()}) == gpu_calibration().settings
     assert {row.model for row in rows()} == set(MODELS.values())
 
 
 @pytest.mark.parametrize("kind", ["dense", "experts"])
-def test_each_kinds_left_out_error_is_within_the_aim(fresh: GpuCalibration, kind: Kind) -> None:
-    """15 % in the median of a kind's rows, each forecast by a fit that has not seen its model. The form and the priors
-    had: `test_what_a_prior_is_worth`."""
-    assert fresh.kinds[kind].median_absolute_error <= AIM == 0.15
+def test_left_out_errors_are_within_the_aim(fresh: GpuCalibration, kind: Kind) -> None:
+    """8 % and 15 % in the median of a kind's rows and of each of its models, forecast by a fit without the model."""
+    assert AIMS == {"dense": 0.08, "experts": 0.15}
+    of_kind = fresh.kinds[kind]
+    medians = [one.median_absolute_error for name, one in fresh.left_out.items() if name in of_kind.models]
+    assert len(medians) == 3
+    assert max(of_kind.median_absolute_error, *medians) <= AIMS[kind]
 
 
-def test_the_interval_holds_what_it_says(fresh: GpuCalibration) -> None:
-    """At least 80 % of the left-out rows of each kind and of each model, fit and interval both made without it."""
-    for one in (*fresh.kinds.values(), *fresh.left_out.values()):
-        assert one.coverage >= 0.8
+def test_the_interval_holds_about_what_it_says(fresh: GpuCalibration) -> None:
+    """80 % of the left-out rows, fit and interval both made without the model, give or take a tenth."""
+    for one in fresh.kinds.values():
+        assert 0.72 <= one.coverage <= 0.9
 
 
-def test_what_a_prior_is_worth() -> None:
-    """The stored sensitivity is that of a fit with the prior moved."""
-    (stored,) = [one for one in gpu_calibration().sensitivity if (one.prior, one.factor) == ("host_mixed_layer", 0.5)]
-    fresh = moved("host_mixed_layer", 0.5)
-    errors = [(one.dense, one.experts, one.nvfp4) for one in (stored, fresh)]
-    assert errors[0] == pytest.approx(errors[1], rel=0.02)
-
-
-def test_nvfp4_is_its_prior_where_its_one_model_is_left_out() -> None:
-    left = fit([row for row in rows() if row.model != "llama-3.1-70b"])
-    assert left.fp4_products == pytest.approx(PRIORS["fp4_products"].value)
+def test_fp8_over_bf16_is_within_8_percent(fresh: GpuCalibration) -> None:
+    """Pairs that differ in the precision alone, each by a fit without its model."""
+    assert {pair.model for pair in fresh.pairs} >= {"grok-1", "llama-3.1-405b", "nemotron-4-15b", "nemotron-4-340b"}
+    for pair in fresh.pairs:
+        assert pair.forecast == pytest.approx(pair.published, rel=0.08)
 
 
 def test_leaving_a_model_out_leaves_it_out() -> None:
     """The errors are those of a fit without the model's rows, recomputed here without `calibrate`."""
     every = rows()
     constants = fit([row for row in every if row.model != "llama-3.1-70b"])
-    mine = [row for row in every if row.model == "llama-3.1-70b" and row.setting.precision.recipe != "nvfp4"]
+    mine = [row for row in every if row.model == "llama-3.1-70b" and row.counted]
     off = [abs(math.exp(-residual(row, constants)) - 1) for row in mine]
     assert gpu_calibration().left_out["llama-3.1-70b"].median_absolute_error == pytest.approx(np.median(off), rel=0.02)
 
@@ -79,4 +81,6 @@ def test_errors_are_not_of_one_sign(fresh: GpuCalibration) -> None:
 
 
 def test_few_constants_for_many_settings() -> None:
-    assert len(PRIORS) <= 9 < gpu_calibration().settings / 3
+    """Nine of them are the releases', held to within 5 % of 1."""
+    own = [name for name in PRIORS if not name.startswith("releases.")]
+    assert len(own) <= 14 < gpu_calibration().settings / 3

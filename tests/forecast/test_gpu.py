@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from octavo.forecast import gpu
 from octavo.forecast.calibration import Constants, gpu_calibration
 from octavo.forecast.gpu import step_parts
-from octavo.forecast.setting import Setting, plain_layout, plain_training, read_device
+from octavo.forecast.setting import Setting, Software, plain_layout, plain_training, read_device
 from octavo.models.architecture import Architecture
 from octavo.models.catalogue import model_names, read_architecture, with_vocabulary
 from octavo.models.flops import flops_per_token
@@ -18,10 +19,10 @@ from octavo.precision.config import Precision
 IDEAL = Constants(
     sustained={"9.0": 1.0},
     fp8_products=1.0,
+    fp8_experts=1.0,
     fp4_products=1.0,
     half_dimension=1e-9,
     attention=1.0,
-    attention_blackwell_ultra=1.0,
     memory_passes=1e-12,
     dispatch_passes=1e-12,
     exposed_all_to_all=1e-12,
@@ -30,8 +31,23 @@ IDEAL = Constants(
     host_dense_layer=1e-12,
     host_mixed_layer=1e-12,
     host_expert=1e-12,
+    host_quantising=1.0,
+    host_overlap=2.0,
+    graphs_host=0.1,
+    graphs_experts=1.0,
+    unfused_experts=1e-12,
+    early_experts=1.0,
+    releases={},
 )
 """A device that computes at its peak and moves bytes for nothing."""
+
+
+@pytest.fixture
+def ideal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory, exponentials and the end of a step take no time either."""
+    monkeypatch.setattr(gpu, "REACHED_BANDWIDTH", 1e9)
+    monkeypatch.setattr(gpu, "EXPONENTIALS", {"9.0": 1e30})
+    monkeypatch.setattr(gpu, "OPTIMIZER_SECONDS", 0.0)
 
 
 def setting(name: str = "llama-3.1-8b", **changed: Any) -> Setting:
@@ -54,6 +70,7 @@ def seconds(one: Setting, **constants: float) -> float:
     return sum(step_parts(one, IDEAL.model_copy(update=constants)).values())
 
 
+@pytest.mark.usefixtures("ideal")
 @pytest.mark.parametrize(
     ("name", "ep"), [("llama-3.1-8b", 1), ("mixtral-8x7b", 8), ("deepseek-v2-lite", 8), ("qwen3-30b-a3b", 8),
      ("gpt-oss-120b", 8)],
@@ -67,6 +84,7 @@ def test_an_ideal_device_needs_the_model_flops_and_no_more(name: str, ep: int) -
     assert sum(parts.values()) - parts["optimizer"] == pytest.approx(expected, rel=0.01)
 
 
+@pytest.mark.usefixtures("ideal")
 def test_layers_with_and_without_a_window() -> None:
     """gpt-oss-120b at sequences of 32,768: 18 layers see 128 - 128^2 / 65,536 tokens, 18 see 16,384 on average; per
     token seen, scores and values of 64 heads of 64 take 4 x 64 x 64 FLOPs, three passes, 8 sequences a device."""
@@ -94,6 +112,7 @@ def test_tensor_parallelism_halves_the_products() -> None:
         assert split[part] == pytest.approx(whole[part])
 
 
+@pytest.mark.usefixtures("ideal")
 def test_small_products_are_slow() -> None:
     """At twice the half dimension in all three dimensions a product reaches (2/3)^3 of its rate."""
     model = Architecture.model_validate(
@@ -132,6 +151,38 @@ def test_stages_pass_hidden_states_on() -> None:
     assert step_parts(setting("llama-3.1-70b"), constants)["point-to-point"] == 0
 
 
+def test_parameters_that_are_not_gathered_ahead_are_waited_for() -> None:
+    """Llama 3.1 8B on 8 GPUs: all messages fit beside a micro-batch of 8 sequences. Else 2 bytes for each of 8.03e9
+    parameters, 7/8 of them from others at 450 GB/s, are waited for; without a distributed optimizer none is gathered.
+    """
+    ahead = setting(mbs=8)
+    waits = replace(ahead, software=Software(gathers_ahead=False))
+    assert step_parts(ahead, IDEAL)["data parallel"] == pytest.approx(0, abs=1e-9)
+    assert step_parts(waits, IDEAL)["data parallel"] == pytest.approx(2 * 8.03e9 * 7 / 8 / 450e9, rel=1e-3)
+    training = waits.training.model_copy(
+        update={"optimizer": waits.training.optimizer.model_copy(update={"distributed": False})}
+    )
+    assert step_parts(replace(waits, training=training), IDEAL)["data parallel"] == pytest.approx(0, abs=1e-9)
+
+
+def test_gradients_without_a_distributed_optimizer_are_sent_twice() -> None:
+    """An all-reduce sends what a reduce-scatter and an all-gather do: 2 x 4 bytes, where the distributed optimizer
+    sends 4 of a gradient and 2 of a parameter. All of it shown."""
+    one, shown = setting(mbs=8), IDEAL.model_copy(update={"exposed_gradients": 1.0})
+    optimizer = one.training.optimizer.model_copy(update={"distributed": False})
+    plain = replace(one, training=one.training.model_copy(update={"optimizer": optimizer}))
+    sent, both = (step_parts(each, shown)["data parallel"] for each in (one, plain))
+    assert both / sent == pytest.approx(8 / 6)
+
+
+def test_the_end_of_a_step_is_that_of_the_fullest_stage() -> None:
+    """Llama 3.1 70B on 8 stages of two ranks: the ends hold ten layers (855.6 M parameters each) and a matrix of
+    128,256 x 8,192; half of 42 bytes for each, at 0.8 x 3,350 GB/s, and 0.02 s."""
+    parts = step_parts(setting("llama-3.1-70b", n=16, pp=8, gbs=16), IDEAL)
+    held = 10 * 855.6e6 + 128_256 * 8192
+    assert parts["optimizer"] == pytest.approx(held / 2 * 42 / (0.8 * 3350e9) + 0.02, rel=1e-3)
+
+
 def test_a_layer_waits_for_the_host() -> None:
     """32 layers x 8 micro-batches x 0.1 s, far above what the device needs."""
     assert seconds(setting(), host_dense_layer=0.1) == pytest.approx(32 * 8 * 0.1, rel=0.02)
@@ -142,6 +193,7 @@ def test_experts_are_launched_one_by_one() -> None:
     assert seconds(setting("qwen3-30b-a3b", ep=8), host_expert=0.01) == pytest.approx(48 * 8 * 16 * 0.01, rel=0.02)
 
 
+@pytest.mark.usefixtures("ideal")
 def test_first_and_last_layers_in_bf16_take_bf16s_time() -> None:
     """2 of 32 layers at half of the rate: 34 thirty-seconds of FP8's time."""
     one = setting(recipe="fp8_tensorwise")
@@ -150,6 +202,7 @@ def test_first_and_last_layers_in_bf16_take_bf16s_time() -> None:
         assert step_parts(ends, IDEAL)[part] / step_parts(one, IDEAL)[part] == pytest.approx(34 / 32, rel=1e-3)
 
 
+@pytest.mark.usefixtures("ideal")
 def test_a_weight_gradient_in_bf16_takes_bf16s_time() -> None:
     """One of three passes at half of the rate: 4 / 3 of the time."""
     one = setting(recipe="fp8_delayed")

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from octavo.cli import app
 from octavo.errors import OctavoError
 from octavo.forecast.calibration import Kind, gpu_calibration
-from octavo.forecast.fitting import rows
 from octavo.forecast.layouts import LayoutRequest, forecast_layout
 from octavo.forecast.published import published_runs
+from octavo.forecast.rows import rows
 from octavo.precision.config import RecipeName
 
 QWEN = LayoutRequest("qwen3-30b-a3b", "H100", 16, "fp8_tensorwise", 4096, gbs=1024, mbs=1, ep=16)
@@ -101,9 +101,8 @@ def test_deepseek_v3_as_deepseek_trained_it() -> None:
     ("gpu", "precision", "words"),
     [
         ("H200", "fp8_tensorwise", "no row is of H200 in FP8"),
-        ("H100", "bf16", "no row is of H100 in BF16"),
         ("A100", "bf16", "no row is of A100 in BF16"),
-        ("GB200", "nvfp4", "NVFP4's rows are of one model"),
+        ("GB200", "nvfp4", "NVFP4's rows are of two models"),
     ],
 )
 def test_what_no_row_is_of_has_a_wider_interval(gpu: str, precision: RecipeName, words: str) -> None:
@@ -126,11 +125,52 @@ def test_the_error_is_that_of_the_models_kind(model: str, ep: int, kind: Kind, w
     assert f"on {words} left out of the fit the median absolute error is {error:.0%}" in record["basis"]
 
 
+def test_a_forecast_names_its_release() -> None:
+    """The release that none is named for, and one whose recipes launch whole steps of mixtures in MXFP8."""
+    one = replace(QWEN, gpu="GB200", precision="fp8_mxfp8", n_gpus=8, ep=8, mbs=4, gbs=512)
+    plain, late = forecast_layout(one), forecast_layout(replace(one, release="26.08"))
+    assert "NVIDIA's release 26.04.01, without whole steps as CUDA graphs" in plain["basis"]
+    assert "NVIDIA's release 26.08, whole steps as CUDA graphs" in late["basis"]
+    assert (plain["whole_step_graphs"], late["whole_step_graphs"]) == (False, True)
+    assert late["tokens_per_second_per_gpu"] > 1.3 * plain["tokens_per_second_per_gpu"]
+    with pytest.raises(OctavoError, match="no published row is of release"):
+        forecast_layout(replace(one, release="27.01"))
+
+
+def test_fp8_may_be_slower_than_bf16() -> None:
+    """A mixture of 16 B with few tokens a GPU: its experts' operands are quantised one by one."""
+    small = LayoutRequest("deepseek-v2-lite", "B200", 8, "bf16", 1024, gbs=64, mbs=1, ep=8)
+    rates = [
+        forecast_layout(replace(small, precision=one))["tokens_per_second_per_gpu"] for one in ("bf16", "fp8_mxfp8")
+    ]
+    assert rates[1] < rates[0]
+
+
+def test_a_model_unlike_those_of_the_fit_has_a_wider_interval() -> None:
+    """The laptop's mixture, hidden size 128, on H100: 1.5 times as wide."""
+    far = forecast_layout(replace(QWEN, model="laptop-moe", ep=4, n_gpus=4, gbs=64))
+    near = forecast_layout(QWEN)
+    widths = [math.log(one["high"] / one["low"]) for one in (near, far)]
+    assert widths[1] == pytest.approx(1.5 * widths[0])
+    assert "no model of its kind in the fit is within a factor of 2" in far["basis"]
+
+
 def test_what_no_row_tells_apart_is_said() -> None:
-    """On H100 all rows are in FP8, and recipes of one width differ in nothing."""
+    """Recipes of one width differ in nothing."""
     basis = forecast_layout(QWEN)["basis"]
-    assert "BF16 against FP8 on H100 rests on no row" in basis
     assert "recipes of FP8 are forecast to be equally fast" in basis
     rates = {forecast_layout(replace(QWEN, precision=one))["low"] for one in ("fp8_tensorwise", "fp8_delayed")}
     assert len(rates) == 1
-    assert "BF16 against FP8" not in forecast_layout(replace(QWEN, gpu="GB200"))["basis"]
+
+
+def test_beside_a_forecast_stands_what_was_published_for_its_model_gpu_and_recipe() -> None:
+    """configs/published/megatron_bridge_throughput.csv: 26.08, DeepSeekV3 on 256 GB200 in MXFP8: 4,912 and 1,276."""
+    asked = LayoutRequest("deepseek-v3", "gb200", 256, "fp8_mxfp8", 4096, 4096, 1, 1, 4, 1, 4, 64)
+    said = forecast_layout(asked)["published"]
+    assert said.startswith("4,912 tokens/s per GPU, 1,276 model TFLOP/s (256 GPUs, 4,096 tokens a sequence, ")
+    assert "load forced to be equal; NVIDIA 26.08" in said
+
+
+def test_where_nothing_was_published_nothing_is_said() -> None:
+    asked = LayoutRequest("deepseek-v3", "h200", 256, "bf16", 4096, 4096, 1, 1, 4, 1, 4, 64)
+    assert forecast_layout(asked)["published"] is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from octavo.cli import app
 from octavo.errors import OctavoError
-from octavo.forecast.published import Derived, Statement, derived, published_runs
+from octavo.forecast.published import Derived, Statement, derived, published_research, published_runs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -101,6 +102,41 @@ def test_utilisation_of_deepseek_v3(numbers: dict[str, Derived]) -> None:
     assert numbers["deepseek-v3.mfu"].value == pytest.approx(14.8e12 * 260.64e9 / (2.664e6 * 3600) / 989e12, rel=1e-3)
 
 
+def test_utilisation_without_the_second_tokens_head(numbers: dict[str, Derived]) -> None:
+    """250.4 GFLOPs a token, of the authors' 250 (arXiv 2505.09343, table 2): 39.1 %, where they print 38.9 %."""
+    one = numbers["deepseek_v3_mfu"]
+    assert one.value == pytest.approx(14.8e12 * 250.45e9 / (2.664e6 * 3600) / 989e12, rel=1e-3)
+    assert round(one.value, 3) == 0.391
+    assert numbers["deepseek-v3.mfu_without_prediction"].value == one.value
+    assert round(numbers["deepseek-v3.mfu"].value, 3) == 0.407
+
+
+def test_a_step_of_deepseek_v3(numbers: dict[str, Derived]) -> None:
+    """15,360 x 4,096 tokens at 180,000 GPU-hours per trillion on 2,048 GPUs: 19.9 s, as its authors measured."""
+    one = numbers["deepseek_v3_step"]
+    assert one.value == pytest.approx(15_360 * 4_096 * 180_000 / 1e12 * 3600 / 2048)
+    assert one.holds
+
+
+def test_hours_of_model_cards_have_a_caveat(numbers: dict[str, Derived]) -> None:
+    for name in ("llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b"):
+        assert "more than one undisturbed job" in numbers[f"{name}.mfu"].assumption
+
+
+@pytest.mark.parametrize(("name", "ratio"), [("OLMo 2", 1.5), ("Olmo 3", 1 / (1 - 0.822))])
+def test_what_research_adds_to_the_final_runs(name: str, ratio: float) -> None:
+    assert published_research()[name].all_in_over_final == pytest.approx(ratio)
+
+
+def test_every_published_file_has_sources_with_a_year() -> None:
+    """arXiv numbers have year and month; a model card, the article and what else there is say theirs."""
+    folder = REPOSITORY / "configs" / "published"
+    texts = {path.name: path.read_text() for path in (folder / "runs").glob("*.yaml")}
+    texts |= {name: (folder / name).read_text() for name in ("research.yaml", "other_runs.yaml")}
+    for name, text in texts.items():
+        assert re.search(r"arXiv \d{4}\.\d{5}", text), name
+
+
 def test_a_figure_that_does_not_hold_is_said_so(numbers: dict[str, Derived]) -> None:
     """Llama 3.1 405B: 15.6 T x 2.52 TFLOPs in 30.84 M hours is 36 % of the peak; the paper's 41 % is one job's."""
     one = numbers["llama_405b_mfu"]
@@ -111,13 +147,24 @@ def test_a_figure_that_does_not_hold_is_said_so(numbers: dict[str, Derived]) -> 
     assert numbers["llama_405b_flops"].value == pytest.approx(3.937e25, rel=1e-3)
     assert numbers["llama_405b_flops"].holds is False
     assert {name for name, one in numbers.items() if one.holds is False} == {
-        "llama_405b_mfu", "llama_405b_flops", "deepseekmoe_compute_counted",
+        "llama_405b_mfu", "llama_405b_flops", "deepseekmoe_compute_counted", "deepseek_v3_mfu",
     }  # fmt: skip
 
 
 def test_what_nobody_printed_is_neither_right_nor_wrong(numbers: dict[str, Derived]) -> None:
     assert all((one.holds is None) == (one.published_value is None) for one in numbers.values())
     assert numbers["deepseek-v3.bought"].value == 2048 * 40_000
+
+
+def test_runs_of_models_without_a_file(numbers: dict[str, Derived]) -> None:
+    """Olmo 3 32B: 5.5 T tokens at 1,900 a second are 804 K hours, and it took 1.05 M. MLPerf: 8,192 GPUs, 2.02 minutes.
+    DeepSeek-V4-Pro: 6 x 49 B x 33 T; nobody said its hours."""
+    assert numbers["olmo-3-32b.hours_per_trillion"].value == pytest.approx(1.05e6 / 5.5)
+    assert numbers["olmo-3-32b.over_undisturbed"].value == pytest.approx(1.05e6 / (5.5e12 / 1900 / 3600))
+    assert round(numbers["olmo-3-32b.over_undisturbed"].value, 2) == 1.31
+    assert numbers["mlperf-6.0-deepseek-v3.hours"].value == pytest.approx(8192 * 2.02 / 60)
+    assert numbers["deepseek-v4-pro.flops"].value == pytest.approx(9.7e24, rel=1e-3)
+    assert not [name for name in numbers if name.startswith(("deepseek-v4", "nemotron-3")) and "hours" in name]
 
 
 def test_the_hours_that_were_printed() -> None:

@@ -42,6 +42,11 @@ def test_deepseek_v3_at_its_published_scale(nowhere: ExperimentFolder) -> None:
     assert record["published"]["gpu_hours"] == pytest.approx(2.664e6)
     assert record["gpu_hours"]["low"] < 2.664e6 < record["gpu_hours"]["high"]
     assert not any("equal models" in one for one in record["assumptions"])
+    # what the plan says of the cell is said here too; hours of pre-training alone, at the same 2 USD
+    plan = plan_frame(load_experiment("deepseek-v3")).set_index("cell").loc["moe-fp8_blockwise"]
+    assert record["memory_fits"] == bool(plan["memory_fits"])
+    assert record["published"]["cost"] == pytest.approx(5.328e6)
+    assert "pre-training alone" in record["published"]["stages"]
 
 
 def test_another_model_is_said_to_be_another(nowhere: ExperimentFolder) -> None:
@@ -51,11 +56,12 @@ def test_another_model_is_said_to_be_another(nowhere: ExperimentFolder) -> None:
 
 def write_runs(folder: ExperimentFolder, *seconds: float) -> None:
     """One run of 1e9 tokens on 8 GPUs for each time."""
+    layout = load_experiment("h100-node").cells["moe-bf16"].layout
     rows = [
         {
             "experiment": "h100-node", "cell": "moe-bf16", "seed": seed, "architecture": "moe", "precision": "bf16",
-            "status": "completed", "steps": 954, "tokens": 10**9, "training_seconds": taken, "device_kind": "H100",
-            "device_count": 8, "emulated": False, "attempts": 1,
+            "status": "completed", "steps": 954, "tokens": 10**9, "device_kind": "H100", "device_count": 8,
+            "training_device_hours": 8 * taken / 3600, "layouts": layout, "emulated": False, "attempts": 1,
         }
         for seed, taken in enumerate(seconds, 1)
     ]  # fmt: skip
@@ -93,8 +99,8 @@ def test_one_run_has_no_interval(nowhere: ExperimentFolder) -> None:
 def test_runs_on_cpus_are_no_measure(nowhere: ExperimentFolder) -> None:
     row = {
         "experiment": "h100-node", "cell": "moe-bf16", "seed": 1, "architecture": "moe", "precision": "bf16",
-        "status": "completed", "steps": 1, "tokens": 10, "training_seconds": 1.0, "device_kind": "cpu",
-        "device_count": 1, "emulated": False, "attempts": 1,
+        "status": "completed", "steps": 1, "tokens": 10, "device_kind": "cpu", "device_count": 1,
+        "training_device_hours": 1 / 3600, "layouts": "data 1", "emulated": False, "attempts": 1,
     }  # fmt: skip
     write_table(nowhere.runs_table, pd.DataFrame([row]), "runs")
     assert carry(load_experiment("h100-node"), nowhere, "moe-bf16", tokens=1e9)["basis"] == "forecast"
@@ -121,5 +127,7 @@ def test_what_is_refused(arguments: list[str], words: str) -> None:
 def test_the_verb() -> None:
     arguments = ["scale", "results/deepseek-v3", "--cell", "moe-fp8_blockwise", "--to", "deepseek-v3"]
     text = CliRunner().invoke(app, arguments).stdout
-    assert "published: 2,664,000 GPU-hours (arXiv 2412.19437v2, table 1)" in text
+    assert "published: 2,664,000 GPU-hours, pre-training alone" in text
+    assert "5,328,000 USD at the same price (arXiv 2412.19437v2, table 1)" in text  # 2.664 M hours at 2 USD
+    assert "does not fit" not in text  # as the plan says of the cell, which recomputes what its run did
     assert json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)["schema_version"] == 1

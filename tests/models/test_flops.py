@@ -17,6 +17,8 @@ ROWS = {
     "DeepSeekV3": "deepseek-v3",
     "DeepSeekV3 (w/ MTP)": "deepseek-v3",
     "DeepSeekV3 (w/o MTP)": "deepseek-v3",
+    "GPT OSS 120B": "gpt-oss-120b",
+    "LLAMA3.1_405B": "llama-3.1-405b",
     "LLAMA3_70B": "llama-3.1-70b",
     "LLAMA3_8B": "llama-3.1-8b",
     "Qwen3_30B_a3B": "qwen3-30b-a3b",
@@ -34,6 +36,8 @@ def theirs(repository: Path) -> dict[tuple[str, int], list[float]]:
     found = defaultdict(list)
     with (repository / "configs/published/megatron_bridge_throughput.csv").open() as file:
         for row in csv.DictReader(file):
+            if row["model"] == "GPT OSS 120B" and row["release"] < "26.06":
+                continue  # counted otherwise then: 17 % fewer at 4,096 tokens, for the same model
             flops = float(row["model_tflop_per_s_per_gpu"]) * 1e12 / float(row["tokens_per_s_per_gpu"])
             found[row["model"], int(row["seq_length"])].append(flops)
     return dict(found)

@@ -30,9 +30,18 @@ PUBLISHED = {
     "olmoe-1b-7b": (6.9, 1.3),
     "gpt-oss-120b": (116.83, 5.13),
     "kimi-k2": (1040, 32.6),
+    "llama-4-maverick": (400, 17),
+    "nemotron-4-15b": (15.6, 15.6),
+    "nemotron-4-340b": (341, 341),
 }
 # Printed with two digits and off by more than 1 % for it, or for a reason of their own
-ROUNDED_ACTIVE = {"deepseek-v2-lite": 0.025, "deepseekmoe-16b": 0.0103, "qwen3-30b-a3b": 0.017, "olmoe-1b-7b": 0.014}
+ROUNDED_ACTIVE = {
+    "deepseek-v2-lite": 0.025,
+    "deepseekmoe-16b": 0.0103,
+    "qwen3-30b-a3b": 0.017,
+    "olmoe-1b-7b": 0.014,
+    "llama-4-maverick": 0.011,
+}
 ROUNDED_TOTAL = {"kimi-k2": 0.0132}  # the released sizes make 1.026 T; the report says 1.04 T
 
 

@@ -210,12 +210,11 @@ def test_delayed_scaling_uses_the_largest_of_the_passes_before() -> None:
     history = AmaxHistory(2, experts=1)
     format = RECIPES["fp8_delayed"].formats["input"]
     seen = []
-    for amax in (1.0, 4.0, 2.0, 2.0, 0.0):
+    for amax in (1.0, 4.0, 0.0, 2.0, 2.0, 0.0):  # a pass without tokens is none
         seen.append(history.scale("input")[0])
         history.record("input", [amax], format)
-    assert seen == [1.0, 448.0, 112.0, 112.0, 224.0]
-    history.record("input", [0.0], format)
-    assert history.scale("input") == [224.0]  # nothing but zeros: as it was
+    assert seen == [1.0, 448.0, 112.0, 112.0, 112.0, 224.0]
+    assert history.scale("input") == [224.0]
     history.record("input", [math.inf], format)
     assert history.scale("input") == [224.0]
     assert history.scale("gradient") == [1.0]
@@ -234,12 +233,25 @@ def test_delayed_products_use_the_scales_before_this_pass_and_saturate() -> None
     assert close(y.detach(), a @ w.t())
 
 
-def test_evaluation_leaves_the_history_alone() -> None:
-    x, weight, _ = tensors(9)
-    history = AmaxHistory(4, experts=4)
-    with torch.no_grad():
-        grouped_linear(x, weight, None, COUNTS, Numerics.of(Precision(recipe="fp8_delayed")), history)
-    assert history.passes.tolist() == [0, 0, 0]
+def test_validation_counts_with_the_next_pass() -> None:
+    """Transformer Engine's kernels add every magnitude to the newest; training alone rolls the history."""
+    history = AmaxHistory(4, experts=1)
+    format = RECIPES["fp8_delayed"].formats["input"]
+    assert history.scales_of("input", lambda: [8.0], format, training=False) == [1.0]
+    assert history.passes.tolist() == [[0], [0], [0]]
+    assert history.scales_of("input", lambda: [2.0], format, training=True) == [1.0]
+    assert history.scale("input") == [448.0 / 8.0]
+
+
+def test_weights_are_quantised_once_in_a_step() -> None:
+    history = AmaxHistory(4, experts=1)
+    format = RECIPES["fp8_delayed"].formats["weight"]
+    found = []
+    for _ in range(2):
+        history.begin_step()
+        found += [history.scales_of("weight", lambda: [2.0], format, training=True) for _ in range(3)]
+    assert found == [[1.0]] * 3 + [[224.0]] * 3
+    assert history.passes.tolist() == [[0], [2], [0]]
 
 
 def test_a_history_lives_through_a_checkpoint_and_a_change_to_bf16() -> None:

@@ -173,11 +173,18 @@ def test_sizes_that_fp8_kernels_cannot_take_are_found_before_the_first_step(spec
     assert "multiples of 16" in special["odd width"]["error"]
 
 
-def test_scales_that_are_not_the_recipes_are_found(transformer_engine: Path) -> None:
-    """An environment variable changes Transformer Engine's block scales: that would be another recipe."""
-    case = ("laptop-dense", {"recipe": "fp8_blockwise"}, False)
-    (answer,) = construct(transformer_engine, [case], NVTE_FP8_BLOCK_SCALING_FP32_SCALES="1")
-    assert "NVTE_FP8_BLOCK_SCALING_FP32_SCALES" in answer["error"]
+def test_a_recipe_that_the_environment_changed_is_found(transformer_engine: Path) -> None:
+    """A variable changes Transformer Engine's block scales, or leaves out the Hadamard transform: other recipes."""
+    changed = {
+        "fp8_blockwise": "NVTE_FP8_BLOCK_SCALING_FP32_SCALES",
+        "fp8_tensorwise": "NVTE_FP8_CURRENT_SCALING_POWER_2_SCALES",
+        "nvfp4": "NVTE_NVFP4_DISABLE_RHT",
+    }
+    cases = [("laptop-dense", {"recipe": recipe}, False) for recipe in [*changed, "fp8_mxfp8"]]
+    *answers, untouched = construct(transformer_engine, cases, **dict.fromkeys(changed.values(), "1"))
+    for variable, answer in zip(changed.values(), answers, strict=True):
+        assert f"{variable} makes another recipe" in answer["error"]
+    assert "error" not in untouched
 
 
 def test_transformer_engine_has_no_weight_gradient_in_bf16(transformer_engine: Path) -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.colors import to_hex
+from matplotlib.transforms import Bbox
 
-from octavo.report.charts import Chart, ChartAxis, Heat, mean_and_spread
-from octavo.report.paint import paint, save
+from octavo.report.charts import Chart, ChartAxis, Curves, Heat, mean_and_spread
+from octavo.report.paint import paint, save, spread, svg
 from octavo.report.style import CellStyle, cell_styles
 
 
@@ -37,6 +40,18 @@ def luminance(colour: str) -> float:
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_a_layout_that_differs_in_last_bits_is_the_same_svg(
+    drawn: dict[str, Chart], styles: dict[str, CellStyle]
+) -> None:
+    figure = paint(drawn["loss"], styles).figure
+    figure.canvas.draw()  # lays it out
+    figure.set_layout_engine("none")
+    before = svg(figure)
+    for ax in figure.axes:
+        ax.set_position(Bbox.from_bounds(*(value * (1 + 1e-13) for value in ax.get_position().bounds)))
+    assert svg(figure) == before
 
 
 def test_cells_are_told_apart_without_colour(styles: dict[str, CellStyle]) -> None:
@@ -87,3 +102,54 @@ def test_a_matrix_that_is_even_but_for_noise_has_one_colour(styles: dict[str, Ce
     colours = {to_hex(one) for one in mesh.figure.axes[0].collections[0].to_rgba(np.array([1 - 1e-6, 1 + 1e-6]))}
     assert len(colours) <= 2  # neighbours of the map at most
     assert max(map(luminance, colours)) - min(map(luminance, colours)) < 0.01
+
+
+@given(st.lists(st.tuples(st.floats(-2, 2), st.floats(0.01, 0.1)), min_size=1, max_size=10))
+def test_boxes_are_spread_without_overlap_and_keep_their_order(boxes: list[tuple[float, float]]) -> None:
+    wanted, heights = np.array(sorted(boxes)).T
+    middles = spread(wanted, heights)
+    tops, bottoms = middles + heights / 2, middles - heights / 2
+    assert (bottoms[1:] >= tops[:-1] - 1e-9).all()
+    assert bottoms[0] >= -1e-9
+    assert tops[-1] <= 1 + 1e-9
+
+
+def test_boxes_with_room_stay_where_they_are_wanted() -> None:
+    """Two that are wanted at one height move apart by half of a box each, the third is out of their way."""
+    assert spread(np.array([0.2, 0.2, 0.9]), np.full(3, 0.1)) == pytest.approx([0.15, 0.25, 0.9])
+
+
+@pytest.mark.parametrize("ends", ["all at one height", "two by two", "apart"])
+@pytest.mark.parametrize("count", [2, 5, 8])
+def test_names_at_ends_of_lines_do_not_overlap(ends: str, count: int) -> None:
+    """Nor do they leave the figure or their order, and each is joined to the end of its line."""
+    names = [f"a-model-with-a-rather-long-name-{place}" for place in range(count)]
+    runs = pd.DataFrame({"cell": names, "architecture": names, "precision": "fp8_blockwise", "ablation": None,
+                         "emulated": True})  # fmt: skip
+    heights = {"all at one height": np.ones(count), "two by two": np.arange(count) // 2, "apart": np.arange(count)}[
+        ends
+    ]
+    frame = pd.DataFrame(
+        [
+            {"panel": panel, "series": name, "seed": 1, "x": 10.0 * step, "y": float(height)}
+            for panel in ("tokens", "time")
+            for name, height in zip(names, heights, strict=True)
+            for step in (1, 2)
+        ]
+    )
+    panels = {"tokens": ChartAxis("tokens", log=True), "time": ChartAxis("seconds", log=True)}
+    figure = paint(Curves("ends", frame, panels, ChartAxis("loss (%)"), ends=True), cell_styles(runs)).figure
+    figure.canvas.draw()
+    ax = figure.axes[-1]
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert len(boxes) == count
+    for one, other in itertools.pairwise(sorted(boxes, key=lambda box: box.y0)):
+        assert one.y1 <= other.y0
+    for box in boxes:
+        assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+    ended = ax.transData.transform(np.column_stack([np.full(count, 20.0), heights]))
+    leaders = [line.get_window_extent() for line in ax.lines if line.get_linewidth() == 0.6]
+    for leader in leaders:
+        assert min(np.hypot(leader.x0 - x, min(abs(leader.y0 - y), abs(leader.y1 - y))) for x, y in ended) < 1
+    assert len(leaders) == count

@@ -53,6 +53,19 @@ def test_faster_and_slower_are_said_only_where_the_interval_says_so(value: float
     assert said.startswith("Whether") == (value - half <= 1 <= value + half)
 
 
+def test_what_was_read_between_planned_ends_says_so() -> None:
+    below = Estimate(value=-2.0, low=-2.5, high=-1.5, n=3, unit="%")
+    fewer = Estimate(value=0.8, low=0.7, high=0.9, n=3, unit="ratio")
+    one = compared(below, fewer, planned_ends=True)
+    assert "ends below that of B (both planned for that length):" in loss_sentence("A", "B", "equal money", one)
+    assert "needs fewer tokens than B, both planned for the length that it takes:" in ratio_sentence(
+        "A", "B", "tokens", one
+    )
+    on_the_way = compared(below, fewer, ends=False)
+    assert "(read before the end)" in loss_sentence("A", "B", "equal money", on_the_way)
+    assert "planned" not in ratio_sentence("A", "B", "tokens", on_the_way)
+
+
 def test_one_seed_decides_nothing() -> None:
     estimate = Estimate(value=-3.0, n=1, unit="%")
     assert not decided(estimate)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,16 +33,22 @@ EXPERIMENT = changed(
 class Run:
     """One run's folder, and the processes that train it."""
 
-    def __init__(self, root: Path, experiment: str, cell: str, seed: int) -> None:
-        self.root = root
+    def __init__(
+        self, root: Path, experiment: str, cell: str, seed: int, variables: dict[str, str], horizon: int | None = None
+    ) -> None:
+        """`variables` of the environment; with TRANSFORMER_ENGINE_CPU the run is on the stand-in of that GPU."""
+        self.root, self.variables = root, variables
         self.path = root / f"results/{experiment}/runs/{cell}/seed-{seed}"
+        if horizon:
+            self.path /= f"horizon-{horizon}"
 
     def start(self) -> subprocess.Popen[str]:
         """Start `octavo train` in a process group of its own."""
+        module = "transformer_engine_cpu" if "TRANSFORMER_ENGINE_CPU" in self.variables else "octavo"
         return subprocess.Popen(
-            [sys.executable, "-m", "octavo", "train", str(self.path)],
+            [sys.executable, "-W", "ignore", "-m", module, "train", str(self.path)],
             cwd=self.root,
-            env=environment(self.root),
+            env={**environment(self.root), **self.variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -113,9 +120,45 @@ class Workshop(Checkout):
         """Write an experiment: the tiny one with the values at dotted paths replaced."""
         self.write(changed(EXPERIMENT, changes or {}), name)
 
-    def run(self, cell: str, experiment: str = "tiny", seed: int = 1) -> Run:
-        """A run of an experiment."""
-        return Run(self.root, experiment, cell, seed)
+    def run(
+        self,
+        cell: str,
+        experiment: str = "tiny",
+        seed: int = 1,
+        variables: dict[str, str] | None = None,
+        horizon: int | None = None,
+    ) -> Run:
+        """A run of an experiment, in an environment with these variables beside; `horizon`: steps of a shorter length
+        that it is planned for."""
+        return Run(self.root, experiment, cell, seed, variables or {}, horizon)
+
+    def train_layouts(self, names: list[str], ranks: int, **variables: str) -> dict[str, dict[str, Any]]:
+        """Train runs one after the other on the ranks that each asks for (`layout_ranks.py`): `<experiment>:<cell>` ->
+        what came out."""
+        folder = Path(tempfile.mkdtemp(dir=self.root))
+        script = str(Path(__file__).with_name("layout_ranks.py"))
+        outputs = [folder / f"rank-{rank}.txt" for rank in range(ranks)]
+        processes = [
+            subprocess.Popen(
+                [sys.executable, script, str(rank), str(folder), *names],
+                cwd=self.root,
+                env={**environment(self.root), **variables},
+                stdout=output.open("w"),
+                stderr=subprocess.STDOUT,
+            )
+            for rank, output in enumerate(outputs)
+        ]
+        try:
+            while any(one.poll() is None for one in processes) and not any(one.poll() for one in processes):
+                time.sleep(0.1)
+        finally:  # one that failed leaves the others waiting for it
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+        codes = [process.wait() for process in processes]
+        failed = next((rank for rank, code in enumerate(codes) if code > 0), 0)
+        assert codes == [0] * ranks, outputs[failed].read_text()[-3000:]
+        return json.loads((folder / "layouts.json").read_text())
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import pickle
 import shutil
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from octavo.errors import OctavoError
+from octavo.experiment.run import RunIdentity
 from octavo.layout import RunFolder
-from octavo.training.seal import seal
+from octavo.training.seal import read_seal, seal
 
 if TYPE_CHECKING:
     from tests.training.conftest import Run, Workshop
@@ -46,11 +46,16 @@ def interrupted(workshop: Workshop) -> Run:
 
 @pytest.fixture
 def stopped(interrupted: Run, tmp_path: Path) -> Iterator[Run]:
-    """That run as it was, for one test to break."""
-    shutil.copytree(interrupted.path, tmp_path / "kept")
-    yield interrupted
-    shutil.rmtree(interrupted.path)
-    shutil.copytree(tmp_path / "kept", interrupted.path)
+    """That run, for one test to break."""
+    yield from put_back(interrupted, tmp_path / "kept")
+
+
+def put_back(run: Run, kept: Path) -> Iterator[Run]:
+    """A run, which is as it was when the test that has it is over."""
+    shutil.copytree(run.path, kept)
+    yield run
+    shutil.rmtree(run.path)
+    shutil.copytree(kept, run.path)
 
 
 def newest(run: Run) -> Path:
@@ -61,9 +66,25 @@ def newest(run: Run) -> Path:
 
 def reseal(run: Run, checkpoint: Path) -> None:
     """Whoever swaps a file can write its hash, too."""
-    fingerprint = run.attempts()[0]["run_fingerprint"]
-    manifest = json.loads((run.path / "provenance.json").read_text())["data_manifest_sha256"]
-    seal(checkpoint, int(checkpoint.name.removeprefix("step-")), fingerprint, manifest)
+    found = read_seal(checkpoint)
+    identity = RunIdentity(found.run_fingerprint, found.computation_fingerprint or "", reshards=True)
+    seal(checkpoint, found.step, identity, found.data_manifest_sha256, found.layouts)
+
+
+def plant(checkpoint: Path, named: str, value: Any) -> None:
+    """Put a value in the place of the first whose key has `named` in it: at the end of its shard, as `torch.save`
+    writes it."""
+    from octavo.training.plain_reading import PlainReader
+
+    index = PlainReader(checkpoint).index
+    stored = next(one for key, one in index.storage_data.items() if named in key.fqn)
+    code = io.BytesIO()
+    torch.save(value, code)
+    shard = checkpoint / stored.relative_path
+    stored.offset, stored.length = shard.stat().st_size, len(code.getvalue())
+    with shard.open("ab") as file:
+        file.write(code.getvalue())
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(index))
 
 
 def test_code_in_the_index_does_not_run(stopped: Run, tmp_path: Path) -> None:
@@ -83,18 +104,8 @@ def test_code_in_the_index_does_not_run(stopped: Run, tmp_path: Path) -> None:
 
 def test_code_in_a_value_beside_the_tensors_does_not_run(stopped: Run, tmp_path: Path) -> None:
     """The layers' extra states are `torch.save` files inside a shard."""
-    from octavo.training.plain_reading import PlainReader
-
     checkpoint, owned = newest(stopped), tmp_path / "owned"
-    index = PlainReader(checkpoint).index
-    stored = next(one for key, one in index.storage_data.items() if "_extra_state" in key.fqn)
-    code = io.BytesIO()
-    torch.save(Payload(owned), code)
-    shard = checkpoint / stored.relative_path
-    stored.offset, stored.length = shard.stat().st_size, len(code.getvalue())
-    with shard.open("ab") as file:
-        file.write(code.getvalue())
-    (checkpoint / ".metadata").write_bytes(pickle.dumps(index))
+    plant(checkpoint, "_extra_state", Payload(owned))
     reseal(stopped, checkpoint)
     assert "the checkpoint cannot be read" in stopped.train(expected_status=1)
     assert not owned.exists()

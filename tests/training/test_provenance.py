@@ -46,3 +46,10 @@ def test_elsewhere_it_is_the_lock_that_names_what_is_installed(root: Path) -> No
 @pytest.mark.parametrize("other", [{"numpy": "2.3.0"}, {"transformer-engine": "2.11.0"}])
 def test_packages_of_other_versions_or_that_the_lock_lacks_are_not_the_locks(root: Path, other: dict[str, str]) -> None:
     assert lock_sha256(None, {**INSTALLED, **other}) is None
+
+
+def test_what_was_set_up_for_gpus_is_of_the_gpu_lock(root: Path) -> None:
+    lock = "numpy==2.4.6\ntorch==2.14.1\ntransformer-engine==2.11.0\n"
+    (root / "requirements-gpu.lock").write_text(lock)
+    installed = {"numpy": "2.4.6", "torch": "2.14.1", "transformer-engine": "2.11.0"}
+    assert lock_sha256(None, installed) == hashlib.sha256(lock.encode()).hexdigest()

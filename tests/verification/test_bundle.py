@@ -17,7 +17,7 @@ from octavo.files import sha256
 from octavo.layout import ExperimentFolder
 from octavo.privacy import leak, redact
 from octavo.verification.archive import unpack
-from octavo.verification.bundle import _check_secrets, verify_bundle, write_bundle
+from octavo.verification.bundle import _check_secrets, _label_hosts, verify_bundle, write_bundle
 from tests.tiny import octavo
 
 CONTEXT: dict[str, Any] = {
@@ -117,8 +117,8 @@ def test_an_unzipped_bundle_is_made_again_like_the_archive(bundle: Path, tmp_pat
 def test_what_is_outdated_is_named_and_not_packed(folder: ExperimentFolder, root: Path) -> None:
     """A claim that the verdicts were made without."""
     claims = root / "configs" / "claims"
-    (claims / "12-new.yaml").write_text(
-        (claims / "02-fp8-loss-error.yaml").read_text().replace("number: 2", "number: 12")
+    (claims / "13-new.yaml").write_text(
+        (claims / "02-fp8-loss-error.yaml").read_text().replace("number: 2", "number: 13")
     )
     done = octavo(root, "bundle", "results/synthetic")
     assert done.returncode == 1
@@ -238,3 +238,13 @@ def test_computers_have_labels_instead_of_their_names(folder: ExperimentFolder, 
     assert '"node-1: cannot reach node-1.cluster:29500"' in labelled
     assert "['node-1']" in labelled
     assert "['node0']" in said(write_bundle(folder, tmp_path / "named.zip", host_names=True))
+
+
+def test_the_nodes_of_ranks_have_the_labels_of_the_attempt(tmp_path: Path) -> None:
+    attempt = {"start": "2026-01-01T00:00:00Z", "host": "gpu1", "nodes": ["gpu[1-2]"]}
+    attempt |= {"ranks": [{"rank": 0, "node": "gpu1"}, {"rank": 1, "node": "gpu2"}]}
+    (tmp_path / "attempts.jsonl").write_text(f"{json.dumps(attempt)}\n")
+    _label_hosts(tmp_path, ExperimentFolder(tmp_path / "results" / "x"))
+    labelled = json.loads((tmp_path / "attempts.jsonl").read_text())
+    assert labelled["nodes"] == ["node-1,node-2"]
+    assert [rank["node"] for rank in labelled["ranks"]] == ["node-1", "node-2"]

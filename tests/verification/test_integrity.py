@@ -15,6 +15,7 @@ import pytest
 from synthetic import hashes
 
 from octavo.experiment.load import load_experiment
+from octavo.experiment.run import RunIdentity
 from octavo.files import sha256
 from octavo.layout import ExperimentFolder
 from octavo.records import read_table, write_table
@@ -332,7 +333,7 @@ def make_checkpoint(folder: ExperimentFolder, cell: str) -> Path:
     checkpoint.mkdir(parents=True)
     (checkpoint / "shard").write_bytes(b"tensors of " + cell.encode())
     result = json.loads(run.result.read_text())
-    seal(checkpoint, 20, result["run_fingerprint"], result["data_manifest_sha256"])
+    seal(checkpoint, 20, RunIdentity(result["run_fingerprint"], "", reshards=True), result["data_manifest_sha256"], [])
     return checkpoint
 
 
@@ -346,10 +347,10 @@ def found(folder: ExperimentFolder, status: str) -> list[str]:
 
 
 def test_another_claim_makes_verdicts_outdated(folder: ExperimentFolder) -> None:
-    """The twelfth is added; the tables and the plan do not rest on claims."""
+    """A thirteenth is added; the tables and the plan do not rest on claims."""
     claims = Path("configs/claims")
-    (claims / "12-new.yaml").write_text(
-        (claims / "02-fp8-loss-error.yaml").read_text().replace("number: 2", "number: 12")
+    (claims / "13-new.yaml").write_text(
+        (claims / "02-fp8-loss-error.yaml").read_text().replace("number: 2", "number: 13")
     )
     assert damaged(folder) == []
     assert {one.split()[1] for one in found(folder, "outdated")} == {"claims.json"}

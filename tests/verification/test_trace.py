@@ -76,6 +76,7 @@ def test_a_number_of_the_plan(folder: ExperimentFolder) -> None:
     assert "it is a forecast" in said[-1]
     for file in ("experiments/synthetic.yaml", "clusters/devices/synthetic.yaml", "calibration/cpu.yaml"):
         assert file in said[-1]
+    assert f"results/synthetic/plan.json (SHA-256 {sha256(folder.plan_steps)})" in said[-1]
 
 
 def test_a_number_of_an_ablations_report(folder: ExperimentFolder) -> None:

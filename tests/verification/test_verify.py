@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from octavo.cli import app
 from octavo.errors import OctavoError
 from octavo.experiment.load import load_experiment
-from octavo.layout import ExperimentFolder
+from octavo.layout import ConfigFolders, ExperimentFolder
 from octavo.verification import rerun
-from octavo.verification.verify import _Gates, verify
+from octavo.verification.verify import _Gates, relaid, verify
 
 
 def test_a_run_that_cannot_be_made_again_is_a_check(folder: ExperimentFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,6 +35,13 @@ def test_a_run_that_cannot_be_made_again_is_a_check(folder: ExperimentFolder, mo
         assert one.note == "it cannot be made again: a run made again failed with status 1: no space (seed-1.log)"
     assert not found.passed
     assert folder.verification.exists()
+
+
+def test_a_run_of_an_experiment_with_ablations_is_laid_out_otherwise(repository: Path) -> None:
+    experiment = load_experiment("laptop-ablations", ConfigFolders(repository / "configs"))
+    other = relaid(experiment, experiment.run("moe-bf16", experiment.file.all_seeds[0]), "data")
+    assert other is not None
+    assert other.parallelism.data == 2
 
 
 @pytest.mark.parametrize("steps", [1, 10])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from snakemake_logger_plugin_octavo import last_step, run_folder
+from snakemake_logger_plugin_octavo import last_step, left, run_folder
 
 SNAKEFILE = """
 rule all:
@@ -42,8 +43,58 @@ def test_a_log_has_one_line_as_a_job_starts_and_ends_and_the_log_of_the_one_that
     assert sum("start  text to tokens" in line for line in lines) == 1
     assert sum("done   text to tokens" in line for line in lines) == 1
     assert any("done   bad" in line for line in lines) is False
-    assert "error: no such thing" in done.stderr
+    assert any("FAILED bad: no such thing" in line for line in lines)
     assert "Traceback" not in done.stderr
+
+
+FAILURES = """
+rule all:
+    input: "error.txt", "killed.txt", "silent.txt", "saved.txt"
+
+rule error:
+    output: "error.txt"
+    log: "error.log"
+    shell:
+        "echo 'error: the disk is full\\n  where:    results/e\\n  to do:    free some' >> {log};"
+        "echo later >> {log}; exit 1"
+
+rule killed:
+    output: "killed.txt"
+    log: "killed.log"
+    shell: "echo 'step 7' > {log}; kill -KILL $$"
+
+rule silent:
+    output: "silent.txt"
+    shell: "exit 3"
+
+rule saved:
+    output: "saved.txt"
+    shell: "exit 75"
+"""
+
+
+def test_a_failure_is_the_job_the_reason_and_the_log_and_no_banner(tmp_path: Path) -> None:
+    """At once, and again at the end. What an earlier try wrote into the log is gone when this one fails."""
+    (tmp_path / "Snakefile").write_text(FAILURES)
+    (tmp_path / "error.log").write_text("error: of an earlier try\n")
+    (tmp_path / "killed.log").write_text("error: of an earlier try\n")
+    done = snakemake(tmp_path)
+    assert done.returncode == 1
+    said = re.sub(r"\d\d:\d\d:\d\d ", "", done.stderr)
+    assert (
+        "FAILED error: the disk is full\n  where:    results/e\n  to do:    free some\n  log:      error.log\n" in said
+    )
+    killed = "it was ended by SIGKILL from outside, perhaps for want of memory"
+    assert f"FAILED killed: {killed}\n  log:      killed.log\n" in said
+    assert "FAILED silent: it ended with status 3 and without a word\n" in said
+    assert "left   saved: it saved, and goes on from there\n" in said
+    end = said.partition("3 jobs failed:\n")[2]
+    assert sorted(end.splitlines()[:3]) == [
+        "  error: the disk is full", f"  killed: {killed}", "  silent: it ended with status 3 and without a word",
+    ]  # fmt: skip
+    assert "the same command goes on from there" in end
+    for banner in ("Error in rule", "CalledProcessError", "RuleException", "Exiting because", "jobid:", "earlier try"):
+        assert banner not in said, banner
 
 
 def test_a_dry_run_is_printed_as_snakemake_words_it(tmp_path: Path) -> None:
@@ -51,6 +102,22 @@ def test_a_dry_run_is_printed_as_snakemake_words_it(tmp_path: Path) -> None:
     done = snakemake(tmp_path, "--dry-run")
     assert done.returncode == 0
     assert "rule bad" in done.stdout + done.stderr
+
+
+def test_a_run_that_starts_is_said_to_take_what_the_plan_says(tmp_path: Path) -> None:
+    """A shorter run has a row of its own; without a plan nothing is said."""
+    rules = 'rule all:\n    input: "results/e/runs/a/seed-1/done", "results/e/runs/a/seed-1/horizon-10/done"\n\n'
+    rules += 'rule train:\n    output: "results/{experiment}/runs/{cell}/seed-{seed}/done"\n'
+    (tmp_path / "Snakefile").write_text(rules + '    wildcard_constraints: cell="[^/]+"\n    shell: "touch {output}"\n')
+    (tmp_path / "results/e").mkdir(parents=True)
+    plan = tmp_path / "results/e/plan.csv"
+    plan.write_text("cell,hours_per_run\na,0.5\na@10,0.01\n")
+    lines = snakemake(tmp_path).stderr.splitlines()
+    assert sum("start  train a seed 1 (0:30:00 by the plan)" in line for line in lines) == 1
+    assert sum("start  train a seed 1/horizon-10 (0:00:36 by the plan)" in line for line in lines) == 1
+    plan.unlink()
+    again = snakemake(tmp_path, "--forceall").stderr.splitlines()
+    assert sum(line.endswith("start  train a seed 1") for line in again) == 1
 
 
 @pytest.mark.parametrize("padding", [0, 10_000])
@@ -63,6 +130,13 @@ def test_progress_is_the_last_whole_training_line(tmp_path: Path, padding: int) 
     point = last_step(path)
     assert point is not None
     assert (point["step"], point["loss"]) == (10, 0.5)
+
+
+def test_time_left_is_that_of_the_pace_so_far() -> None:
+    """Four runs in 40 s: ten seconds each, whatever runs side by side; nothing is said after two."""
+    assert left(40.0, 4, 25) == "about 0:04:10 left"
+    assert left(20.0, 2, 25) == ""
+    assert left(40.0, 4, 0) == ""
 
 
 def test_no_metrics_yet(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""`make clean` and `make distclean`: results are paid for, and are removed only on confirmation."""
+"""`make setup`: for CPUs or GPUs. `make clean` and `make distclean`: results are paid for, and are removed only on
+confirmation."""
 
 from __future__ import annotations
 
@@ -29,6 +30,29 @@ def make(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["make", *arguments], cwd=checkout, capture_output=True, text=True, check=False, timeout=LIMIT
     )
+
+
+@pytest.mark.parametrize(
+    ("made", "arguments", "lock", "anew"),
+    [
+        (None, (), "requirements.lock", False),
+        (".complete", ("GPU=1",), "requirements-gpu.lock", True),
+        (".complete-gpu", (), None, False),  # GPU=1 is kept: nothing to do
+        (".complete-gpu", ("GPU=",), "requirements.lock", True),
+    ],
+)
+def test_a_set_up_for_gpus_is_made_anew_and_stays(
+    checkout: Path, made: str | None, arguments: tuple[str, ...], lock: str | None, anew: bool
+) -> None:
+    for name in ("requirements-cuda.lock", "requirements-gpu.lock", "pyproject.toml", "setup.py"):
+        (checkout / name).touch()
+    if made:
+        (checkout / ".venv" / made).touch()
+    planned = make(checkout, "--dry-run", "setup", *arguments)
+    assert planned.returncode == 0, planned.stderr
+    assert (f"from {lock} ..." in planned.stdout) == (lock is not None)
+    assert ("venv --clear" in planned.stdout) == anew
+    assert ("gpu-packages.sh .venv requirements-gpu.lock" in planned.stdout) == (lock == "requirements-gpu.lock")
 
 
 def test_clean_removes_caches_and_neither_results_nor_the_set_up(checkout: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from pypdf import PdfReader
 
-from tests.tiny import LIMIT, REPOSITORY, SNAKEMAKE, TINY, Checkout, environment, octavo
+from tests.tiny import LIMIT, REPOSITORY, SNAKEMAKE, TINY, Checkout, changed, environment, octavo
 
 REPORT = "results/tiny/report.pdf"
 
@@ -206,6 +206,27 @@ def test_a_pipeline_killed_while_it_trains_ends_with_the_same_numbers(undisturbe
         again = checkout.results()[name]
         for key in ("validation_loss", "training_loss", "parameters_sha256", "run_fingerprint"):
             assert again[key] == result[key], (name, key)
+
+
+def test_ctrl_c_says_that_the_same_command_goes_on_and_it_does(tmp_path: Path) -> None:
+    """The terminal sends SIGINT to the pipeline and to what trains, which saves first."""
+    checkout = Pipeline(tmp_path, changed(TINY, {"training.steps": 300, "precisions": ["bf16"]}))
+    target = "results/tiny/runs/dense-bf16/seed-1/result.json"
+    run = (checkout.root / target).parent
+    process = checkout.start(target)
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_bytes():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode != 0
+    assert said.count("what trains saves and leaves; the same command goes on from there") == 1
+    assert "Traceback" not in said
+    assert not (checkout.root / target).exists()
+    checkout.snakemake(target)
+    first, second = (json.loads(line) for line in (run / "attempts.jsonl").read_text().splitlines())
+    assert (first["exit_reason"], second["exit_reason"]) == ("signalled", "completed")
+    assert 0 < first["last_step"] == second["first_step"] < 300
 
 
 def test_what_a_failed_verification_found_can_be_read(undisturbed: Pipeline, tmp_path: Path) -> None:

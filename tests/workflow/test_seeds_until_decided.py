@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import yaml
+from pypdf import PdfReader
 
 from tests.tiny import TINY, Checkout, changed
 
@@ -27,8 +28,17 @@ def test_seeds_are_added_to_undecided_comparisons_alone_until_there_are_no_more(
         path = tmp_path / "configs" / "claims" / f"{name}.yaml"
         path.write_text(yaml.safe_dump({"number": number, **CLAIM, **claim}))
     target = "results/tiny/claims.json"
-    checkout.snakemake(target)
     folder = tmp_path / "results" / "tiny"
+    said = checkout.snakemake("results/tiny/first-report.json")
+    assert "results/tiny/report.pdf stands: a first report, after 2 of up to 3 seeds; more are running" in said
+    assert "First report, after 2 of up to 3 seeds" in " ".join(
+        PdfReader(folder / "report.pdf").pages[0].extract_text().split()
+    )
+    assert "First report, after 2 of up to 3 seeds" in (folder / "report.html").read_text()
+    assert not (folder / "claims.json").exists()
+    # ended here, the report is still to be made
+    assert "rule report:" in checkout.snakemake("results/tiny/report.pdf", "--dry-run")
+    checkout.snakemake(target)
     trained = {path.parent.name: set() for path in folder.glob("runs/*/seed-*")}
     for path in folder.glob("runs/*/seed-*/result.json"):
         trained[path.parent.parent.name].add(path.parent.name)

@@ -6,6 +6,9 @@ rule data:
         "results/data/{data}/manifest.json",
     log:
         "results/data/{data}/data.log",
-    threads: max(1, octavo.CORES - 1)  # leaves one for the forecast, which needs none of it
+    # leaves one for the forecast, which needs none of it
+    threads: octavo.cpu_job_threads(config) or max(1, octavo.CORES - 1)
+    resources:
+        **octavo.cpu_job(config),
     shell:
         "octavo data results/data/{wildcards.data} > {log} 2>&1"

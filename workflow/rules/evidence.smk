@@ -35,9 +35,26 @@ rule aggregate:
         "octavo aggregate {params.arguments} > {log} 2>&1"
 
 
+# of a ladder: every planned end, the fit of losses over compute, and the leverage
+rule ladder:
+    input:
+        "results/{experiment}/runs.parquet",
+        "results/{experiment}/steps.parquet",
+    output:
+        "results/{experiment}/ladder.csv",
+        "results/{experiment}/leverage.json",
+    log:
+        "results/{experiment}/logs/ladder.log",
+    params:
+        digest=octavo.ladder_digest,
+    shell:
+        "octavo ladder results/{wildcards.experiment} > {log} 2>&1"
+
+
 rule claims:
     input:
         rules.aggregate.output,
+        octavo.scope_leverage,
     output:
         "results/{scope}/claims.json",
         "results/{scope}/comparisons.json",

@@ -11,7 +11,29 @@ rule image:
         "results/images/{variant}.json",
     log:
         "results/images/{variant}.log",
+    threads: octavo.cpu_job_threads(config) or 1
+    resources:
+        **octavo.cpu_job(config),
     params:
         digest=octavo.image_digest,
     shell:
         "octavo image {wildcards.variant} > {log} 2>&1"
+
+
+# the same file system as pyxis starts it
+rule squashfs:
+    input:
+        ancient("container.def"),
+        ancient(octavo.image_lock),
+    output:
+        "results/images/{variant}.sqsh",
+        "results/images/{variant}.sqsh.json",
+    log:
+        "results/images/{variant}.sqsh.log",
+    threads: octavo.cpu_job_threads(config) or 1
+    resources:
+        **octavo.cpu_job(config),
+    params:
+        digest=octavo.image_digest,
+    shell:
+        "octavo image {wildcards.variant} --squashfs > {log} 2>&1"

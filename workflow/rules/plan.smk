@@ -6,6 +6,7 @@ rule plan:
         "configs/experiments/{experiment}.yaml",
     output:
         "results/{experiment}/plan.csv",
+        "results/{experiment}/plan.json",
         report(
             "results/{experiment}/plan.pdf",
             caption="../report/plan.rst",

@@ -21,8 +21,26 @@ rule figures:
     params:
         arguments=octavo.scope_arguments,
         digest=octavo.figures_digest,
+        prediction=octavo.prediction_digest,
     shell:
         "octavo figures {params.arguments} > {log} 2>&1"
+
+
+# where seeds are added until decided: a report of the first ones, there to be read while more are trained. It stands
+# where the whole one will, older than what this writes, so that the whole one is made whatever comes in between.
+rule first_report:
+    input:
+        octavo.first_results,
+    output:
+        "results/{scope}/first-report.json",
+    log:
+        "results/{scope}/logs/first-report.log",
+    priority: octavo.FIRST
+    params:
+        arguments=octavo.scope_arguments,
+        fingerprint=octavo.first_report_fingerprint,
+    shell:
+        "octavo first-report {params.arguments} > {log} 2>&1"
 
 
 rule report:
@@ -31,6 +49,7 @@ rule report:
         rules.claims.output,
         rules.figures.output,
         octavo.scope_plan,
+        octavo.first_report,
     output:
         report(
             "results/{scope}/report.pdf",
@@ -50,5 +69,18 @@ rule report:
         arguments=octavo.scope_arguments,
         digest=octavo.report_digest,
         verification=octavo.verification_digest,
+        prediction=octavo.prediction_digest,
     shell:
         "octavo report {params.arguments} > {log} 2>&1"
+
+
+# All experiments that have a report. It asks for none: what is not there yet is not on the page.
+rule index:
+    output:
+        "results/index.html",
+    log:
+        "results/logs/index.log",
+    params:
+        digest=octavo.index_digest,
+    shell:
+        "octavo index > {log} 2>&1"

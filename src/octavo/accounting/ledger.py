@@ -17,9 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from octavo.accounting.money import cost, device_energy_kwh
+from octavo.accounting.money import ESTIMATED, cost, energy_at_the_meter
 from octavo.accounting.slurm import ATTEMPTS_FILE, PROVISIONAL, with_slurms_hours
-from octavo.experiment.run import Experiment, run_fingerprint
+from octavo.experiment.run import Experiment
 from octavo.files import write_json
 from octavo.layout import ExperimentFolder, RunFolder
 from octavo.records import TABLE_FIELDS, AttemptRecord, LedgerState, last_line, read_lines, read_record
@@ -102,12 +102,10 @@ def last_sign_of_life(folder: RunFolder, attempt: AttemptRecord) -> datetime:
 
 def _rows(experiment: Experiment, folder: RunFolder) -> Iterator[dict[str, Any]]:
     cell = experiment.cells.get(folder.cell)
-    current = (
-        run_fingerprint(cell.fingerprint, folder.seed) if cell and folder.seed in experiment.file.all_seeds else None
-    )
+    current = cell.identity(folder.seed) if cell and folder.seed in experiment.file.all_seeds else None
     for place in [*sorted(folder.superseded.glob("*")), folder.path]:
         for attempt in read_lines(place / ATTEMPTS_FILE, AttemptRecord):
-            superseded = place != folder.path or attempt.run_fingerprint != current
+            superseded = place != folder.path or current is None or not current.holds(attempt)
             yield _row(experiment, RunFolder(folder.path), place, attempt, superseded)
 
 
@@ -121,6 +119,7 @@ def _row(
         state = None if alive else "killed"
     hours = max(0.0, (end - attempt.start).total_seconds()) * attempt.device_count / 3600
     energy, energy_source = _energy(experiment, attempt, hours)
+    measured = energy if energy_source != ESTIMATED else None
     return {
         "experiment": experiment.name,
         "cell": folder.cell,
@@ -130,8 +129,10 @@ def _row(
         "submit": None,
         "state": state or "running",
         "nodes": ",".join(attempt.nodes),
+        "ranks": [one.model_dump() for one in attempt.ranks] or None,
         "devices": attempt.device_count,
         "device_kind": attempt.device_kind,
+        "layout": attempt.layout,
         "start": attempt.start,
         "end": end,
         "first_step": attempt.first_step,
@@ -140,14 +141,16 @@ def _row(
         "device_hours": hours,
         "energy_kwh": energy,
         "energy_source": energy_source,
-        "cost": cost(experiment.cluster, experiment.device, hours),
+        "cost": cost(experiment.cluster, experiment.device, hours, measured),
         "currency": experiment.cluster.currency,
         "source": ATTEMPTS_FILE,
     }
 
 
 def _energy(experiment: Experiment, attempt: AttemptRecord, hours: float) -> tuple[float, str]:
-    """Kilowatt-hours of the devices. RAPL is not used: it counts the whole processor, other processes included."""
+    """Kilowatt-hours at the meter, and what of them was measured. RAPL is not used: it counts the whole processor,
+    other processes included."""
+    cluster, device = experiment.cluster, experiment.device
     if attempt.energy_joules is not None and attempt.energy_source == "nvml":
-        return attempt.energy_joules / 3.6e6, "nvml"
-    return device_energy_kwh(experiment.cluster, experiment.device, hours), "power x utilisation"
+        return energy_at_the_meter(cluster, device, hours, devices_kwh=attempt.energy_joules / 3.6e6), "nvml"
+    return energy_at_the_meter(cluster, device, hours), ESTIMATED

@@ -9,12 +9,12 @@ verify`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from octavo.files import sha256
 from octavo.layout import RunFolder
-from octavo.records import MetricsRecord, Result, read_last_lines
+from octavo.records import AttemptRecord, LayoutSince, MetricsRecord, Result, read_last_lines
 
 
 def contradictions(folder: RunFolder, result: Result, *, trust_times: bool = False) -> list[str]:
@@ -26,22 +26,43 @@ def contradictions(folder: RunFolder, result: Result, *, trust_times: bool = Fal
     return [*changed_files(folder, result, trust_times=trust_times), *_result_against_metrics(folder, result)]
 
 
+def layouts_by_attempts(attempts: Sequence[AttemptRecord]) -> list[LayoutSince]:
+    """The layouts that a run's steps were trained under, by its attempts; empty where these were not recorded.
+
+    An attempt that begins at a step replaces what was trained after it. Of a run that began from its trunk's checkpoint
+    they are those of its own steps alone.
+    """
+    if any(one.layout is None for one in attempts):
+        return []
+    layouts: list[LayoutSince] = []
+    for one in attempts:
+        layouts = [earlier for earlier in layouts if earlier.after_step < one.first_step]
+        if not layouts or layouts[-1].layout != one.layout:
+            own = LayoutSince(after_step=one.first_step, layout=one.layout or "", devices=one.device_count)
+            layouts.append(own)
+    return layouts
+
+
 def changed_files(folder: RunFolder, result: Result, *, trust_times: bool = False) -> Iterator[str]:
     """The files that do not have the hash which the result holds of them, one sentence each."""
     recorded = {folder.metrics.name: result.metrics_sha256, **result.files_sha256}
+    written = folder.result.stat().st_ctime_ns if trust_times else 0
     for path in (folder.metrics, folder.attempts, folder.provenance, folder.routing):
-        if trust_times and path.name in recorded and _older(path, folder.result):
+        changed = _changed_at(path)
+        expected = recorded.get(path.name)
+        if trust_times and expected and changed is not None and changed <= written:
             continue
-        expected, found = recorded.get(path.name), sha256(path) if path.exists() else None
+        found = None if changed is None else sha256(path)
         if found != expected:
             yield f"{path.name} was changed: SHA-256 {_short(found)} instead of {_short(expected)}"
 
 
-def _older(path: Path, result: Path) -> bool:
+def _changed_at(path: Path) -> int | None:
+    """A file's ctime; None where there is none."""
     try:
-        return path.stat().st_ctime_ns <= result.stat().st_ctime_ns
-    except OSError:
-        return False
+        return path.stat().st_ctime_ns
+    except FileNotFoundError:
+        return None
 
 
 def _result_against_metrics(folder: RunFolder, result: Result) -> Iterator[str]:

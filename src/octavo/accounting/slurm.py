@@ -12,16 +12,15 @@ rest on it are marked PROVISIONAL, because what it would have said is not known.
 
 A row belongs to the run that its job's comment names (`octavo.cluster.job.comment`), among jobs submitted from this
 checkout. Some sites do not store comments, and Slurm stores none before a job ends: the submit line holds it too.
-Failing that, the trainer wrote the number of its job into `attempts.jsonl`.
+Failing that, the trainer wrote the number of its job into `attempts.jsonl`. In an allocation of one's own, where runs
+are steps beside one another, it wrote the step's (`17.3`): the hours are then the step's.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,8 +28,9 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any, get_args
 
-from octavo.accounting.money import cost, device_energy_kwh
+from octavo.accounting.money import ESTIMATED, cost, energy_at_the_meter
 from octavo.cluster.job import comment
+from octavo.cluster.queue import answer
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import gives_gpus
 from octavo.experiment.run import Experiment
@@ -117,15 +117,20 @@ def read_accounting(experiment: Experiment, attempts: list[dict[str, Any]], *, a
     if not (ask and available()):
         return Accounting(kept.rows, frozenset(kept.unknown), unanswered=False)
     try:
-        found = query(experiment, attempts, kept.rows)
+        found = query(experiment, attempts, kept)
     except UnansweredError:
         return Accounting(kept.rows, frozenset(kept.unknown), unanswered=True)
     rows = _ordered({row.key: row for row in [*kept.rows, *found]})
-    unknown = sorted({one["job"] for one in attempts if one["job"]} - {row.job for row in rows})
+    unknown = sorted(_without_row(attempts, rows))
     read = SlurmAccounting(rows=rows, unknown=unknown)
     if read != kept:
         write_json(experiment.folder.sacct, read.model_dump(mode="json"))
     return Accounting(rows, frozenset(unknown), unanswered=False)
+
+
+def _without_row(attempts: list[dict[str, Any]], rows: list[SlurmRow]) -> set[str]:
+    """Jobs that the trainer ran in and that none of Slurm's rows is about."""
+    return {one["job"] for one in attempts if one["job"]} - {row.job for row in rows}
 
 
 def kept_accounting(experiment: Experiment) -> SlurmAccounting:
@@ -150,48 +155,63 @@ def with_slurms_hours(
     ]
 
 
-def query(experiment: Experiment, attempts: list[dict[str, Any]], kept: list[SlurmRow]) -> list[SlurmRow]:
+def query(experiment: Experiment, attempts: list[dict[str, Any]], kept: SlurmAccounting) -> list[SlurmRow]:
     """What sacct has now of the experiment's jobs; nothing where Slurm keeps no accounting.
 
-    It is asked for all jobs since the first of `attempts` (the ledger's rows by the trainer's word) and of `kept` rows.
-    Raises UnansweredError where it does not answer.
+    It is asked for all jobs since the first of `attempts` (the ledger's rows by the trainer's word) and of the kept
+    rows, and again where it has no row of a job that the trainer ran in and that is not known to be unknown: for some
+    seconds after slurmdbd's start it answers what is asked by time with no rows. Raises UnansweredError where it does
+    not answer, or has rows when it is asked by number that it has not when it is asked by time.
     """
-    begun = [*(attempt["start"] for attempt in attempts), *(row.start for row in kept)]
+    begun = [*(attempt["start"] for attempt in attempts), *(row.start for row in kept.rows)]
     since = min(begun, default=datetime.now(UTC))
     jobs = {attempt["job"]: (attempt["cell"], attempt["seed"]) for attempt in attempts if attempt["job"]}
     begin = (since - BEFORE).strftime("%Y-%m-%dT%H:%M:%S")
-    # nobody who writes a comment can know it: no part of one can pass for a field or a row
-    separator = f"|{secrets.token_hex(8)}|"
-    printed = _ask(f"--starttime={begin}", f"--format={','.join(FIELDS)}", f"--delimiter={separator}")
-    return parse(
-        printed,
-        runs_by_comment(experiment),
-        jobs,
-        str(repository()),
-        gpus=gives_gpus(experiment.cluster, experiment.device),
-        separator=separator,
-    )
+
+    def asked(*which: str) -> list[SlurmRow]:
+        # nobody who writes a comment can know it: no part of one can pass for a field or a row
+        separator = f"|{secrets.token_hex(8)}|"
+        printed = _ask(*which, f"--format={','.join(FIELDS)}", f"--delimiter={separator}")
+        return parse(
+            printed,
+            runs_by_comment(experiment),
+            jobs,
+            str(repository()),
+            gpus=gives_gpus(experiment.cluster, experiment.device),
+            separator=separator,
+        )
+
+    def numbered(which: set[str]) -> list[SlurmRow]:
+        """By number: whole jobs, and steps, of which sacct prints no folder and no comment."""
+        whole, steps = ([job for job in sorted(which) if ("." in job) == step] for step in (False, True))
+        return [
+            *(asked(f"--jobs={','.join(whole)}", "--allocations") if whole else []),
+            *(asked(f"--jobs={','.join(steps)}") if steps else []),
+        ]
+
+    found, late = list[SlurmRow](), list[SlurmRow]()
+    steps = {job for job in jobs if "." in job}
+    for wait in (0.0, *WAITS):
+        time.sleep(wait)
+        found = [*asked(f"--starttime={begin}", "--allocations"), *numbered(steps)]
+        missing = _without_row(attempts, [*kept.rows, *found]) - set(kept.unknown)
+        if not missing:
+            return found
+        late = numbered(missing)
+    if late:
+        raise _unanswered("asked by time it has no row of jobs that it knows by number")
+    return found
 
 
 def _ask(*arguments: str) -> str:
     """What sacct prints; empty where Slurm says that it keeps no accounting."""
-    command = ["sacct", "--duplicates", "--allocations", "--parsable2", "--noheader", "--noconvert", *arguments]
+    command = ["sacct", "--duplicates", "--parsable2", "--noheader", "--noconvert", *arguments]
     said = ""
     for wait in (0.0, *WAITS):
         time.sleep(wait)
         try:
-            asked = subprocess.run(
-                command,
-                check=False,
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",  # other jobs' submit lines may hold any bytes
-                timeout=ANSWER_SECONDS,
-                env={**os.environ, "SLURM_TIME_FORMAT": "%s", "TZ": "UTC"},  # seconds since 1970
-            )
-        except subprocess.TimeoutExpired:
-            said = f"no answer in {ANSWER_SECONDS} s"
-            continue
+            # times are seconds since 1970
+            asked = answer(*command, seconds=ANSWER_SECONDS, SLURM_TIME_FORMAT="%s", TZ="UTC")
         except OSError as error:
             said = str(error.strerror)
             continue
@@ -200,8 +220,12 @@ def _ask(*arguments: str) -> str:
         said = asked.stderr.strip()
         if "accounting storage is disabled" in said:  # Slurm's words for accounting_storage/none
             return ""
-    raise UnansweredError(
-        f"sacct failed {len(WAITS) + 1} times: {said}",
+    raise _unanswered(f"sacct failed {len(WAITS) + 1} times: {said}")
+
+
+def _unanswered(found: str) -> UnansweredError:
+    return UnansweredError(
+        found,
         where="sacct",
         expected="an answer of Slurm's accounting (slurmdbd)",
         fix="look with sacct, and give the same command again when it answers",
@@ -236,7 +260,8 @@ def parse(
         line = values.get("SubmitLine", "")
         named = values.get("Comment") or _submitted_comment(line)
         run = runs.get(named) or jobs.get(values["JobIDRaw"])
-        if values.get("WorkDir") != work_dir or run is None or not values["Start"].isdigit():
+        here = values.get("WorkDir") == work_dir or "." in values["JobIDRaw"]
+        if not here or run is None or not values["Start"].isdigit():
             continue
         cell, seed = run
         elapsed, start = int(values["ElapsedRaw"]), int(values["Start"])
@@ -276,6 +301,8 @@ def exit_reason(state: str, said: str | None) -> str:
     reason = EXIT_REASONS.get(state, "running")
     if reason in ("completed", "failed") and said in get_args(ExitReason):
         return str(said)
+    if reason == "signalled" and said == "stalled":  # it went back into the queue, which is all that Slurm knows
+        return said
     return reason
 
 
@@ -330,6 +357,8 @@ def _of_row(experiment: Experiment, row: SlurmRow, attempts: list[dict[str, Any]
         share = (end - start).total_seconds() / whole if len(attempts) > 1 else 1.0
         devices, source = _devices(row, attempt)
         hours = devices * row.elapsed_seconds * share / 3600  # suspended time is not in elapsed
+        energy = _energy(experiment, row, attempt, hours, share)
+        measured = energy["energy_kwh"] if energy["energy_source"] != ESTIMATED else None
         divided.append(
             attempt
             | {
@@ -341,8 +370,8 @@ def _of_row(experiment: Experiment, row: SlurmRow, attempts: list[dict[str, Any]
                 "start": start,
                 "end": end,
                 "device_hours": hours,
-                **_energy(experiment, row, attempt, hours, share),
-                "cost": cost(experiment.cluster, experiment.device, hours),
+                **energy,
+                "cost": cost(experiment.cluster, experiment.device, hours, measured),
                 "source": source,
             }
         )
@@ -368,12 +397,16 @@ def _devices(row: SlurmRow, attempt: dict[str, Any]) -> tuple[int, str]:
 def _energy(
     experiment: Experiment, row: SlurmRow, attempt: dict[str, Any], hours: float, share: float
 ) -> dict[str, Any]:
+    """Kilowatt-hours at the meter: Slurm counts nodes, NVML (by the trainer's word) devices."""
+    cluster, device = experiment.cluster, experiment.device
     if row.energy_joules is not None:
-        return {"energy_kwh": row.energy_joules * share / 3.6e6, "energy_source": "slurm"}
+        nodes = row.energy_joules * share / 3.6e6
+        return {
+            "energy_kwh": energy_at_the_meter(cluster, device, hours, nodes_kwh=nodes), "energy_source": "slurm"
+        }  # fmt: skip
     if attempt["energy_source"] == "nvml":
         return {"energy_kwh": attempt["energy_kwh"], "energy_source": "nvml"}
-    energy = device_energy_kwh(experiment.cluster, experiment.device, hours)
-    return {"energy_kwh": energy, "energy_source": "power x utilisation"}
+    return {"energy_kwh": energy_at_the_meter(cluster, device, hours), "energy_source": ESTIMATED}
 
 
 def _orphan(experiment: Experiment, row: SlurmRow) -> dict[str, Any]:
@@ -382,9 +415,11 @@ def _orphan(experiment: Experiment, row: SlurmRow) -> dict[str, Any]:
         "cell": row.cell,
         "seed": row.seed,
         "attempt": ORPHAN,
+        "ranks": None,
         "devices": None,
         "state": None,
         "device_kind": "cpu" if experiment.device.kind == "cpu" else experiment.device.name,
+        "layout": None,
         "start": row.start,
         "first_step": None,
         "last_step": None,
@@ -401,8 +436,8 @@ def _submitted_comment(submit_line: str) -> str:
 
 
 def _submitted_gpus(submit_line: str, tres: str) -> int | None:
-    """GPUs that a job asked for on all of its nodes (`--gres` is of one)."""
-    found = re.search(r"--gres[ =]gpu:(?:[^\s:,]+:)?(\d+)\b", submit_line)
+    """GPUs that a job asked for on all of its nodes (the option is of one)."""
+    found = re.search(r"--(?:gres[ =]gpu:|gpus-per-node[ =])(?:[^\s:,]+:)?(\d+)\b", submit_line)
     nodes = _counts(tres).get("node")
     return int(found.group(1)) * nodes if found and nodes else None
 
@@ -435,7 +470,11 @@ def _records(text: str, separator: str) -> Iterator[list[str]]:
 
 
 def _checked(row: list[str]) -> list[str]:
-    if len(row) == len(FIELDS) and row[0].isdigit() and (row[1].isdigit() or row[1] in ("Unknown", "None")):
+    if (
+        len(row) == len(FIELDS)
+        and re.fullmatch(r"\d+(\.\d+)?", row[0])
+        and (row[1].isdigit() or row[1] in ("Unknown", "None"))
+    ):
         return row
     raise OctavoError(
         f"not a row of sacct: {'|'.join(row)[:200]!r}", where="sacct", expected=", ".join(FIELDS),
@@ -444,7 +483,7 @@ def _checked(row: list[str]) -> list[str]:
 
 
 def _ordered(rows: dict[tuple[str, datetime], SlurmRow]) -> list[SlurmRow]:
-    return sorted(rows.values(), key=lambda row: (row.start, int(row.job)))
+    return sorted(rows.values(), key=lambda row: (row.start, *map(int, row.job.split("."))))
 
 
 def _instant(seconds: int) -> datetime:

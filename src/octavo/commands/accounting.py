@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import timedelta
+from shutil import get_terminal_size
 from typing import Annotated
 
 import typer
@@ -19,39 +21,54 @@ def register(app: typer.Typer) -> None:
 def status(
     experiment: ExperimentArgument, json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
 ) -> None:
-    """Show which runs are done, running or failed, how far each is, and how long still."""
+    """Show which runs are done, running, queued or failed, how far each is, how long still, and Slurm's jobs."""
     from json import dumps
 
-    from octavo.accounting.status import as_json, ledger_status, run_statuses
+    from octavo.accounting.status import as_json, jobs_in_queue, ledger_status, run_statuses
     from octavo.experiment.load import load_experiment
 
     loaded = load_experiment(enter_trained(experiment).name)
     if json:
         typer.echo(dumps(as_json(loaded), indent=2))
         return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    runs = run_statuses(loaded)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name, right in (("run", False), ("state", False), ("step", True), ("loss", True), ("left", True),
-                        ("attempts", True), ("last error", False)):  # fmt: skip
-        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    jobs, silent = jobs_in_queue(loaded)
+    runs = run_statuses(loaded, jobs)
+    rows = [("run", "state", "step", "loss", "left", "attempts", "job", "last error")]
     for run in runs:
         left = "" if run.seconds_left is None else str(timedelta(seconds=round(run.seconds_left)))
         loss = "" if run.loss is None else f"{run.loss:.4f}"
-        table.add_row(f"{run.cell}/seed-{run.seed}", run.state, f"{run.step}/{run.steps}", loss, left,
-                      str(run.attempts), escape(run.error or ""))  # fmt: skip
-    Console(highlight=False).print(table)
+        rows.append((f"{run.cell}/seed-{run.seed}", run.state, f"{run.step}/{run.steps}", loss, left,
+                     str(run.attempts), str(run.job or ""), run.error or ""))  # fmt: skip
+    typer.echo("\n".join(_columns(rows, get_terminal_size().columns if sys.stdout.isatty() else None)))
+    for run in runs:
+        for slow in run.stragglers:
+            typer.echo(f"{run.cell}/seed-{run.seed} is slowed down: {slow} (slurm.exclude takes a node out)")
     done = sum(run.state in ("done", "diverged") for run in runs)
     typer.echo(f"{done} of {len(runs)} runs done")
+    if left := sum(run.seconds_left or 0 for run in runs):
+        typer.echo(f"{timedelta(seconds=round(left))} of training left, one run after another")
+    if silent:
+        typer.echo(f"which jobs wait or run is not known: {silent}")
     if (most := len(loaded.file.all_seeds) * len(loaded.cells)) > len(loaded.file.first_seeds) * len(loaded.cells):
         typer.echo(f"seeds until decided: {len(runs)} runs asked for so far, {most} at most")
     if damaged := sum(run.state == "damaged" for run in runs):
         typer.echo(f"{damaged} damaged: no tables are made before that is mended")
     for reason in ledger_status(loaded.folder):
         typer.echo(f"the ledger is provisional: {reason}")
+
+
+def _columns(rows: list[tuple[str, ...]], width: int | None = None) -> list[str]:
+    """Lines with columns as wide as their longest value: words on the left, numbers on the right, the last as it is.
+    Columns in which no row says anything are left out, and lines longer than `width` are cut.
+
+    (A table of rich takes longer to draw than ten thousand runs take to be looked at.)
+    """
+    columns = [
+        (side, column) for side, column in zip("<<>>>><<", zip(*rows, strict=True), strict=True) if any(column[1:])
+    ]
+    shape = "  ".join(f"{{:{side}{max(map(len, column))}}}" for side, column in columns)
+    lines = [shape.format(*row).rstrip() for row in zip(*(column for _, column in columns), strict=True)]
+    return [line if width is None or len(line) <= width else f"{line[: width - 1]}…" for line in lines]
 
 
 def reconcile(experiment: ExperimentArgument) -> None:
@@ -74,11 +91,11 @@ def reconcile(experiment: ExperimentArgument) -> None:
     if not slurm.available():
         raise OctavoError("Slurm's accounting cannot be read here", where="sacct", fix="run this on the cluster")
     attempts, cells = made_tables(loaded, folder)
-    kept, word = slurm.kept_accounting(loaded).rows, trainers_rows(loaded)
+    kept, word = slurm.kept_accounting(loaded), trainers_rows(loaded)
     gpus = gives_gpus(loaded.cluster, loaded.device)
     trained = {row["job"]: row["devices"] for row in word if gpus and row["job"]}
     rows = [row for row in slurm.query(loaded, word, kept) if row.cell in cells]
-    found = compare(attempts, rows, kept, trained)
+    found = compare(attempts, rows, kept.rows, trained)
     for one in found.differences:
         typer.echo(f"{one.run}  job {one.job}  {one.what}")
     typer.echo(

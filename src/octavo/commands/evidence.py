@@ -12,6 +12,8 @@ from octavo.commands.named import Ablation, ExperimentArgument, enter, enter_tra
 def register(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command()(aggregate)
+    app.command()(predict)
+    app.command()(ladder)
     app.command()(claims)
     app.command()(look)
 
@@ -32,6 +34,27 @@ def aggregate(experiment: ExperimentArgument, ablation: Ablation = None) -> None
     for reason in provisional(attempts):
         typer.echo(f"the ledger is provisional: {reason}", err=True)
     typer.echo(scope.runs_table)
+
+
+def predict(experiment: ExperimentArgument) -> None:
+    """Say what a ladder's largest rung will show, sealed in prediction.json before it begins (the pipeline asks)."""
+    from octavo.evidence.ladder import seal_prediction
+    from octavo.experiment.load import load_experiment
+    from octavo.training.provenance import checkout_commit
+
+    folder = enter_trained(experiment)
+    seal_prediction(folder, load_experiment(folder.name), checkout_commit()[0])
+    typer.echo(folder.prediction)
+
+
+def ladder(experiment: ExperimentArgument) -> None:
+    """Of an experiment with a ladder: every planned end in ladder.csv, what they say of leverage in leverage.json."""
+    from octavo.evidence.ladder import write_ladder
+    from octavo.experiment.load import load_experiment
+
+    folder = enter_trained(experiment)
+    write_ladder(folder, load_experiment(folder.name))
+    typer.echo(folder.leverage)
 
 
 def claims(experiment: ExperimentArgument, ablation: Ablation = None) -> None:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from octavo.commands.named import ExperimentArgument, enter_trained
+from octavo.errors import OctavoError
+
+if TYPE_CHECKING:
+    from octavo.experiment.cluster import Cluster, Device
+    from octavo.experiment.doctor import Finding
 
 
 class SchemaName(StrEnum):
@@ -28,6 +34,7 @@ def register(app: typer.Typer) -> None:
     app.command()(schema)
     app.command()(check)
     app.command()(doctor)
+    app.command(hidden=True)(probe_node)
 
 
 def schema(
@@ -83,6 +90,13 @@ def doctor(
     cluster: Annotated[
         str | None, typer.Option(help="Also hold this file of configs/clusters against what Slurm says.")
     ] = None,
+    probe: Annotated[
+        bool, typer.Option("--probe", help="Also look at nodes of that cluster, in a short job with a task a device.")
+    ] = False,
+    nodes: Annotated[int, typer.Option(min=1, help="On how many nodes --probe looks at once.")] = 1,
+    record: Annotated[
+        bool, typer.Option("--record", help="For the pipeline: the cluster alone; keep what the probe found.")
+    ] = False,
 ) -> None:
     """Show what this machine can do (processor, GPUs and their recipes, Slurm, Apptainer) and what it lacks."""
     from rich.console import Console
@@ -94,9 +108,17 @@ def doctor(
     from octavo.experiment.site import examine_cluster
     from octavo.layout import configs
 
-    findings = list(examine())
+    if cluster is None and (probe or record):
+        raise OctavoError("--probe and --record need a cluster", expected="--cluster NAME, a file of configs/clusters")
+    findings = [] if record else list(examine())
     if cluster is not None:
-        findings += examine_cluster(cluster, *load_cluster(cluster, configs()))
+        described = load_cluster(cluster, configs())
+        site = list(examine_cluster(cluster, *described))
+        if probe and not any(one.state == "missing" for one in site):
+            site += _probe(cluster, *described, nodes)
+        findings += site
+        if record:
+            _record(cluster, findings, probe)
     marks = {"ok": "[green]ok[/]", "missing": "[red]missing[/]", "note": "[yellow]note[/]"}
     table = Table(box=None, show_header=False, pad_edge=False)
     for finding in findings:
@@ -105,3 +127,38 @@ def doctor(
     Console(highlight=False).print(table)
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(1)
+
+
+def _probe(name: str, cluster: Cluster, device: Device, nodes: int) -> list[Finding]:
+    """Look at nodes of a cluster and keep what they said. Raises OctavoError where it has no Slurm."""
+    from octavo.cluster.probe import probe
+    from octavo.layout import repository
+
+    if cluster.slurm is None:
+        raise OctavoError(
+            "the cluster has no nodes to look at", where=f"configs/clusters/{name}.yaml", expected="slurm"
+        )
+    return probe(name, cluster, device, repository(), nodes, lambda said: typer.echo(said, err=True))
+
+
+def _record(name: str, findings: list[Finding], probed: bool) -> None:
+    """Keep what stands in no run's way; raise one OctavoError with all that does."""
+    from octavo.cluster.probe import record_probe
+    from octavo.layout import repository
+
+    if missing := [one for one in findings if one.state == "missing"]:
+        raise OctavoError(
+            "\n".join(f"{one.what}: {one.found}{one.fix and f' -> {one.fix}'}" for one in missing),
+            where=f"configs/clusters/{name}.yaml",
+            fix=f"mend it and look again: octavo doctor --cluster {name}{' --probe' if probed else ''}",
+        )
+    record_probe(name, repository(), probed)
+
+
+def probe_node(cluster: str, folder: Path, devices: int) -> None:
+    """What a task of `doctor --probe` does on its node."""
+    from octavo.cluster.node import probe_here
+    from octavo.experiment.load import load_cluster
+    from octavo.layout import configs
+
+    probe_here(*load_cluster(cluster, configs()), folder, devices)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from datetime import date
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from octavo.accounting.money import OLD_MONTHS
 from octavo.commands.named import ExperimentArgument, enter_trained
 from octavo.errors import no_such
 
@@ -25,6 +28,7 @@ def register(app: typer.Typer) -> None:
     app.command()(published)
     app.command()(match)
     app.command()(scale)
+    app.command()(calibrate)
 
 
 def plan(
@@ -33,17 +37,20 @@ def plan(
 ) -> None:
     """Forecast parameters, memory, speed, device-hours and cost of every cell; stop if it exceeds the budget.
 
-    Writes plan.csv and plan.pdf.
+    Writes plan.csv, plan.pdf and what they were made from, plan.json.
     """
     from octavo.experiment.load import load_experiment
     from octavo.forecast.document import write_plan
+    from octavo.forecast.measured import forecast_cells, write_steps
     from octavo.forecast.plan import check_budget, plan_frame, plan_record
 
     folder = enter_trained(experiment)
     loaded = load_experiment(folder.name)
-    frame = plan_frame(loaded)
+    steps = forecast_cells(loaded)
+    frame = plan_frame(loaded, steps)
     check_budget(loaded, frame)
-    record = plan_record(loaded, frame)
+    record = plan_record(loaded, frame, steps)
+    write_steps(folder.plan_steps, steps)
     write_plan(folder, frame, record)
     typer.echo(json.dumps(record, indent=2) if as_json else f"{_plan_text(record)}\n{folder.plan_pdf}")
 
@@ -61,14 +68,53 @@ def _plan_text(record: dict[str, Any]) -> str:
         lines.append(
             f"{cell['cell']:<{width}}  {rate} tokens/s/{device} ({100 * cell['interval']:.0f} % interval {low} to "
             f"{high}){off}; {cell['device_hours']:,.4g} {record['hours_are']}, {cell['cost']:,.4g} "
-            f"{record['currency']}; {cell['memory_bytes_per_device'] / 2**30:,.3g} GiB: {fits}"
+            f"{record['currency']} ({cell['cost_low']:,.4g} to {cell['cost_high']:,.4g}); "
+            f"{cell['memory_bytes_per_device'] / 2**30:,.3g} GiB: {fits}; "
+            f"{cell['tokens_seen'] / cell['active_parameters']:,.3g} tokens per active parameter"
         )
     totals = record["totals"]
     lines.append(
         f"{'all':<{width}}  {totals['device_hours']:,.4g} {record['hours_are']} ({totals['device_hours_low']:,.4g} to "
-        f"{totals['device_hours_high']:,.4g}), {totals['cost']:,.4g} {record['currency']}"
+        f"{totals['device_hours_high']:,.4g}), {totals['cost']:,.4g} {record['currency']} "
+        f"({totals['cost_low']:,.4g} to {totals['cost_high']:,.4g}: both ends of speed and price)"
     )
-    return "\n".join([*lines, f"Speed: {record['basis']}"])
+    return "\n".join([*lines, f"Speed: {record['basis']}", *_price_lines(record), *record["remarks"]])
+
+
+def _price_lines(record: dict[str, Any]) -> Iterator[str]:
+    """Every rent with its age, and what owning costs beside it."""
+    unit = f"{record['currency']} per {record['hours_are'].removesuffix('s')}"
+    today = str(date.today())
+    for rent in record["rents"]:
+        age = ""
+        if rent["old_from"] is None:
+            age = "; it has no date, so whether it still holds is not known"
+        elif rent["old_from"] <= today:
+            age = f"; older than {OLD_MONTHS} months"
+        ratio, even = rent["owned_over_rented"], rent["break_even_use"]
+        owning = (
+            ""
+            if ratio is None
+            else "; owning costs {value:.2f} times as much ({low:.2f} to {high:.2f})".format(**ratio)
+        )
+        owning += "" if even is None else f", and is {_from_use(even)}"
+        yield (
+            f"Rent, {rent['commitment']}, {rent['date'] or 'no date'}: {rent['middle']:,.3g} {unit} "
+            f"({rent['low']:,.3g} to {rent['high']:,.3g}){age}{owning}"
+        )
+    if owned := record["owned"]:
+        yield (
+            f"Owned, used {owned['use']:.0%} of all hours: {owned['value']:,.3g} {unit} ({owned['low']:,.3g} to "
+            f"{owned['high']:,.3g})"
+        ).replace("%", " %")
+
+
+def _from_use(even: dict[str, float]) -> str:
+    """`cheaper from 58 % use on (40 to 83 %)`, or `never cheaper`."""
+    low, value, high = (100 * even[end] for end in ("low", "value", "high"))
+    if value > 100:
+        return f"never cheaper (that would take a use of {value:.0f} %)"
+    return f"cheaper from {value:.0f} % use on ({low:.0f} to {high:.0f} %; more than 100 % is never)"
 
 
 def forecast(
@@ -84,6 +130,10 @@ def forecast(
     cp: Annotated[int, typer.Option(min=1, help="Context-parallel ranks.")] = 1,
     vp: Annotated[int, typer.Option(min=1, help="Model chunks per pipeline stage.")] = 1,
     ep: Annotated[int, typer.Option(min=1, help="Expert-parallel ranks.")] = 1,
+    release: Annotated[
+        str | None, typer.Option(help="NVIDIA's release of the software that the forecast is for; 26.04.01 if none is.")
+    ] = None,
+    fsdp: Annotated[bool, typer.Option("--fsdp", help="Parameters shared out over data-parallel ranks.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Forecast the speed and memory of training a model in one layout on so many GPUs."""
@@ -95,7 +145,8 @@ def forecast(
     if precision not in get_args(RecipeName):
         raise no_such("precision", precision, get_args(RecipeName), where="--precision")
     recipe = cast(RecipeName, precision)
-    record = forecast_layout(LayoutRequest(model, gpu, n_gpus, recipe, seq_length, gbs, mbs, tp, pp, cp, vp, ep))
+    asked = LayoutRequest(model, gpu, n_gpus, recipe, seq_length, gbs, mbs, tp, pp, cp, vp, ep, release, fsdp)
+    record = forecast_layout(asked)
     if as_json:
         typer.echo(json.dumps(record, indent=2))
     else:
@@ -116,6 +167,8 @@ def _print_forecast(record: dict[str, Any]) -> None:
     for part, seconds in sorted(record["breakdown"].items(), key=lambda item: -item[1]):
         if seconds:
             console.print(f"  {part:<18} {seconds:>10.4g} s  {seconds / record['step_seconds']:>6.1%}")
+    if record["published"]:
+        console.print(f"published: {record['published']}")
     console.print(f"[dim]{record['basis']}[/]")
 
 
@@ -235,8 +288,41 @@ def _scale_text(record: dict[str, Any]) -> str:
         f"{record['cell']} ({record['basis']}), {record['tokens']:,.4g} tokens on {record['gpus']:,} {record['gpu']}:",
         f"  {hours['value']:,.0f} GPU-hours {span(hours, level)}",
         f"  {days['value']:,.1f} days {span(days, places=1)}",
-        f"  {cost['value']:,.0f} {record['currency']} {span(cost)}",
+        f"  {cost['value']:,.0f} {record['currency']} {span(cost)}, at {record['price_per_gpu_hour']:,.3g} a GPU-hour "
+        f"({record['price_low']:,.3g} to {record['price_high']:,.3g})",
     ]
+    if not record["memory_fits"]:
+        lines.append(
+            "  the layout does not fit the GPU's memory by the forecast: these are figures of a run that cannot be made"
+        )
     if published := record["published"]:
-        lines.append(f"  published: {published['gpu_hours']:,.0f} GPU-hours ({published['source']})")
+        lines.append(
+            f"  published: {published['gpu_hours']:,.0f} GPU-hours, {published['stages']}: {published['cost']:,.0f} "
+            f"{record['currency']} at the same price ({published['source']})"
+        )
     return "\n".join([*lines, "assuming", *(f"  - {one}" for one in record["assumptions"])])
+
+
+def calibrate(as_json: AsJson = False) -> None:
+    """Measure how fast this machine trains, in seconds: plans of experiments on it rest on that.
+
+    Writes results/probes/machine-<identity>.json. Measure while nothing else runs.
+    """
+    from octavo.forecast.machine import calibrate as measure
+
+    found = measure()
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+        return
+    busy = f"; {found.load:.1f} processes wanted a core before: measure again when nothing else runs"
+    typer.echo(f"{found.processes} processes side by side{busy if found.load >= found.processes else ''}")
+    for step in found.steps:
+        work = step.work
+        experts = (
+            f", {work['scores']:,.0f} experts' scores, {work['copied']:,.0f} values copied" if work["scores"] else ""
+        )
+        short = f", {work['short_sums']:,.0f} products in short sums" if work["short_sums"] else ""
+        typer.echo(
+            f"  {step.kind:<8} {step.recipe:<15} {1 / step.seconds_per_token:9,.0f} tokens/s/core (80 % of the steps "
+            f"within {step.spread:+.0%}), {work['flops'] / 1e6:.2f} M FLOPs a token{experts}{short}"
+        )

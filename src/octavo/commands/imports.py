@@ -73,17 +73,17 @@ def converges(
 
 def _folder(path: Path) -> ExperimentFolder:
     """The folder to import into. Raises OctavoError for one that is not `results/<name>`."""
-    from octavo.layout import ExperimentFolder
+    from octavo.layout import NOT_EXPERIMENTS, ExperimentFolder
 
     if (
         ".." in path.parts
         or path.parent.name != "results"
         or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}", path.name)
-        or path.name in ("data", "reference")  # Octavo's own: prepared text, published results
+        or path.name in NOT_EXPERIMENTS
     ):
         raise OctavoError(
             f"{str(path)[:200]!r} is no folder of results",
-            expected="results/NAME, NAME of at most 200 letters, digits, _ . - and not data or reference",
+            expected="results/NAME, NAME of at most 200 letters, digits, _ . - and not " + " or ".join(NOT_EXPERIMENTS),
             fix="choose a name, octavo import results/theirs FILE",
         )
     return ExperimentFolder(path)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import textwrap
 from typing import Annotated, Any
 
 import typer
+
+WIDE, NUMBERS = 150, 58
+"""Columns that the whole table takes, and that a narrower terminal's takes but for the sources: without what leaves
+embeddings out."""
 
 
 def register(app: typer.Typer) -> None:
@@ -33,10 +38,13 @@ def _print_table(records: list[dict[str, Any]], seq_length: int) -> None:
     from rich.table import Table
 
     console = Console()
-    console.width = max(console.width, 150)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDE
+    wide = console.width >= WIDE
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("model", no_wrap=True)
-    for heading in ("parameters", "active", "without embeddings", "active", f"GFLOPs/token at {seq_length:,}"):
+    without = ("without embeddings", "active") if wide else ()
+    for heading in ("parameters", "active", *without, "GFLOPs/token" + (f" at {seq_length:,}" if wide else "")):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("source", no_wrap=True)
     for record in records:
@@ -45,14 +53,13 @@ def _print_table(records: list[dict[str, Any]], seq_length: int) -> None:
             for key in (
                 "total_parameters",
                 "active_parameters",
-                "total_parameters_without_embeddings",
-                "active_parameters_without_embeddings",
+                *(("total_parameters_without_embeddings", "active_parameters_without_embeddings") if wide else ()),
             )
         ]
         table.add_row(
             record["name"],
             *counts,
             f"{record['flops_per_token'] / 1e9:,.4g}",
-            textwrap.shorten(record["source"], 44, placeholder=" ..."),
+            textwrap.shorten(record["source"], 44 if wide else max(12, console.width - NUMBERS), placeholder=" ..."),
         )
     console.print(table)

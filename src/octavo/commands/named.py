@@ -22,7 +22,7 @@ ExperimentArgument = Annotated[
         metavar="EXPERIMENT", help="laptop, results/laptop or configs/experiments/laptop.yaml, from any folder."
     ),
 ]
-OF_IMPORTS = ("import", "claims", "figures", "report", "trace", "converges")
+OF_IMPORTS = ("import", "claims", "figures", "report", "trace", "converges", "leverage")
 """Verbs that take imported runs."""
 
 

@@ -11,7 +11,7 @@ import typer
 
 from octavo.commands.named import enter_path
 from octavo.errors import OctavoError
-from octavo.layout import ExperimentFolder, RunFolder
+from octavo.layout import ExperimentFolder, RunFolder, parse_run
 
 if TYPE_CHECKING:
     from octavo.experiment.run import RunConfig
@@ -23,7 +23,9 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    run_folder: Annotated[Path, typer.Argument(help="results/<experiment>/runs/<cell>/seed-<n>")],
+    run_folder: Annotated[
+        Path, typer.Argument(help="results/<experiment>/runs/<cell>/seed-<n>, and below it horizon-<steps>")
+    ],
     config: Annotated[
         Path | None, typer.Option(help="A run's config.yaml, to train it in a folder of another name.")
     ] = None,
@@ -31,13 +33,14 @@ def train(
     """Train one run, or go on with it: what it is follows from its path.
 
     Started by torchrun or srun it is one rank; alone it starts the ranks of its run itself, in a Slurm job on all of
-    the job's nodes. A finished run is left as it is. Told to stop (SIGTERM, SIGUSR1) it saves and leaves with status
-    75: start it again and it goes on.
+    the job's nodes. A finished run is left as it is. Told to stop (SIGTERM, SIGUSR1, Ctrl-C) it saves and leaves with
+    status 75: start it again and it goes on.
     """
     from octavo.cluster.launch import in_allocation
     from octavo.cluster.launch import launch as launch_in_job
     from octavo.data.manifest import current_manifest
     from octavo.experiment.load import load_experiment
+    from octavo.records import laid_out
     from octavo.training import launch
     from octavo.training.journal import finished
     from octavo.training.requirements import check_run
@@ -45,8 +48,10 @@ def train(
     config = config and config.absolute()
     folder = RunFolder(enter_path(run_folder))
     run = _resolve(folder, config)
-    if finished(folder, run.run_fingerprint, current_manifest(run.data, run.tokenizer)):
-        typer.echo(f"complete: {folder.result}")
+    if result := finished(folder, run.own_identity, current_manifest(run.data, run.tokenizer)):
+        other = result.run_fingerprint != run.run_fingerprint
+        under = f" (under {laid_out(result.layouts)}; it is now configured for {run.layout})" if other else ""
+        typer.echo(f"complete: {folder.result}{under}")
         return
     check_run(run)
     if in_allocation() and (experiment := load_experiment(run.experiment)).cluster.slurm:
@@ -55,7 +60,7 @@ def train(
     if process is None:
         arguments = ["train", str(folder.path), *(["--config", str(config)] if config else [])]
         grace = run.training.checkpoints.grace_seconds
-        raise typer.Exit(launch.start_ranks(run.parallelism.world_size, arguments, grace))
+        raise typer.Exit(launch.start_ranks(run.parallelism.world_size, arguments, grace, folder))
     _set_environment(run)
     from octavo.cpu.backend import install
 
@@ -73,13 +78,15 @@ def _resolve(folder: RunFolder, config: Path | None) -> RunConfig:
     if config is not None:
         return read_run_config(config)
     path = folder.path.absolute()
-    number = path.name.removeprefix("seed-")
-    named = path.name == f"seed-{number}" and number.isdecimal()
-    if not named or len(path.parents) < 4 or path.parents[1].name != "runs":
+    runs = next((one for one in path.parents if one.name == "runs"), None)
+    named = parse_run(path.relative_to(runs).as_posix()) if runs else None
+    if runs is None or named is None:
         raise OctavoError(
-            "the folder is not a run's", where=folder.path, expected="results/<experiment>/runs/<cell>/seed-<n>"
+            "the folder is not a run's",
+            where=folder.path,
+            expected="results/<experiment>/runs/<cell>/seed-<n>, or horizon-<steps> in it",
         )
-    return load_experiment(ExperimentFolder(path.parents[2]).name).run(folder.cell, folder.seed)
+    return load_experiment(ExperimentFolder(runs.parent).name).run(*named)
 
 
 def _set_environment(run: RunConfig) -> None:

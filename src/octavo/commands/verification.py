@@ -2,11 +2,12 @@
 
 `octavo verify` looks and trains again, `octavo verification` tells what it found, `octavo compare` holds results
 against published ones, `octavo verify-bundle` makes a bundle's report again, `octavo trace` follows a number,
-`octavo bundle` packs.
+`octavo bundle` packs, `octavo index` puts experiments and bundles side by side.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NoReturn
@@ -47,6 +48,7 @@ def register(app: typer.Typer) -> None:
     app.command()(verify_bundle)
     app.command()(trace)
     app.command()(bundle)
+    app.command()(index)
 
 
 def verify(
@@ -170,6 +172,26 @@ def bundle(
                 fix=f"snakemake --profile workflow/profiles/local --forcerun aggregate -- {folder.report_pdf}",
             )
     typer.echo(archive)
+
+
+def index(
+    bundles: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[BUNDLE]...", help="Others' bundles, shown beside your own results."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Default: results/index.html")] = None,
+) -> None:
+    """Write results/index.html: all experiments of results/, and bundles, side by side.
+
+    A bundle's report is made again first: its row says whether every byte is the same.
+    """
+    from octavo.layout import repository
+    from octavo.verification.board import write_index
+
+    others, page = [bundle.absolute() for bundle in bundles or []], output and output.absolute()
+    os.chdir(repository())
+    results = Path("results")
+    typer.echo(write_index(results, others, page or results / "index.html"))
 
 
 def _end(checks: Sequence[VerificationCheck], what: str, *, record: bool = False) -> NoReturn:

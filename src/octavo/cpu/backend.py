@@ -1,4 +1,4 @@
-"""Megatron-Core 0.16.1 on a machine without CUDA: the one module that knows what it must be told otherwise.
+"""Megatron-Core on a machine without CUDA: the one module that knows what it must be told otherwise.
 
 Megatron-Core names CUDA outright in some hundred places: buffers are made with `device="cuda"`, the optimizer looks for
 `torch.cuda.BFloat16Tensor`, random states and streams are CUDA's. On a CPU all of these have an obvious meaning (the
@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ def install() -> None:
         return
     _replace_cuda()
     _replace_tensors()
+    _leave_kernels_out()
     with _plain_functions(), _without("torch.utils.tensorboard"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "Apex is not installed" and its like, which say nothing on a CPU
         import_module("megatron.core")
@@ -148,8 +150,15 @@ def _without(module: str) -> Iterator[None]:
         del sys.modules[module]
 
 
+def _leave_kernels_out() -> None:
+    """The kernels that 0.19 imports triton for without looking whether it is there; torch's CPU build has none."""
+    absent: Any = ModuleType("megatron.core.transformer.moe.ops.paged_stash")
+    absent.GLOBAL_BLOCK_SIZE, absent.paged_stash_copy_kernel, absent.paged_stash_pop_kernel = 1024, None, None
+    sys.modules[absent.__name__] = absent
+
+
 def _replace_in_megatron() -> None:
-    """Names that 0.16.1 leaves undefined without Transformer Engine, and its CUDA random states."""
+    """Names that it leaves undefined without Transformer Engine, and its CUDA random states."""
     from megatron.core.tensor_parallel import random
     from megatron.core.transformer import multi_latent_attention
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
@@ -167,7 +176,7 @@ def _replace_in_megatron() -> None:
     if not moe_utils.HAVE_TE:
         moe_utils.te_general_gemm = None
     token_dispatcher.maybe_move_tensor_to_cpu = moe_utils.maybe_move_tensor_to_cpu = _to_host
-    # 0.16.1 believes that Transformer Engine is there whenever the module with its names can be imported, and then
+    # it believes that Transformer Engine is there whenever the module with its names can be imported, and then
     # asks isinstance(..., None); and it accepts ColumnParallelLinear itself alone, none of its subclasses.
     multi_latent_attention.HAVE_TE = moe_utils.HAVE_TE
     multi_latent_attention.Linear = _AnyColumnParallelLinear()  # type: ignore[assignment]
@@ -177,9 +186,10 @@ def _replace_fused() -> None:
     """What Megatron compiles or fuses on GPUs, into one pass in FP32, rounded once; `cpu_kernels` does so on a CPU."""
     from megatron.core.fusions import fused_bias_swiglu
     from megatron.core.models.common.embeddings import rope_utils
+    from megatron.core.transformer.moe import moe_utils, router
 
     from octavo.cpu import kernels as cpu_kernels
-    from octavo.cpu.layers import rotary_embedding
+    from octavo.cpu.layers import rotary_embedding, router_gating_linear, row_softmax
 
     def swiglu_gradient(gradient: torch.Tensor, both: torch.Tensor) -> torch.Tensor:
         return cpu_kernels.swiglu_gradient(gradient, both)[0]
@@ -187,6 +197,9 @@ def _replace_fused() -> None:
     fused_bias_swiglu.swiglu = cpu_kernels.swiglu
     fused_bias_swiglu.swiglu_back = swiglu_gradient
     rope_utils._apply_rotary_pos_emb_bshd = rotary_embedding(rope_utils._apply_rotary_pos_emb_bshd)
+    torch.softmax = row_softmax(torch.softmax)  # type: ignore[assignment]
+    if not moe_utils.HAVE_TE:
+        router.router_gating_linear = router_gating_linear(moe_utils.router_gating_linear)
 
 
 def _leave_compiler_out() -> None:

@@ -273,3 +273,72 @@ FAST void octavo_attention_weights_gradient(const float *restrict gradient, cons
         memset(out + end, 0, (size_t)(length - end) * sizeof *out);
     }
 }
+
+/* e^x as torch's vectors compute it (SLEEF's expf, within one unit in the last place, with fused products and sums), of
+   numbers up to 0. Not `exponential`, whose last bits are others: routers have torch's where those are the same on every
+   processor. */
+INLINE float fused_exponential(float x)
+{
+    float held = x < -104.0f ? -104.0f : x;
+    float n = rintf(held * 1.442695040888963407f);
+    float r = fmaf(n, -1.428606765330187045e-06f, fmaf(n, -0.693145751953125f, held));
+    float p = 0.000198527617612853646278381f;
+    p = fmaf(p, r, 0.00139304355252534151077271f);
+    p = fmaf(p, r, 0.00833336077630519866943359f);
+    p = fmaf(p, r, 0.0416664853692054748535156f);
+    p = fmaf(p, r, 0.166666671633720397949219f);
+    p = fmaf(p, r, 0.5f);
+    p = 1.0f + fmaf(r * r, p, r);
+    int32_t power = (int32_t)n, half = power >> 1;
+    p = p * from_bits((uint32_t)(half + 127) << 23) * from_bits((uint32_t)(power - half + 127) << 23);
+    return x < -104.0f ? 0.0f : p;
+}
+
+/* The sum of a row: LANES partial sums where it has as many numbers, one after the other where it has not. */
+INLINE float sum_of_row(const float *x, int64_t columns)
+{
+    float lane[LANES] = {0};
+    if (columns < LANES) {
+        float sum = x[0];
+        for (int64_t i = 1; i < columns; i++)
+            sum += x[i];
+        return sum;
+    }
+    int64_t whole = columns - columns % LANES;
+    for (int64_t i = 0; i < whole; i += LANES)
+        for (int j = 0; j < LANES; j++)
+            lane[j] += x[i + j];
+    for (int64_t i = whole; i < columns; i++)
+        lane[i - whole] += x[i];
+    return total_of(lane);
+}
+
+/* Softmax of rows: a router's scores. A row with NaN or infinity is NaN; minus infinity has no weight. */
+FAST void octavo_softmax(const float *restrict x, float *restrict out, int64_t rows, int64_t columns)
+{
+    for (int64_t row = 0; row < rows; row++, x += columns, out += columns) {
+        float top = x[0];
+        for (int64_t i = 1; i < columns; i++)
+            top = x[i] > top ? x[i] : top;
+        for (int64_t i = 0; i < columns; i++) {
+            float below = x[i] - top;
+            out[i] = below == below ? fused_exponential(below) : below;
+        }
+        float factor = 1.0f / sum_of_row(out, columns);
+        for (int64_t i = 0; i < columns; i++)
+            out[i] = out[i] * factor;
+    }
+}
+
+/* The gradient of softmax's rows: (gradient - sum(gradient * weights)) * weights; `out` holds the products in between. */
+FAST void octavo_softmax_gradient(const float *restrict gradient, const float *restrict weights, float *restrict out,
+                                  int64_t rows, int64_t columns)
+{
+    for (int64_t row = 0; row < rows; row++, gradient += columns, weights += columns, out += columns) {
+        for (int64_t i = 0; i < columns; i++)
+            out[i] = gradient[i] * weights[i];
+        float sum = sum_of_row(out, columns);
+        for (int64_t i = 0; i < columns; i++)
+            out[i] = (gradient[i] - sum) * weights[i];
+    }
+}

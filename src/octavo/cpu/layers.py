@@ -27,7 +27,8 @@ from megatron.core.transformer.utils import (
 from torch import Tensor, nn
 
 from octavo.cpu import kernels as cpu_kernels
-from octavo.cpu.products import multiply_causal
+from octavo.cpu import library
+from octavo.cpu.products import in_one_call, multiply_causal, multiply_wide
 
 
 class CpuLayers:
@@ -39,7 +40,7 @@ class CpuLayers:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._provider, name)
 
-    def layer_norm(self, rms_norm: bool = False, for_qk: bool = False) -> type:  # noqa: ARG002
+    def layer_norm(self, *_: bool, **__: bool) -> type:
         """RMSNorm."""
         return RMSNorm
 
@@ -81,17 +82,13 @@ def rotary_embedding(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """
 
     def apply(
-        t: Tensor,
-        freqs: Tensor,
-        rotary_interleaved: bool = False,
-        multi_latent_attention: bool = False,
-        mscale: float = 1.0,
+        t: Tensor, freqs: Tensor, rotary_interleaved: bool = False, mscale: float = 1.0, **latent: bool
     ) -> Tensor:
         if rotary_interleaved or t.dim() != 4 or freqs.shape[1:3] != (1, 1):
-            return plain(t, freqs, rotary_interleaved, multi_latent_attention, mscale)
+            return plain(t, freqs, rotary_interleaved, mscale=mscale, **latent)
         size = freqs.shape[-1]
         turning, rest = t[..., :size], t[..., size:]
-        if multi_latent_attention:  # pairs lie beside each other in its checkpoints
+        if any(latent.values()):  # one, whose name differs by version: pairs lie beside each other in MLA's checkpoints
             turning = torch.cat((turning[..., 0::2], turning[..., 1::2]), -1)
         turned: Any = _Rotate.apply(turning, *_cosine_and_sine(freqs, mscale))
         return torch.cat((turned, rest), -1) if rest.shape[-1] else turned
@@ -115,6 +112,65 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return cpu_kernels.rotate(gradients[0], *ctx.angles, back=True), None, None
+
+
+def router_gating_linear(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Megatron-Core's function for a router's logits, by products whose bits are the same on every processor.
+
+    torch's FP32 product is the BLAS library's, which sums in another order on another maker's processor. `plain` is
+    Megatron's own, for what the compiled products do not take.
+    """
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        if bias is None and dtype == torch.float32 and in_one_call(x) and in_one_call(weight):
+            return _RouterLogits.apply(x, weight)  # type: ignore[no-any-return]
+        return plain(x, weight, bias, dtype)
+
+    return linear
+
+
+class _RouterLogits(torch.autograd.Function):
+    """x w^T with x [..., features] and w [experts, features] in BF16: FP32 logits; FP32 sums in its gradients, too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return multiply_wide("forward", x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        gradient = gradients[0].reshape(-1, gradients[0].shape[-1])
+        of_x = multiply_wide("input_gradient", gradient, weight).to(x.dtype).view_as(x)
+        return of_x, multiply_wide("weight_gradient", gradient, x.reshape(-1, x.shape[-1])).to(weight.dtype)
+
+
+def row_softmax(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`torch.softmax` with the same bits on every processor; `plain` is torch's, for what the loops do not take."""
+
+    def softmax(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+        wide = dtype == torch.float32 or (dtype is None and x.dtype == torch.float32)
+        rows = x.dim() > 0 and dim in (-1, x.dim() - 1) and x.numel() > 0
+        if library.COMPILED is not None and x.device.type == "cpu" and wide and rows:
+            return _RowSoftmax.apply(x.float().contiguous())  # type: ignore[no-any-return]
+        return plain(x, dim, dtype=dtype)
+
+    return softmax
+
+
+class _RowSoftmax(torch.autograd.Function):
+    """Softmax over the last dimension of an FP32 tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        weights = cpu_kernels.softmax(x)
+        ctx.save_for_backward(weights)
+        return weights
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (weights,) = ctx.saved_tensors
+        return cpu_kernels.softmax_gradient(gradients[0].contiguous(), weights)
 
 
 class CpuModel(GPTModel):

@@ -29,6 +29,8 @@ _FUNCTIONS: dict[str, tuple[Any, Sequence[Any]]] = {
     "octavo_cross_entropy_gradient": (None, [*[_POINTER] * 6, _SIZE, _SIZE]),
     "octavo_rotate": (None, [*[_POINTER] * 5, *[_SIZE] * 4, c_int32]),
     "octavo_attention_weights": (None, [*[_POINTER] * 2, *[_SIZE] * 3, c_float]),
+    "octavo_softmax": (None, [*[_POINTER] * 2, *[_SIZE] * 2]),
+    "octavo_softmax_gradient": (None, [*[_POINTER] * 3, *[_SIZE] * 2]),
     "octavo_attention_weights_gradient": (None, [*[_POINTER] * 3, *[_SIZE] * 3, c_float]),
     # products.c
     "octavo_multiply": (c_int32, [*[c_int32] * 4, *[_POINTER] * 5, *[_SIZE] * 3]),
@@ -36,10 +38,10 @@ _FUNCTIONS: dict[str, tuple[Any, Sequence[Any]]] = {
     # accumulate.c
     "octavo_accumulate": (None, [*[_POINTER] * 4, *[_SIZE] * 4, c_int32, c_uint32, _SIZE]),
     # rounding.c
-    "octavo_amax": (c_float, [_POINTER, _SIZE]),
-    "octavo_quantise": (None, [_POINTER, _POINTER, _SIZE, c_float, *_FORMAT]),
+    "octavo_amax": (None, [_POINTER, _SIZE, _POINTER, _POINTER]),
+    "octavo_quantise": (None, [_POINTER, _POINTER, _SIZE, _POINTER, _POINTER, *_FORMAT]),
     "octavo_quantise_rows": (None, [_POINTER, _POINTER, *[_SIZE] * 3, *_FORMAT]),
-    "octavo_quantise_blocks": (None, [_POINTER, _POINTER, *[_SIZE] * 4, *_FORMAT, _POINTER, _POINTER]),
+    "octavo_quantise_blocks": (None, [_POINTER, _POINTER, _SIZE, _POINTER, *[_SIZE] * 3, *_FORMAT, _POINTER, _POINTER]),
 }
 
 

@@ -64,6 +64,21 @@ def oriented(product: Product, left: Tensor, right: Tensor) -> tuple[Tensor, Ten
     return (left, right) if product == "input_gradient" else (left.mT, right)
 
 
+def multiply_wide(product: Product, left: Tensor, right: Tensor) -> Tensor:
+    """A product in FP32 of `left` [tokens, features], BF16 or FP32, and `right` in BF16.
+
+    An FP32 number is the sum of three BF16 numbers, which have 8 of its 24 bits each: their products are added up.
+    """
+    one, other = oriented(product, left, right)
+    out = torch.zeros(one.shape[0], other.shape[1])
+    rest, right = left.float(), right.contiguous()
+    for _ in range(1 if left.dtype == torch.bfloat16 else 3):
+        part = rest.bfloat16().contiguous()
+        rest = rest - part.float()
+        multiply_in_one_call(product, part, right, [len(left)], [1.0], out, add=True)
+    return out
+
+
 def multiply_causal(product: Product, left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """A product of each pair of matrices of causal attention's (BF16, contiguous): FP32 sums, rounded once, to `dtype`.
 

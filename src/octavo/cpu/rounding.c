@@ -16,32 +16,6 @@ INLINE float round_at(float value, float power, float shift)
     return (value + lift) - lift;
 }
 
-/* The largest magnitude of n BF16 values; NaN if there is one. */
-FAST float octavo_amax(const uint16_t *in, int64_t n)
-{
-    uint16_t most = 0;
-    for (int64_t i = 0; i < n; i++) {
-        uint16_t magnitude = in[i] & 0x7FFF;
-        most = magnitude > most ? magnitude : most;
-    }
-    return bf16_to_f32(most);
-}
-
-/* in * scale, saturated and rounded to codes of a format. */
-FAST void octavo_quantise(const uint16_t *restrict in, uint16_t *restrict out, int64_t n, float scale, float largest,
-                              float smallest_normal, float shift)
-{
-    for (int64_t i = 0; i < n; i++) {
-        float value = bf16_to_f32(in[i]) * scale;
-        value = value > largest ? largest : value;
-        value = value < -largest ? -largest : value;
-        out[i] = exact(round_at(value, larger(power_of_two(value), smallest_normal), shift));
-    }
-}
-
-/* The blocks of one row, in passes over a few of them: magnitudes, scales, values. */
-#define AT_ONCE 32
-
 INLINE uint16_t largest_of(const uint16_t *restrict in, int64_t n)
 {
     uint16_t most = 0;
@@ -51,6 +25,33 @@ INLINE uint16_t largest_of(const uint16_t *restrict in, int64_t n)
     }
     return most;
 }
+
+/* Of each group of sizes[i] BF16 values the largest magnitude; NaN if there is one. */
+FAST void octavo_amax(const uint16_t *in, int64_t groups, const int64_t *sizes, float *most)
+{
+    for (int64_t group = 0; group < groups; in += sizes[group++])
+        most[group] = bf16_to_f32(largest_of(in, sizes[group]));
+}
+
+/* in * its group's scale, saturated and rounded to codes of a format. */
+FAST void octavo_quantise(const uint16_t *restrict in, uint16_t *restrict out, int64_t groups, const int64_t *sizes,
+                          const float *scales, float largest, float smallest_normal, float shift)
+{
+    for (int64_t group = 0; group < groups; group++) {
+        float scale = scales[group];
+        int64_t n = sizes[group];
+        for (int64_t i = 0; i < n; i++) {
+            float value = bf16_to_f32(in[i]) * scale;
+            value = value > largest ? largest : value;
+            value = value < -largest ? -largest : value;
+            out[i] = exact(round_at(value, larger(power_of_two(value), smallest_normal), shift));
+        }
+        in += n, out += n;
+    }
+}
+
+/* The blocks of one row, in passes over a few of them: magnitudes, scales, values. */
+#define AT_ONCE 32
 
 INLINE void round_run(const uint16_t *restrict in, uint16_t *restrict out, int64_t n,
                                                             float floor, float shift)
@@ -98,10 +99,10 @@ FAST void octavo_quantise_rows(const uint16_t *restrict in, uint16_t *restrict o
         }
 }
 
-/* Each block of rows x columns with its own power-of-two scale, de-scaled. most and floor hold `columns` values. */
-FAST void octavo_quantise_blocks(const uint16_t *restrict in, uint16_t *restrict out, int64_t rows, int64_t columns, int64_t block_rows,
-                              int64_t block_columns, float largest, float smallest_normal, float shift,
-                              uint16_t *restrict most, float *restrict floor)
+/* Each block of rows x columns with its own power-of-two scale, de-scaled. */
+INLINE void round_blocks(const uint16_t *restrict in, uint16_t *restrict out, int64_t rows, int64_t columns,
+                         int64_t block_rows, int64_t block_columns, float largest, float smallest_normal, float shift,
+                         uint16_t *restrict most, float *restrict floor)
 {
     for (int64_t top = 0; top < rows; top += block_rows) {
         int64_t bottom = top + block_rows < rows ? top + block_rows : rows;
@@ -126,5 +127,18 @@ FAST void octavo_quantise_blocks(const uint16_t *restrict in, uint16_t *restrict
                 float value = bf16_to_f32(in[row * columns + column]);
                 out[row * columns + column] = exact(round_at(value, larger(power_of_two(value), floor[column]), shift));
             }
+    }
+}
+
+/* The same of each group of rows[i] rows: no block has rows of two. most and floor hold `columns` values. */
+FAST void octavo_quantise_blocks(const uint16_t *restrict in, uint16_t *restrict out, int64_t groups,
+                                 const int64_t *rows, int64_t columns, int64_t block_rows, int64_t block_columns,
+                                 float largest, float smallest_normal, float shift, uint16_t *restrict most,
+                                 float *restrict floor)
+{
+    for (int64_t group = 0; group < groups; group++) {
+        round_blocks(in, out, rows[group], columns, block_rows, block_columns, largest, smallest_normal, shift, most,
+                     floor);
+        in += rows[group] * columns, out += rows[group] * columns;
     }
 }

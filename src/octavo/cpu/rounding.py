@@ -16,7 +16,8 @@ training rounds. Both give the same bits; the compiled one is several times as f
 from __future__ import annotations
 
 import math
-from ctypes import c_float
+from collections.abc import Sequence
+from ctypes import c_float, c_int64
 from typing import Any
 
 import torch
@@ -30,11 +31,22 @@ _EXPONENT = 0x7F800000  # FP32's exponent bits: x & _EXPONENT is the power of tw
 
 def largest_magnitude(tensor: Tensor) -> float:
     """The largest magnitude in a tensor; 0 for an empty one, NaN if there is a NaN."""
-    if not tensor.numel():
-        return 0.0
+    return largest_magnitudes(tensor, [tensor.numel()])[0]
+
+
+def largest_magnitudes(tensor: Tensor, sizes: Sequence[int]) -> list[float]:
+    """`largest_magnitude` of each group of a tensor's values: the first sizes[0] of them, the next sizes[1], ..."""
     if kernel := _kernel_for(tensor):
-        return kernel.octavo_amax(tensor.data_ptr(), tensor.numel())
-    low, high = torch.aminmax(tensor)
+        most = (c_float * len(sizes))()
+        kernel.octavo_amax(tensor.data_ptr(), len(sizes), _integers(sizes), most)
+        return list(most)
+    return [_largest(group) for group in tensor.flatten().split(list(sizes))]
+
+
+def _largest(values: Tensor) -> float:
+    if not values.numel():
+        return 0.0
+    low, high = torch.aminmax(values)
     return max(-low.item(), high.item())
 
 
@@ -55,9 +67,23 @@ def to_fp32(value: float) -> float:
 
 def round_scaled(tensor: Tensor, scale: float, format: Format, out: Tensor) -> None:
     """`out` = codes of `format`, as numbers, nearest to `tensor` times `scale` (in FP32), saturating."""
+    round_groups_scaled(tensor, [tensor.numel()], [scale], format, out)
+
+
+def round_groups_scaled(
+    tensor: Tensor, sizes: Sequence[int], scales: Sequence[float], format: Format, out: Tensor
+) -> None:
+    """`round_scaled` of each group of a tensor's values (`largest_magnitudes`) with its own scale; `out` contiguous."""
     if kernel := _kernel_for(tensor, out):
-        kernel.octavo_quantise(tensor.data_ptr(), out.data_ptr(), tensor.numel(), scale, *_constants(format))
+        groups = len(sizes), _integers(sizes), (c_float * len(scales))(*scales)
+        kernel.octavo_quantise(tensor.data_ptr(), out.data_ptr(), *groups, *_constants(format))
         return
+    parts = (one.flatten().split(list(sizes)) for one in (tensor, out.view(-1)))
+    for values, rounded, scale in zip(*parts, scales, strict=True):
+        _round_scaled(values, scale, format, rounded)
+
+
+def _round_scaled(tensor: Tensor, scale: float, format: Format, out: Tensor) -> None:
     values = (tensor.float() * scale).clamp_(-format.largest, format.largest)
     _round_to(values, format, power_of_two(values).clamp_min_(format.smallest_normal))
     out.copy_(values)
@@ -68,13 +94,28 @@ def round_blocks(tensor: Tensor, format: Format, block: tuple[int, int], out: Te
 
     The scale is the largest power of two that keeps the block's largest magnitude within the format (so nothing
     saturates): Transformer Engine's rule for its block recipes, and E8M0's rounded up. The result is de-scaled, which
-    is exact. Blocks at the right and lower edge may be smaller. Infinities become NaN.
+    is exact. Blocks at the right and lower edge may be smaller. A block with an infinity becomes NaN; NaN stays,
+    and the rest of its block is rounded without it.
     """
+    round_groups_blocks(tensor, [tensor.shape[0]], format, block, out)
+
+
+def round_groups_blocks(
+    tensor: Tensor, rows: Sequence[int], format: Format, block: tuple[int, int], out: Tensor
+) -> None:
+    """`round_blocks` of each group of a tensor's rows: the first rows[0], the next rows[1], ...; no block has rows of
+    two groups."""
     if kernel := _kernel_for(tensor, out):
-        _round_blocks_compiled(kernel, tensor, format, block, out)
+        _round_blocks_compiled(kernel, tensor, rows, format, block, out)
         return
+    for values, rounded in zip(tensor.split(list(rows)), out.split(list(rows)), strict=True):
+        _round_blocks(values, format, block, rounded)
+
+
+def _round_blocks(tensor: Tensor, format: Format, block: tuple[int, int], out: Tensor) -> None:
     values = tensor.to(torch.float32, copy=True)
-    magnitudes, powers = values.abs(), power_of_two(values)
+    # as the compiled loops and Transformer Engine do, the magnitude of a block leaves out what is no number
+    magnitudes, powers = values.abs().nan_to_num_(0.0, math.inf), power_of_two(values)
     for rows_of, rows in _cuts(tensor.shape[0], block[0]):
         for columns_of, columns in _cuts(tensor.shape[1], block[1]):
             amax = _blocks(magnitudes[rows_of, columns_of], rows, columns).amax((1, 3), keepdim=True)
@@ -130,11 +171,17 @@ def _constants(format: Format) -> tuple[float, float, float]:
     return format.largest, format.smallest_normal, _shift(format)
 
 
-def _round_blocks_compiled(kernel: Any, tensor: Tensor, format: Format, block: tuple[int, int], out: Tensor) -> None:
-    places, (rows, columns) = (tensor.data_ptr(), out.data_ptr()), tensor.shape
-    if block[0] == 1:
-        kernel.octavo_quantise_rows(*places, rows, columns, block[1], *_constants(format))
+def _integers(values: Sequence[int]) -> Any:
+    return (c_int64 * len(values))(*values)
+
+
+def _round_blocks_compiled(
+    kernel: Any, tensor: Tensor, rows: Sequence[int], format: Format, block: tuple[int, int], out: Tensor
+) -> None:
+    places, columns = (tensor.data_ptr(), out.data_ptr()), tensor.shape[1]
+    if block[0] == 1:  # every row is by itself, whatever group it is in
+        kernel.octavo_quantise_rows(*places, tensor.shape[0], columns, block[1], *_constants(format))
     else:
         most, floor = torch.empty(columns, dtype=torch.int16), torch.empty(columns)
-        sizes = (rows, columns, *block)
+        sizes = (len(rows), _integers(rows), columns, *block)
         kernel.octavo_quantise_blocks(*places, *sizes, *_constants(format), most.data_ptr(), floor.data_ptr())

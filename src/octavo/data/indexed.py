@@ -17,8 +17,8 @@ Here every document is one sequence. Memory does not grow with the data: lengths
 
 from __future__ import annotations
 
+import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -45,14 +45,24 @@ def token_type(vocabulary_size: int) -> type[np.integer]:
 class IndexedWriter:
     """Writes one data set, document by document; a context manager. The files are whole when the block has ended."""
 
-    def __init__(self, prefix: Path, vocabulary_size: int) -> None:
+    def __init__(self, prefix: Path, vocabulary_size: int, documents: int = 0, tokens: int = 0) -> None:
+        """`documents` and `tokens`: go on behind so many of what an earlier writer of the prefix had flushed.
+
+        Raises OSError where that is not there.
+        """
         self.prefix = prefix
         self.dtype = token_type(vocabulary_size)
-        self.documents = 0
-        self.tokens = 0
+        self.documents = documents
+        self.tokens = tokens
         self._length = 0
-        self._bin: IO[bytes] = Path(f"{prefix}.bin").open("wb")  # noqa: SIM115 (closed by __exit__)
-        self._lengths: IO[bytes] = tempfile.TemporaryFile(dir=prefix.parent)  # noqa: SIM115
+        self._bin = open_behind(Path(f"{prefix}.bin"), tokens * self.dtype().itemsize)
+        self._lengths = open_behind(Path(f"{prefix}.lengths"), 4 * documents)
+
+    def flush(self) -> None:
+        """Force what was written to disk."""
+        for file in (self._bin, self._lengths):
+            file.flush()
+            os.fsync(file.fileno())
 
     def add(self, tokens: np.ndarray) -> None:
         """Append a part of the current document; integers."""
@@ -75,6 +85,7 @@ class IndexedWriter:
         with self._bin, self._lengths:
             if kind is None:
                 self._write_index()
+                Path(self._lengths.name).unlink()
 
     def _write_index(self) -> None:
         with Path(f"{self.prefix}.idx").open("wb") as index:
@@ -94,6 +105,17 @@ class IndexedWriter:
         self._lengths.seek(0)
         while block := self._lengths.read(4 * CHUNK):
             yield np.frombuffer(block, dtype="<i4")
+
+
+def open_behind(path: Path, size: int) -> IO[bytes]:
+    """A file to read and write from the place `size` on; what it has behind that is cut off."""
+    file = path.open("r+b" if size else "w+b")
+    if file.seek(0, os.SEEK_END) < size:
+        file.close()
+        raise FileNotFoundError(f"{path} is cut short")
+    file.truncate(size)
+    file.seek(size)
+    return file
 
 
 def read_documents(prefix: Path) -> Iterator[np.ndarray]:

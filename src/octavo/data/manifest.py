@@ -5,6 +5,11 @@ A data set that no longer matches its manifest is an error, not a surprise.
 
 from __future__ import annotations
 
+import fcntl
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +19,7 @@ from octavo.data.documents import file_name, source_files
 from octavo.errors import OctavoError
 from octavo.experiment.config import Data, FileSource, FileTokenizer, PackageSource, Source, Tokenizer
 from octavo.experiment.run import data_identifier
-from octavo.files import sha256
+from octavo.files import fingerprint, sha256
 from octavo.layout import data_folder, repository
 from octavo.records import SCHEMA_VERSION, Record, read_record
 
@@ -90,19 +95,51 @@ def check_files(folder: Path, manifest: Manifest, *, hashes: bool = True) -> Non
     for name, record in manifest.files.items():
         path = folder / name
         if not path.exists():
-            found = "missing"
-        elif path.stat().st_size != record.bytes:
-            found = f"{path.stat().st_size:,} bytes instead of {record.bytes:,}"
-        elif hashes and (digest := sha256(path)) != record.sha256:
-            found = f"other bytes: SHA-256 {digest}"
-        else:
-            continue
-        raise OctavoError(
-            f"the data set does not match its manifest: {name} is {found}",
-            where=path,
-            expected=f"SHA-256 {record.sha256}",
-            fix=f"remove {folder} and make it again (octavo data <experiment>), and the runs trained on it too",
-        )
+            raise _other_file(path, "missing", record, folder)
+        if (size := path.stat().st_size) != record.bytes:
+            raise _other_file(path, f"{size:,} bytes instead of {record.bytes:,}", record, folder)
+    if hashes:
+        paths = [folder / name for name in manifest.files]
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # hashing holds no lock
+            for path, record, digest in zip(paths, manifest.files.values(), pool.map(sha256, paths), strict=True):
+                if digest != record.sha256:
+                    raise _other_file(path, f"other bytes: SHA-256 {digest}", record, folder)
+
+
+def check_files_once(folder: Path, manifest: Manifest) -> None:
+    """`check_files`, whose hashes are made once on this machine.
+
+    A record beside the data set seals what was hashed: the manifest, and each file's size, times and inode. While they
+    are the same the files are trusted: no program can set a file's ctime. Of processes that begin together one hashes
+    and the others wait. Where no record can be written, all hash.
+    """
+    record = folder / f".hashed-{socket.gethostname()}"
+    check_files(folder, manifest, hashes=False)
+    with suppress(OSError), record.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        seen = _seal(folder, manifest)  # before they are hashed
+        file.seek(0)
+        if file.read() != seen:
+            check_files(folder, manifest)
+            file.truncate(0)
+            file.write(seen)
+        return
+    check_files(folder, manifest)
+
+
+def _seal(folder: Path, manifest: Manifest) -> str:
+    stats = [(folder / name).stat() for name in manifest.files]
+    files = [(one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino) for one in stats]
+    return fingerprint([sha256(folder / "manifest.json"), files])
+
+
+def _other_file(path: Path, found: str, record: FileRecord, folder: Path) -> OctavoError:
+    return OctavoError(
+        f"the data set does not match its manifest: {path.name} is {found}",
+        where=path,
+        expected=f"SHA-256 {record.sha256}",
+        fix=f"remove {folder} and make it again (octavo data <experiment>), and the runs trained on it too",
+    )
 
 
 def check_sources(data: Data, tokenizer: Tokenizer, folder: Path) -> None:

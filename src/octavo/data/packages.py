@@ -27,7 +27,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
-import requests
 from packaging.utils import (
     InvalidSdistFilename,
     InvalidWheelFilename,
@@ -73,6 +72,8 @@ def fetch(source: PackageSource) -> Path:
 def _download(source: PackageSource, folder: Path) -> None:
     """Fetch the archive into `folder`, whole and with its hash, or not at all."""
     settings = _pip_settings()
+    import requests  # slow to import, and seldom needed
+
     problems: list[str] = []
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
@@ -161,6 +162,8 @@ def _read(place: str, settings: dict[str, list[str]], most: int) -> bytes:
     path = _local(place)
     if path is not None:
         return read_bytes(path, most=most)
+    import requests
+
     content = bytearray()
     verify: str | bool = settings["cert"][0] if "cert" in settings else True
     proxy = settings["proxy"][0] if "proxy" in settings else None

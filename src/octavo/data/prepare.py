@@ -1,23 +1,27 @@
 """`octavo data`: text -> tokens, once per data set. Streams: memory does not grow with the text.
 
-The folder is made beside its place and renamed when it is whole, so an interrupted preparation leaves nothing that
-could be taken for a data set, and of two at once the first to end wins. Two passes: one over (some of) the training
-text where a tokenizer is trained, one to tokenise everything.
+The data set is made in `.<name>.partial` beside its place and moved there when it is whole, so an interrupted
+preparation leaves nothing that could be taken for a data set. One that was killed left a record of how far its files
+are good; the next goes on from there, if text and tokenizer are the same. Of two at once one waits for the other.
+Two passes: one over (some of) the training text where a tokenizer is trained, one to tokenise everything.
 """
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import shutil
-import tempfile
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import tokenizers
@@ -27,7 +31,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from octavo.configuration import dotted
 from octavo.data.checks import check_domains
 from octavo.data.documents import Document, file_name, is_held_out, read_source, source_files, source_name
-from octavo.data.indexed import IndexedWriter, token_type
+from octavo.data.indexed import IndexedWriter, open_behind, token_type
 from octavo.data.manifest import (
     Counts,
     FileRecord,
@@ -42,10 +46,19 @@ from octavo.data.tokenizers import build_tokenizer, end_of_document
 from octavo.errors import OctavoError, asked_by
 from octavo.experiment.config import BpeTokenizer, Data, FileTokenizer, IndexedSource, PackageSource, Source, Tokenizer
 from octavo.experiment.load import vocabulary_size
-from octavo.files import sha256, unwritable, write_json, write_text
+from octavo.files import fingerprint, sha256, unwritable, write_json, write_text
 from octavo.layout import repository
+from octavo.records import SCHEMA_VERSION, Record, read_record
 
 DOCUMENT_ROWS = 100_000
+KEPT_TOKENS = 1 << 22
+"""After so many tokens, and the end of a document, what is done is kept for a preparation that is killed."""
+SHOWN_TOKENS = 1 << 16
+"""Steps of the count that is shown."""
+BATCH_CHARACTERS = 1 << 20
+"""Text that is encoded at a time."""
+KEPT, ROWS = "kept.json", "documents.jsonl"
+"""Files of a preparation alone: how far it is, and its list of documents."""
 
 DOCUMENT_FIELDS = (
     ("source", "int32"),
@@ -77,19 +90,71 @@ def prepare(
             check_sources(data, tokenizer, folder)
         console.print(f"{folder}: there already, {_summary(manifest)}")
         return manifest
+    partial = folder.with_name(f".{folder.name}.partial")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as name:
-            manifest = _Preparation(data, tokenizer, Path(name), console, place).make(folder.name)
-            _move(Path(name), folder)
+        with _alone(folder.with_name(f".{folder.name}.lock")):
+            if (folder / "manifest.json").exists():  # another process made it meanwhile
+                return read_manifest(folder)
+            for left in folder.parent.glob(f".{folder.name}.*/"):
+                if left != partial:  # of a version of Octavo that did not go on
+                    shutil.rmtree(left)
+            partial.mkdir(exist_ok=True)
+            try:
+                manifest = _Preparation(data, tokenizer, partial, console, place).make(folder.name)
+                _move(partial, folder)
+            except Exception:  # what an interrupted or killed one did is gone on from
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise unwritable(folder, error) from error
     console.print(f"{folder}: {_summary(manifest)}")
     return manifest
 
 
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock file, waiting for whoever has it; it is gone afterwards, and may be gone when it is had."""
+    while True:
+        with path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_at(lock, path):
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+class _Kept(Record):
+    """`kept.json`: how far the files of a preparation are good, at the end of a document."""
+
+    schema_version: int = SCHEMA_VERSION
+    of: str
+    """A hash of what the files are made of: `_Preparation.key`."""
+    source: int
+    """The source that was being read."""
+    unmatched: list[str]
+    """Its patterns of held-out names that no document matched so far."""
+    documents: dict[int, int]
+    """Source -> documents that are done."""
+    counts: list[tuple[Split, str, Counts]]
+    writers: dict[str, tuple[int, int]]
+    """File name -> documents and tokens."""
+    rows: int
+    """Bytes of the list of documents."""
+
+
 class _Preparation:
-    """One preparation in a temporary folder."""
+    """One preparation in its own folder."""
 
     def __init__(
         self, data: Data, config: Tokenizer, folder: Path, console: Console, place: Callable[..., str]
@@ -111,11 +176,12 @@ class _Preparation:
         with self.progress:
             task = self.progress.add_task("training the tokenizer")
             with asked_by(self.place, "tokenizer"):
-                tokenizer = build_tokenizer(self.config, self._training_text())
-            write_text(self.folder / "tokenizer.json", tokenizer.to_str())
+                kept = self._kept()
+                tokenizer = self._tokenizer(kept)
             end = tokenizer.token_to_id(end_of_document(self.config))
             assert end is not None, "checked where the tokenizer was made"
-            self._tokenise(tokenizer, end, task)
+            self._tokenise(tokenizer, end, task, kept)
+            self._write_documents()
         check_domains(self.counts.keys(), self.place)
         manifest = self._manifest(identifier, end)
         write_json(self.folder / "manifest.json", manifest.model_dump(mode="json"))
@@ -140,29 +206,75 @@ class _Preparation:
                         if left <= 0:
                             break
 
-    def _tokenise(self, tokenizer: tokenizers.Tokenizer, end: int, task: Any) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    @cached_property
+    def key(self) -> str:
+        """Of what makes the bytes: what is asked for, the text's files by size and time, the library."""
+        files = [path for paths in self.files.values() for path in paths]
+        if isinstance(self.config, FileTokenizer):
+            files.append(repository() / self.config.path)
+        seen = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        return fingerprint([self.data.model_dump(mode="json"), self.config.model_dump(mode="json"), seen,
+                            tokenizers.__version__])  # fmt: skip
 
-        schema = pa.schema([(name, kind) for name, kind in DOCUMENT_FIELDS])
-        rows: list[tuple[Any, ...]] = []
+    def _kept(self) -> _Kept | None:
+        """How far an earlier preparation of the same came; without one its folder is emptied."""
+        with suppress(OctavoError):
+            kept = read_record(self.folder / KEPT, _Kept, made_by="octavo data")
+            files = [*(f"{name}.bin" for name in kept.writers), *(f"{name}.lengths" for name in kept.writers)]
+            if kept.of == self.key and all((self.folder / name).exists() for name in (*files, ROWS, "tokenizer.json")):
+                return kept
+        for path in self.folder.iterdir():
+            path.unlink()
+        return None
+
+    def _keep(self, source: int, unmatched: set[str], writers: dict[str, IndexedWriter], rows: IO[bytes]) -> None:
+        """Record how far the files are good, when they are on disk."""
+        for writer in writers.values():
+            writer.flush()
+        rows.flush()
+        os.fsync(rows.fileno())
+        kept = _Kept(
+            of=self.key,
+            source=source,
+            unmatched=sorted(unmatched),
+            documents=dict(self.documents),
+            counts=[(split, domain, count) for (split, domain), count in self.counts.items()],
+            writers={name: (writer.documents, writer.tokens) for name, writer in writers.items()},
+            rows=rows.tell(),
+        )
+        write_json(self.folder / KEPT, kept.model_dump(mode="json"))
+
+    def _tokenizer(self, kept: _Kept | None) -> tokenizers.Tokenizer:
+        if kept and isinstance(self.config, BpeTokenizer):
+            found = tokenizers.Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+            found.encode_special_tokens = True
+            return found
+        tokenizer = build_tokenizer(self.config, self._training_text())
+        write_text(self.folder / "tokenizer.json", tokenizer.to_str())
+        return tokenizer
+
+    def _tokenise(self, tokenizer: tokenizers.Tokenizer, end: int, task: Any, kept: _Kept | None) -> None:
         with ExitStack() as stack:
             writers: dict[str, IndexedWriter] = {}
-            table = stack.enter_context(pq.ParquetWriter(self.folder / "documents.parquet", schema, compression="zstd"))
-
-            def flush() -> None:
-                columns = [
-                    pa.array(column, kind)
-                    for column, (_, kind) in zip(zip(*rows, strict=True), DOCUMENT_FIELDS, strict=True)
-                ]
-                table.write_table(pa.Table.from_arrays(columns, schema=schema))
-                rows.clear()
-
+            rows = stack.enter_context(open_behind(self.folder / ROWS, kept.rows if kept else 0))
+            if kept:
+                self.progress.console.print(f"going on after {sum(kept.documents.values()):,} documents")
+                self.documents.update(kept.documents)
+                self.counts = {(split, domain): count for split, domain, count in kept.counts}
+                for name, place in kept.writers.items():
+                    writers[name] = stack.enter_context(IndexedWriter(self.folder / name, self.vocabulary_size, *place))
+            since, shown = 0, 0  # tokens that are not kept yet, and from how many on they are shown again
+            done = sum(count.tokens for count in self.counts.values())
             for number, source in enumerate(self.data.sources):
+                if kept and number < kept.source:
+                    continue
                 unmatched = set(() if isinstance(source, IndexedSource) else source.held_out or ())
+                if kept and number == kept.source:
+                    unmatched = set(kept.unmatched)
                 with asked_by(self.place, "data", "sources", number):
                     tokens, size = 0, 0  # of the document so far
-                    for piece in _encoded(read_source(number, source), tokenizer):
+                    documents = islice(read_source(number, source), self.documents[number], None)
+                    for piece in _encoded(documents, tokenizer):
                         document = piece.document
                         split: Split = "validation" if is_held_out(document, self.data) else "train"
                         name = "train" if split == "train" else f"validation-{document.domain}"
@@ -176,15 +288,37 @@ class _Preparation:
                         unmatched = {pattern for pattern in unmatched if not fnmatch(document.name, pattern)}
                         indexed = isinstance(source, IndexedSource)
                         self._count(document, split, tokens, None if indexed else size)
-                        rows.append((number, document.name, document.domain, split, tokens))
+                        row = (number, document.name, document.domain, split, tokens)
+                        rows.write(json.dumps(row).encode() + b"\n")
+                        since, done = since + tokens, done + tokens
                         tokens = size = 0
-                        if len(rows) == DOCUMENT_ROWS:
-                            flush()
-                        done = sum(count.tokens for count in self.counts.values())
-                        self.progress.update(task, description=f"{source_name(source)}: {done:,} tokens")
+                        if since >= KEPT_TOKENS:
+                            since = 0
+                            self._keep(number, unmatched, writers, rows)
+                        if done >= shown:
+                            self.progress.update(task, description=f"{source_name(source)}: {done:,} tokens")
+                            shown = done + SHOWN_TOKENS
                 self._check_source(number, unmatched)
-            if rows:
-                flush()
+
+    def _write_documents(self) -> None:
+        """The list of documents as a table."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = pa.schema([(name, kind) for name, kind in DOCUMENT_FIELDS])
+        spooled = self.folder / ROWS
+        with (
+            pq.ParquetWriter(self.folder / "documents.parquet", schema, compression="zstd") as table,
+            spooled.open("rb") as lines,
+        ):
+            while rows := [json.loads(line) for line in islice(lines, DOCUMENT_ROWS)]:
+                columns = [
+                    pa.array(column, kind)
+                    for column, (_, kind) in zip(zip(*rows, strict=True), DOCUMENT_FIELDS, strict=True)
+                ]
+                table.write_table(pa.Table.from_arrays(columns, schema=schema))
+        for name in (ROWS, KEPT):
+            (self.folder / name).unlink(missing_ok=True)
 
     def _check_source(self, number: int, unmatched: set[str]) -> None:
         name = source_name(self.data.sources[number])
@@ -281,27 +415,50 @@ class _Encoded:
 
 
 def _encoded(documents: Iterator[Document], tokenizer: tokenizers.Tokenizer) -> Iterator[_Encoded]:
-    """The documents' pieces in order, as many encoded at a time as there are cores: memory is bounded by theirs."""
-    cores = len(os.sched_getaffinity(0))
+    """The documents' pieces in order, a batch of them encoded on all cores while the batch before is taken.
 
-    def encode(document: Document, piece: str | np.ndarray, last: bool) -> _Encoded:
-        if isinstance(piece, np.ndarray):
-            return _Encoded(document, piece, 0, last)
-        (encoding,) = tokenizer.encode_batch_fast([piece], add_special_tokens=False)
-        return _Encoded(document, np.asarray(encoding.ids, np.int64), len(piece.encode("utf-8")), last)
-
-    with ThreadPoolExecutor(cores) as pool:
-        ahead: deque[Future[_Encoded]] = deque()
-        for document in documents:
-            piece: str | np.ndarray | None = next(document.pieces, "")
-            while piece is not None:
-                following = next(document.pieces, None)
-                ahead.append(pool.submit(encode, document, piece, following is None))
-                piece = following
-                if len(ahead) > cores:
-                    yield ahead.popleft().result()
+    Memory is bounded by the batches.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        ahead: deque[Future[list[_Encoded]]] = deque()
+        for batch in _batches(documents):
+            ahead.append(pool.submit(_encode, batch, tokenizer))
+            if len(ahead) > 1:
+                yield from ahead.popleft().result()
         while ahead:
-            yield ahead.popleft().result()
+            yield from ahead.popleft().result()
+
+
+_Piece = tuple[Document, "str | np.ndarray", bool]
+
+
+def _batches(documents: Iterator[Document]) -> Iterator[list[_Piece]]:
+    """Pieces, each with its document and whether that ends with it; as many as make a batch."""
+    batch: list[_Piece] = []
+    length = 0
+    for document in documents:
+        piece: str | np.ndarray | None = next(document.pieces, "")
+        while piece is not None:
+            following = next(document.pieces, None)
+            batch.append((document, piece, following is None))
+            length += len(piece)
+            piece = following
+            if length >= BATCH_CHARACTERS:
+                yield batch
+                batch, length = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(batch: list[_Piece], tokenizer: tokenizers.Tokenizer) -> list[_Encoded]:
+    texts = [piece for _, piece, _ in batch if isinstance(piece, str)]
+    encodings = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+    return [
+        _Encoded(document, piece, 0, last)
+        if isinstance(piece, np.ndarray)
+        else _Encoded(document, np.asarray(next(encodings).ids, np.int64), len(piece.encode("utf-8")), last)
+        for document, piece, last in batch
+    ]
 
 
 def _move(made: Path, folder: Path) -> None:
@@ -310,8 +467,6 @@ def _move(made: Path, folder: Path) -> None:
     names = sorted(path.name for path in made.iterdir())
     for name in sorted(names, key=lambda name: name == "manifest.json"):  # the manifest last
         shutil.move(made / name, folder / name)
-    with suppress(FileExistsError):
-        made.mkdir()
 
 
 def _summary(manifest: Manifest) -> str:

@@ -21,7 +21,7 @@ from megatron.core.datasets.utils import Split
 from torch import Tensor
 
 from octavo.data.checks import check_evaluation, check_training, shares, whole_sequences
-from octavo.data.manifest import Manifest, check_files, read_manifest
+from octavo.data.manifest import Manifest, check_files, check_files_once, read_manifest
 from octavo.experiment.config import Training
 from octavo.experiment.run import RunConfig
 from octavo.files import sha256
@@ -72,7 +72,7 @@ class PreparedData:
             create_attention_mask=False,
         )
         indices = np.arange(documents.document_indices.shape[0] - 1, dtype=np.int32)
-        samples = training.total_steps * training.global_batch_size
+        samples = training.trunk_steps * training.global_batch_size  # the order depends on it where text repeats
         return GPTDataset(documents, None, indices, samples, Split.train, config)
 
     @cached_property
@@ -106,10 +106,14 @@ class PreparedData:
 def open_dataset(folder: Path, *, hashes: bool = True) -> PreparedData:
     """Open a prepared data set. Raises OctavoError where it is missing or does not match its manifest.
 
-    Hashing reads all of it: of the ranks of a node one does it, the others compare sizes.
+    Hashing reads all of it: of the ranks of a node one does it, the others compare sizes; and once for all attempts at
+    all runs on the node, while nothing was written to the files (`octavo data` hashes them whenever it is asked).
     """
     manifest = read_manifest(folder)
-    check_files(folder, manifest, hashes=hashes)
+    if hashes:
+        check_files_once(folder, manifest)
+    else:
+        check_files(folder, manifest, hashes=False)
     return PreparedData(folder, manifest)
 
 

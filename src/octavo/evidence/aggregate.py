@@ -15,25 +15,27 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from octavo.accounting.results import contradictions
+from octavo.accounting.results import contradictions, layouts_by_attempts
 from octavo.data.manifest import current_manifest
 from octavo.divergence import diverged
 from octavo.errors import OctavoError
-from octavo.experiment.run import CellConfig, Experiment, run_fingerprint
-from octavo.files import atomic_path, read_bytes
+from octavo.experiment.run import CellConfig, Experiment, RunIdentity
+from octavo.files import atomic_path
 from octavo.layout import ExperimentFolder, RunFolder
+from octavo.metrics import FP8, read_metrics_table
 from octavo.models.matched import matched_quantity
 from octavo.records import (
-    MetricsRecord,
+    AttemptRecord,
+    LayoutSince,
     Result,
     added,
+    laid_out,
     lines_that_count,
     mean_final_loss,
     read_lines,
@@ -51,14 +53,13 @@ ROW_GROUP = 1 << 18
 BATCH = 16
 """Runs of a cell whose steps are worked out together: what an array operation costs at least is paid once for all."""
 
-_PLAIN = ("loss", "aux_loss", "grad_norm", "learning_rate", "step_seconds", "tokens_per_second", "model_tflops")
+_TRAINING = (
+    "loss", "aux_loss", "grad_norm", "learning_rate", "step_seconds", "tokens_per_second", "model_tflops",
+    "memory_bytes",
+)  # fmt: skip
 _VALIDATION = ("validation_loss", "validation_bits_per_byte")
-_FP8 = {
-    "fp8_underflow": ("input", "weight", "gradient"),
-    "fp8_overflow": ("input", "weight", "gradient"),
-    "fp8_amax": ("input", "weight", "gradient"),
-    "fp8_product_error": ("forward", "input_gradient", "weight_gradient"),
-}
+_COLUMNS = ("tokens", *_TRAINING, *_VALIDATION, *FP8, "expert_load")
+"""What is read of `metrics.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ class _Run:
     steps: int
     tokens: int
     training_seconds: float
+    training_device_hours: float
+    layouts: list[LayoutSince]
+    """Those that its steps were trained under; empty where they were not recorded: the cell's."""
     kept: dict[int, float]
     """Attempt -> share of its step time that the result rests on."""
     diverged: bool
@@ -111,10 +115,12 @@ def aggregate(
     attempts: pd.DataFrame,
     ablation: str | None = None,
     into: ExperimentFolder | None = None,
+    seeds: list[int] | None = None,
 ) -> ExperimentFolder:
     """Write the tables of an experiment, or of one ablation and its baselines; the folder that they are in.
 
-    `attempts` are the experiment's ledger (`octavo.accounting.ledger.attempts_frame`); `into` is another folder.
+    `attempts` are the experiment's ledger (`octavo.accounting.ledger.attempts_frame`); `into` is another folder;
+    `seeds` of a first report are those of every cell, in place of all that are asked for.
     Raises OctavoError for a run that was trained under another configuration or on another data set than the others,
     or whose files are damaged or not those that its result was written with.
     """
@@ -124,11 +130,13 @@ def aggregate(
     target = into or (folder.ablation(ablation) if ablation else folder)
     if ablation:  # otherwise cells and seeds that the experiment no longer has stay in the ledger: they were paid for
         attempts = attempts.loc[attempts["cell"].isin([cell.cell for cell in cells])]
+    if seeds:
+        attempts = attempts.loc[attempts["seed"].isin(seeds)]
     ledger = _Ledger.of(attempts)
     rows, damaged = [], {}
     data = current_manifest(experiment.file.data, experiment.file.tokenizer)
     with _StepsWriter(target.steps_table) as steps:
-        asked = {cell.cell: experiment.seeds_of(cell.cell, folder) for cell in cells}
+        asked = {cell.cell: seeds or experiment.seeds_of(cell.cell, folder) for cell in cells}
         for runs, table in _read_all(folder, [_Cell.of(cell, experiment) for cell in cells], asked):
             steps.add(table)
             for run in runs:
@@ -164,44 +172,61 @@ def _read_all(
 def _read_runs(folder: ExperimentFolder, cell: _Cell, seeds: list[int]) -> tuple[list[_Run], pa.Table]:
     """A few runs of a cell, and their steps one run after the other."""
     runs = [folder.run(cell.config.cell, seed) for seed in seeds]
-    prints = [run_fingerprint(cell.config.fingerprint, seed) for seed in seeds]
-    results = [_read_result(run, cell.config, own) for run, own in zip(runs, prints, strict=True)]
-    steps, starts, kept = _steps([read_metrics_table(run.metrics) for run in runs], cell, seeds)
+    own = [cell.config.identity(seed) for seed in seeds]
+    results = [_read_result(run, cell.config, identity) for run, identity in zip(runs, own, strict=True)]
+    layouts = [_layouts(run, result) for run, result in zip(runs, results, strict=True)]
+    steps, starts, kept = _steps([read_metrics_table(run.metrics, _COLUMNS) for run in runs], cell, seeds, layouts)
     tokens, seconds = (np.split(steps[name].fill_null(0).to_numpy(), starts) for name in ("tokens", "step_seconds"))
+    hours = np.split(steps["device_hours"].to_numpy(), starts)
     step, loss = (np.split(steps[name].to_numpy(), starts) for name in ("step", "loss"))
     found = [
         _Run(
-            cell, seed, prints[i], results[i], len(tokens[i]), int(tokens[i][-1:].sum()), seconds[i].sum(), kept[i],
-            diverged(step[i], loss[i]), _contradictions(runs[i], results[i], cell, step[i], loss[i], seconds[i]),
+            cell, seed, own[i].run_fingerprint, results[i], len(tokens[i]), int(tokens[i][-1:].sum()),
+            seconds[i].sum(), hours[i][-1:].sum(), layouts[i], kept[i], diverged(step[i], loss[i]),
+            _contradictions(runs[i], results[i], cell, own[i], step[i], loss[i], seconds[i]),
         )
         for i, seed in enumerate(seeds)
     ]  # fmt: skip
     return found, steps
 
 
-def _read_result(folder: RunFolder, cell: CellConfig, fingerprint: str) -> Result | None:
+def _layouts(folder: RunFolder, result: Result | None) -> list[LayoutSince]:
+    """The layouts of a run's steps: by its result or, where it has none, by its attempts."""
+    return result.layouts if result else layouts_by_attempts(read_lines(folder.attempts, AttemptRecord))
+
+
+def _read_result(folder: RunFolder, cell: CellConfig, identity: RunIdentity) -> Result | None:
     if not folder.result.exists():
         return None
     again = f"snakemake results/{cell.experiment}/report.pdf"
     result = read_record(folder.result, Result, made_by=again)
-    if result.run_fingerprint != fingerprint:
+    if not identity.holds(result):
         raise OctavoError(
             "the run was trained under another configuration than the experiment has now",
             where=folder.result,
-            expected=f"run fingerprint {fingerprint[:12]}, found {result.run_fingerprint[:12]}",
+            expected=f"run fingerprint {identity.run_fingerprint[:12]}, found {result.run_fingerprint[:12]}",
             fix=f"train it again: {again}; or change the configuration back",
         )
     return result
 
 
 def _contradictions(
-    folder: RunFolder, result: Result | None, cell: _Cell, step: np.ndarray, loss: np.ndarray, seconds: np.ndarray
+    folder: RunFolder,
+    result: Result | None,
+    cell: _Cell,
+    identity: RunIdentity,
+    step: np.ndarray,
+    loss: np.ndarray,
+    seconds: np.ndarray,
 ) -> list[str]:
     """What is wrong with a result: its files are others, or it does not say what its configuration and steps say."""
     if result is None:
         return []
     sizes = ("total_parameters", "active_parameters", "flops_per_token", "emulated")
-    configured = {**{name: getattr(cell, name) for name in sizes}, "device_count": cell.config.parallelism.world_size}
+    as_configured = result.run_fingerprint == identity.run_fingerprint
+    last = result.layouts[-1].devices if result.layouts else None
+    devices = cell.config.parallelism.world_size if as_configured else last
+    configured = {**{name: getattr(cell, name) for name in sizes}, "device_count": devices}
     complete = result.status == "completed"
     logged = {
         "training_loss": mean_final_loss(step, loss, cell.config.training.total_steps) if complete else None,
@@ -243,61 +268,11 @@ def _same_data(run: _Run, data: str | None) -> str | None:
     return data or found
 
 
-# --- metrics.jsonl --------------------------------------------------------------------------------------------------
-
-
-@cache
-def _metrics_schema() -> pa.Schema:
-    import pyarrow as pa
-
-    fractions = {name: pa.struct([(part, pa.float64()) for part in parts]) for name, parts in _FP8.items()}
-    return pa.schema(
-        [
-            *((name, pa.int64()) for name in ("step", "tokens", "attempt", "memory_bytes")),
-            *((name, pa.float64()) for name in (*_PLAIN, *_VALIDATION)),
-            *fractions.items(),
-            ("expert_load", pa.list_(pa.list_(pa.float32()))),
-        ]
-    )
-
-
-def read_metrics_table(path: Path) -> pa.Table:
-    """The lines of `metrics.jsonl` in the order they were written; a torn last line is left out.
-
-    Raises OctavoError that names the line where the file is damaged.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.json as pj
-
-    schema = _metrics_schema()
-    content = read_bytes(path) if path.exists() else b""
-    whole = content.rfind(b"\n") + 1
-    if not whole:
-        return schema.empty_table()
-    if not content.startswith(b"{") or b"NaN" in content or b"Inf" in content:
-        # pyarrow crashes where the first line is null, and takes numbers that JSON has not
-        read_lines(path, MetricsRecord)  # names the line
-    options = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    try:
-        table = pj.read_json(
-            pa.BufferReader(pa.py_buffer(content).slice(0, whole)),
-            read_options=pj.ReadOptions(use_threads=False, block_size=whole),
-            parse_options=options,
-        )
-        if table.num_rows != content.count(b"\n", 0, whole):
-            raise pa.ArrowInvalid("a line is blank, or holds more than one value")
-        for name in ("step", "tokens", "attempt"):
-            if table[name].null_count or pc.min(table[name]).as_py() < 0:
-                raise pa.ArrowInvalid(f"a line lacks its {name}, or it is less than 0")
-    except pa.ArrowInvalid as error:
-        read_lines(path, MetricsRecord)  # names the line
-        raise OctavoError(f"the file cannot be read: {error}", where=path, fix="train the run again") from error
-    return table
+# --- steps ---------------------------------------------------------------------------------------------------------
 
 
 def _steps(
-    metrics: list[pa.Table], cell: _Cell, seeds: list[int]
+    metrics: list[pa.Table], cell: _Cell, seeds: list[int], layouts: list[list[LayoutSince]]
 ) -> tuple[pa.Table, np.ndarray, list[dict[int, float]]]:
     """One row per step of each run, where the second and later runs start, and the shares of each run's attempts."""
     import pyarrow as pa
@@ -324,7 +299,10 @@ def _steps(
     validated = pa.array(_place(rows, step, counts & validation))
     tokens = lines["tokens"].take(pa.array(_place(rows, step, counts)))
     seconds = np.split(training["step_seconds"].fill_null(0.0).to_numpy(), starts)
-    devices = cell.config.parallelism.world_size
+    devices = [
+        _devices(of_run % steps, run, cell.config.parallelism.world_size)
+        for of_run, run in zip(np.split(rows, starts), layouts, strict=True)
+    ]
     columns: dict[str, Any] = {
         "experiment": pa.repeat(cell.config.experiment, len(rows)),
         "cell": pa.repeat(cell.config.cell, len(rows)),
@@ -332,12 +310,21 @@ def _steps(
         "step": pa.array(rows % steps),
         "tokens": tokens,
         "model_flops": pa.array(tokens.to_numpy() * cell.flops_per_token),
-        "device_hours": np.concatenate([np.cumsum(of_run) for of_run in seconds]) * devices / 3600,
-        **{name: training[name] for name in (*_PLAIN, "memory_bytes", "expert_load")},
+        "devices": np.concatenate(devices),
+        "device_hours": np.concatenate([np.cumsum(a * b) for a, b in zip(seconds, devices, strict=True)]) / 3600,
+        **{name: training[name] for name in (*_TRAINING, "expert_load")},
         **{name: lines[name].take(validated) for name in _VALIDATION},
-        **{f"{name}_{part}": fields(training[name], part) for name, parts in _FP8.items() for part in parts},
+        **{f"{name}_{part}": fields(training[name], part) for name, parts in FP8.items() for part in parts},
     }
     return pa.table([columns[name] for name in schema.names], schema=schema), starts, kept
+
+
+def _devices(step: np.ndarray, layouts: list[LayoutSince], configured: int) -> np.ndarray:
+    """The devices that each step of a run was trained on."""
+    if not layouts:
+        return np.full(len(step), configured)
+    since = np.searchsorted([one.after_step for one in layouts], step, side="left") - 1
+    return np.array([one.devices for one in layouts])[np.maximum(since, 0)]
 
 
 def _numbered_on(number: np.ndarray, run: np.ndarray) -> tuple[np.ndarray, int]:
@@ -478,8 +465,10 @@ def _run_row(run: _Run, ledger: _Ledger) -> dict[str, Any]:
         "validation_step": sane.steps if sane and sane.validation_loss is not None else None,
         "validation_bits_per_byte": sane.validation_bits_per_byte if sane else None,
         "training_seconds": result.training_seconds if result else run.training_seconds,
+        "training_device_hours": run.training_device_hours,
         "device_kind": result.device_kind if result else None,
         "device_count": result.device_count if result else cell.parallelism.world_size,
+        "layouts": laid_out(run.layouts) if run.layouts else cell.layout,
         "emulated": counted.emulated,
         **ledger.costs(cell.cell, run.seed, run.kept),
         "run_fingerprint": run.fingerprint,

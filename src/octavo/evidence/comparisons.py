@@ -3,20 +3,24 @@
 For each pair and axis, by seed: how their losses differ at the end of the range that both cover, and what each needed
 for the same loss, which is the higher of the two losses there, so that both have reached it. Where a run is read before
 its end, or before the decay of its learning rate, `octavo.evidence.schedule` says which of the two that works against.
+Where runs were planned for several lengths (`octavo.evidence.lengths`) none is: curves go through their ends.
 Losses of different text or tokens are not compared.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from octavo.evidence.curves import FEWEST_ENDS
 from octavo.evidence.grid import Cell, Grid, Pair, Resource
 from octavo.evidence.names import listed
 from octavo.evidence.schedule import Bias
 from octavo.records import Axis, Comparison, Estimate, Losses
+from octavo.scaling.leverage import estimate as central
 from octavo.statistics import Interval, bootstrap_interval, t_interval
 
 AXES: dict[Axis, Resource] = {
@@ -51,6 +55,8 @@ class Paired:
     """Which losses `loss` is the difference of."""
     loss_bias: Bias
     ratio_bias: Bias
+    planned: bool
+    """Whether both curves go through the ends of runs planned for their lengths."""
 
     @property
     def ends(self) -> bool:
@@ -116,7 +122,7 @@ def _paired(grid: Grid, pair: Pair, resource: Resource) -> Paired | None:
         ours, theirs = one.at(end) * scales[0], other.at(end) * scales[1]
         if not final:
             rates = tuple(grid.undecayed_at(name, seed, resource, end) for name in names)
-            share = (end / one.end, end / other.end)
+            share = grid.share_at(names[0], one, end), grid.share_at(names[1], other, end)
             reading = Reading(100 * (ours / theirs - 1), share, (rates[0], rates[1]), _kind(grid, pair))
         readings.append(reading)
         target = max(ours, theirs) * (1 + 1e-12)  # a curve's end is at its own last loss, but for rounding
@@ -138,6 +144,7 @@ def _paired(grid: Grid, pair: Pair, resource: Resource) -> Paired | None:
         losses=kinds.pop() if len(kinds) == 1 else MIXED,
         loss_bias=Bias(*_mean([one.undecayed for one in known], 0.0)),
         ratio_bias=Bias(*_mean(needed_at, 0.0)),
+        planned=all(name in grid.planned for name in names),
     )
 
 
@@ -212,14 +219,13 @@ def _losses(grid: Grid, pair: Pair) -> Losses:
     return kinds.pop() if len(kinds) == 1 else "validation and training"
 
 
-def estimate(values: np.ndarray, unit: str, confidence: float = 0.95, least: float | None = None) -> Estimate:
-    """Mean and intervals of differences by seed; those of a ratio are logarithms. No interval reaches below `least`."""
+def estimate(values: np.ndarray, unit: str, confidence: float = 0.95) -> Estimate:
+    """Mean and intervals of differences by seed; those of a ratio are logarithms."""
     interval, resampled = t_interval(values, confidence), bootstrap_interval(values, confidence)
 
     def scale(value: float | None) -> float | None:
         if value is None:
             return None
-        value = value if least is None else max(value, least)
         return float(np.exp(value)) if unit == "ratio" else value
 
     empty = Interval(0.0, None, None, confidence, 0)
@@ -231,6 +237,25 @@ def estimate(values: np.ndarray, unit: str, confidence: float = 0.95, least: flo
         bootstrap_high=scale((resampled or empty).high),
         confidence=confidence,
         n=interval.n,
+        unit=unit,
+    )
+
+
+def of_draws(draws: np.ndarray, unit: str, seeds: int, confidence: float = 0.95) -> Estimate:
+    """Median and percentile interval of an effect's draws, without an end that is infinite; those of a ratio are
+    logarithms."""
+    said = central(draws, confidence)
+    assert said is not None, "a sample is one that has a median"
+
+    def scale(value: float | None) -> float | None:
+        return math.exp(value) if unit == "ratio" and value is not None else value
+
+    return Estimate(
+        value=math.exp(said.value) if unit == "ratio" else said.value,
+        low=scale(said.low),
+        high=scale(said.high),
+        confidence=confidence,
+        n=seeds,
         unit=unit,
     )
 
@@ -260,6 +285,8 @@ def compare(grid: Grid, pair: Pair, axis: Axis) -> Comparison:
         notes.append("times are those of an emulation and say nothing about FP8")
     early = read_early(grid, pair, found)
     notes += early
+    if found.planned:
+        notes.append("read between the ends of runs planned for their lengths")
     if any(cell.name in grid.from_training for cell in (pair.cell, pair.against)):
         notes.append("too few validations for a curve: training losses, averaged, take their place")
     if found.losses == "bits per byte":
@@ -282,6 +309,7 @@ def compare(grid: Grid, pair: Pair, axis: Axis) -> Comparison:
         resource_ratios=[] if unknown else np.exp(found.ratio).tolist(),
         censored=unknown + len(pair.diverged),
         ends=found.ends,
+        planned_ends=found.planned,
         loss_bias=loss_sign,
         ratio_bias=ratio_sign,
         early="; ".join(early) if loss_sign else biased_words(grid, pair, found.ratio_bias) if ratio_sign else None,
@@ -331,6 +359,8 @@ def _why_not(grid: Grid, pair: Pair, axis: Axis) -> str:
         return unlike_devices_words(unlike)
     if _curves(grid, pair, axis):
         return "the curves of the two do not overlap"
+    if any(cell.name in grid.planned for cell in (pair.cell, pair.against)):
+        return f"a run has fewer than {FEWEST_ENDS} ends of planned lengths with known {words(AXES[axis])}"
     return f"the runs do not say their {words(AXES[axis])}, or have too few losses for a curve"
 
 

@@ -23,6 +23,7 @@ from pydantic import Field
 
 from octavo.configuration import Section, read_section
 from octavo.errors import OctavoError
+from octavo.evidence.lengths import whole_lengths
 from octavo.records import read_table
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def convergence(folder: ExperimentFolder, reference: Reference) -> list[Converge
     """Every cell of an experiment against a reference. Raises OctavoError for losses of another text."""
     columns = ["cell", "seed", "step", "tokens", "validation_loss"]
     made_by = f"octavo aggregate (or import) {folder.path}"
-    runs = read_table(folder.runs_table, "runs", made_by=made_by)
+    runs = whole_lengths(read_table(folder.runs_table, "runs", made_by=made_by))
     steps = read_table(folder.steps_table, "steps", made_by=made_by, columns=columns)
     found = []
     for cell, of_cell in runs.groupby("cell", sort=False):

@@ -2,7 +2,9 @@
 
 A run's curve goes through its validation losses (or, where it has too few, its training losses averaged over
 windows), made monotone by isotonic regression (pool adjacent violators) and interpolated by a monotone cubic (PCHIP)
-in the logarithm of the resource: neither invents a minimum that was not measured.
+in the logarithm of the resource: neither invents a minimum that was not measured. Where runs were planned for several
+lengths the curve goes through their ends instead, and the loss is interpolated in its logarithm, too: losses of planned
+ends follow a power law of what was spent but for a constant (arXiv 2203.15556).
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ WINDOWS = 40
 """Points that a curve of training losses is averaged to."""
 FEWEST = 3
 """Points that make a curve."""
+FEWEST_ENDS = 2
+"""Ends of planned runs that make one."""
 FINE = 512
 """Points on which a crossing is looked for."""
 
@@ -30,6 +34,8 @@ class Curve:
     """Spent so far, increasing, positive."""
     loss: np.ndarray
     """Never increasing."""
+    of_ends: bool = False
+    """Whether its points are ends of runs planned for their lengths, interpolated in the logarithm of the loss."""
 
     @property
     def end(self) -> float:
@@ -43,7 +49,7 @@ class Curve:
 
     def at(self, resource: float) -> float:
         """The loss after spending `resource`, which lies within the curve."""
-        return float(self._interpolator(np.log(resource)))
+        return float(self._losses(np.log(resource)))
 
     def reaches(self, loss: float) -> float | None:
         """What was spent when the curve first came down to `loss`; None where it never did, or began below it."""
@@ -61,24 +67,28 @@ class Curve:
     def _fine(self) -> tuple[np.ndarray, np.ndarray]:
         """Logarithms of the resource on FINE points, and the loss there."""
         fine = np.linspace(np.log(self.start), np.log(self.end), FINE)
-        losses = np.minimum.accumulate(self._interpolator(fine))
+        losses = np.minimum.accumulate(self._losses(fine))
         losses[-1] = self.loss[-1]
         return fine, losses
 
+    def _losses(self, log_resource: np.ndarray | float) -> np.ndarray:
+        found = self._interpolator(log_resource)
+        return np.exp(found) if self.of_ends else found
+
     @cached_property
     def _interpolator(self) -> PchipInterpolator:
-        return PchipInterpolator(np.log(self.resource), self.loss)
+        return PchipInterpolator(np.log(self.resource), np.log(self.loss) if self.of_ends else self.loss)
 
 
-def smooth(resource: np.ndarray, loss: np.ndarray) -> Curve | None:
-    """The curve through measured losses; None with fewer than FEWEST of them that can be used."""
+def smooth(resource: np.ndarray, loss: np.ndarray, *, of_ends: bool = False) -> Curve | None:
+    """The curve through measured losses; None with fewer than FEWEST (FEWEST_ENDS) of them that can be used."""
     usable = np.isfinite(resource) & np.isfinite(loss) & (resource > 0)
     resource, loss = resource[usable], loss[usable]
     rising = np.diff(resource, prepend=0.0) > 0
     resource, loss = resource[rising], loss[rising]
-    if len(loss) < FEWEST:
+    if len(loss) < (FEWEST_ENDS if of_ends else FEWEST):
         return None
-    return Curve(resource, isotonic_regression(loss, increasing=False).x)
+    return Curve(resource, isotonic_regression(loss, increasing=False).x, of_ends)
 
 
 def averaged(resource: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

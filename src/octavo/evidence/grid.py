@@ -7,26 +7,31 @@ both have a result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import product
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from octavo.evidence.curves import FEWEST, Curve, averaged, smooth
+from octavo.evidence.ladder import LadderFit, fitted_ladder
+from octavo.evidence.lengths import planned_ends, whole_lengths
 from octavo.evidence.names import cell_label, listed
 from octavo.evidence.schedule import undecayed
 from octavo.evidence.sequential import Looks
+from octavo.evidence.steps import floats, steps_by_run
 from octavo.experiment.config import SeedsUntilDecided
-from octavo.layout import ExperimentFolder
-from octavo.records import read_table, reading_table
+from octavo.layout import ExperimentFolder, horizon_cell, split_horizon
+from octavo.models.parameters import EQUAL_SIZES
+from octavo.records import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
+    from octavo.experiment.ladder import Rung
     from octavo.experiment.run import Experiment
 
 Kind = Literal["architecture", "precision", "ablation"]
@@ -37,9 +42,6 @@ SPENT = ("tokens", "model_flops", "device_hours")
 
 TEXT = {"tokenizer": "tokenizers", "data": "training data", "validation": "validation data"}
 """What losses are losses of: a field of Text, and its name for people."""
-
-TOLERANCE = 0.05
-"""Cells agree in a size if they are no further apart than this; how far they are is always given."""
 
 
 @dataclass(frozen=True)
@@ -192,9 +194,37 @@ class Pair:
         return sizes[1] / sizes[0] - 1 if sizes[0] else None
 
     def agrees(self, size: Literal["active_parameters", "total_parameters"]) -> bool:
-        """Whether they are equal in a size, within TOLERANCE."""
+        """Whether they are equal in a size, within EQUAL_SIZES."""
         mismatch = self.mismatch(size)
-        return mismatch is not None and mismatch <= TOLERANCE
+        return mismatch is not None and mismatch <= EQUAL_SIZES
+
+
+def looks_of(experiment: Experiment | None) -> Looks | None:
+    """The design by which an experiment's seeds are added until decided; None where they are fixed, or imported."""
+    seeds = experiment.file.seeds if experiment else None
+    return Looks(seeds.first, seeds.last) if isinstance(seeds, SeedsUntilDecided) else None
+
+
+class InGrid(NamedTuple):
+    """What decides which cells of a grid are held against one another."""
+
+    name: str
+    architecture: str
+    precision: str
+    mixture: bool
+    rung: Rung | None
+    """On a ladder: cells of two rungs are not compared."""
+
+
+def compared(kind: Literal["architecture", "precision"], grid: Sequence[InGrid]) -> Iterator[tuple[str, str]]:
+    """The names of cells that differ in one thing: a mixture and a dense model, or FP8 and BF16."""
+    for one, other in product(grid, grid):
+        alike = one.precision == other.precision and one.rung == other.rung
+        if kind == "architecture" and one.mixture and not other.mixture and alike:
+            yield one.name, other.name
+        same = one.architecture == other.architecture
+        if kind == "precision" and same and one.precision != "bf16" and other.precision == "bf16":
+            yield one.name, other.name
 
 
 class Grid:
@@ -205,7 +235,11 @@ class Grid:
         `experiment` is None for imported runs."""
         again = f"octavo aggregate {whole.path}" if experiment else f"octavo import {whole.path} FILE"
         self.tables, self.whole, self.experiment = tables, whole, experiment
-        self.runs = _whole_times(read_table(tables.runs_table, "runs", made_by=again))
+        runs = read_table(tables.runs_table, "runs", made_by=again)
+        self.runs = _whole_times(whole_lengths(runs))
+        """One row per cell and seed: the runs of the whole length."""
+        self.planned = {trunk for trunk, steps in map(split_horizon, runs["cell"]) if steps is not None}
+        """Cells whose runs were planned for several lengths: theirs are the ends that are compared."""
         self.attempts = read_table(tables.attempts_table, "attempts", made_by=again)
         self.cells = {cell.name: cell for cell in _cells(self.runs)}
         self.paired: dict[tuple[str, str, Resource], Any] = {}
@@ -216,8 +250,7 @@ class Grid:
     @property
     def looks(self) -> Looks | None:
         """The design by which seeds are added until decided; None where they are fixed."""
-        seeds = self.experiment.file.seeds if self.experiment else None
-        return Looks(seeds.first, seeds.last) if isinstance(seeds, SeedsUntilDecided) else None
+        return looks_of(self.experiment)
 
     @property
     def currency(self) -> str | None:
@@ -231,25 +264,27 @@ class Grid:
         known = self.runs["device_kind"].dropna().unique()
         return ", ".join(sorted(known)) if len(known) else None
 
+    @cached_property
+    def ladder(self) -> LadderFit | None:
+        """What the experiment's ladder shows; None where it has none, and in the tables of an ablation."""
+        if self.experiment is None or not self.experiment.rungs or self.tables != self.whole:
+            return None
+        return fitted_ladder(self.ends, self.experiment)
+
     def pairs(self, kind: Kind) -> list[Pair]:
         """All pairs of a kind, in the order of the table."""
-        grid = [cell for cell in self.cells.values() if cell.ablation is None]
         if kind == "ablation":
             ablated = [cell for cell in self.cells.values() if cell.ablation]
             return [Pair(kind, one, self.cells[one.baseline]) for one in ablated if one.baseline in self.cells]
-        if kind == "architecture":
-            return [
-                Pair(kind, one, other)
-                for one in grid
-                for other in grid
-                if one.mixture and not other.mixture and one.precision == other.precision
-            ]
-        return [
-            Pair(kind, one, other)
-            for one in grid
-            for other in grid
-            if one.architecture == other.architecture and one.precision != "bf16" and other.precision == "bf16"
+        grid = [
+            InGrid(cell.name, cell.architecture, cell.precision, cell.mixture, self._rung(cell.architecture))
+            for cell in self.cells.values()
+            if cell.ablation is None
         ]
+        return [Pair(kind, self.cells[one], self.cells[other]) for one, other in compared(kind, grid)]
+
+    def _rung(self, architecture: str) -> Rung | None:
+        return self.experiment.rung(architecture) if self.experiment else None
 
     def curve(self, cell: str, seed: int, resource: Resource) -> Curve | None:
         """A run's smoothed loss over a resource; None where it is not known or has too few points."""
@@ -263,8 +298,30 @@ class Grid:
         return {}
 
     def _smooth(self, cell: str, seed: int, resource: Resource) -> Curve | None:
+        if cell in self.planned:
+            ends = self.ends[(self.ends["cell"] == cell) & (self.ends["seed"] == seed)]
+            spent = "flops" if resource == "model_flops" else resource
+            return smooth(*(ends[name].to_numpy(float) for name in (spent, "validation_loss")), of_ends=True)
         course = self.courses.get((cell, seed))
         return None if course is None else smooth(self._spent(cell, seed, resource), course.points.loss)
+
+    @cached_property
+    def ends(self) -> pd.DataFrame:
+        """`octavo.evidence.lengths.planned_ends` of the tables."""
+        return planned_ends(self.tables)
+
+    def shorter_runs(self, pair: Pair, seeds: list[int]) -> list[str]:
+        """`cell@steps/seed-n` of the runs of shorter horizons whose ends the curves of a pair go through."""
+        names = [pair.cell.name, pair.against.name]
+        ends = self.ends[self.ends["cell"].isin(names) & self.ends["seed"].isin(seeds)]
+        whole = ends.groupby(["cell", "seed"])["steps"].transform("max")
+        shorter = ends[ends["steps"] < whole]
+        rows = zip(shorter["cell"], shorter["steps"], shorter["seed"], strict=True)
+        return [f"{horizon_cell(cell, steps)}/seed-{seed}" for cell, steps, seed in rows]
+
+    def share_at(self, cell: str, curve: Curve, spent: float) -> float:
+        """How far into a run its curve was read; all of it between the ends of runs planned for their lengths."""
+        return 1.0 if cell in self.planned else spent / curve.end
 
     def _spent(self, cell: str, seed: int, resource: Resource) -> np.ndarray:
         """What was spent at each point of a run's curve."""
@@ -272,11 +329,13 @@ class Grid:
         if resource != "cost":
             return spent[resource]
         run = self.cells[cell].runs.loc[seed]
-        hours = run["training_seconds"] * run["device_count"] / 3600
+        hours = run["training_device_hours"]
         return spent["device_hours"] * (run["cost_final"] / hours if hours else np.nan)
 
     def undecayed_at(self, cell: str, seed: int, resource: Resource, spent: float) -> float:
-        """How high a run's learning rate still goes, over its peak, when it has spent so much."""
+        """How high a run's learning rate still goes, over its peak, when it has spent so much; 0 at a planned end."""
+        if cell in self.planned:
+            return 0.0
         at = self._spent(cell, seed, resource)
         known = np.isfinite(at)
         return float(np.interp(spent, at[known], self.courses[cell, seed].points.undecayed[known]))
@@ -285,16 +344,15 @@ class Grid:
     def courses(self) -> dict[tuple[str, int], Course]:
         """By run that ended, what is kept of its steps."""
         found: dict[tuple[str, int], Course] = {}
-        columns = ["step", *SPENT, "loss", "validation_loss", "learning_rate", "step_seconds"]
+        columns = ["step", *SPENT, "loss", "validation_loss", "learning_rate", "step_seconds", "devices"]
         for (cell, seed), table in steps_by_run(self.tables, columns):
             if cell not in self.cells or seed not in {*self.cells[cell].runs.index, *self.cells[cell].diverged}:
                 continue
             steps = {name: floats(table, name) for name in columns}
             if not np.isfinite(self.training_seconds.get((cell, seed), np.nan)):
                 steps["device_hours"] = np.full_like(steps["device_hours"], np.nan)
-            devices = self.devices.get((cell, seed), np.nan)
-            found[cell, seed] = course = _course(steps, devices)
-            if course.points is not course.finals:
+            found[cell, seed] = course = _course(steps)
+            if course.points is not course.finals and cell not in self.planned:
                 self.from_training.add(cell)
         return found
 
@@ -353,7 +411,7 @@ class Grid:
         return dict(zip(runs, self.runs[column].astype(float), strict=True))
 
 
-def _course(steps: dict[str, np.ndarray], devices: float) -> Course:
+def _course(steps: dict[str, np.ndarray]) -> Course:
     rate = undecayed(steps["step"], steps["learning_rate"])
     validated = np.isfinite(steps["validation_loss"])
 
@@ -368,7 +426,7 @@ def _course(steps: dict[str, np.ndarray], devices: float) -> Course:
         rates, losses = averaged(rate, steps["loss"])
         points = Points(losses, rates, {name: averaged(steps[name], steps["loss"])[0] for name in SPENT})
     known = bool(np.isfinite(steps["learning_rate"]).any())
-    return Course(points, finals, known, _seconds_per_token(steps, devices), _hash_of_losses(steps))
+    return Course(points, finals, known, _seconds_per_token(steps), _hash_of_losses(steps))
 
 
 def _hash_of_losses(steps: dict[str, np.ndarray]) -> str:
@@ -377,7 +435,7 @@ def _hash_of_losses(steps: dict[str, np.ndarray]) -> str:
     return sha256(np.nan_to_num(logged, nan=-1.0).tobytes()).hexdigest() if logged.size else ""
 
 
-def _seconds_per_token(steps: dict[str, np.ndarray], devices: float) -> float:
+def _seconds_per_token(steps: dict[str, np.ndarray]) -> float:
     """Device-seconds a token of the median step. The first tenth of the lines, one at the least, is left out: there
     programs compile, caches fill and clocks settle."""
     timed = np.flatnonzero(np.isfinite(steps["step_seconds"]) & np.isfinite(steps["tokens"]))
@@ -385,13 +443,13 @@ def _seconds_per_token(steps: dict[str, np.ndarray], devices: float) -> float:
         return np.nan
     tokens = np.median(np.diff(steps["tokens"][timed]) / np.diff(steps["step"][timed]))
     steady = timed[max(1, len(timed) // 10) :]
-    return float(np.median(steps["step_seconds"][steady]) * devices / tokens) if tokens > 0 else np.nan
+    return float(np.median((steps["step_seconds"] * steps["devices"])[steady]) / tokens) if tokens > 0 else np.nan
 
 
 def _whole_times(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs, without the times of those whose logs time a part of their steps: hours so far are not known of them."""
     part = runs["timed_steps"].notna() & (runs["timed_steps"] < runs["steps"])
-    times = ["training_seconds", "device_hours_final", "cost_final"]
+    times = ["training_seconds", "training_device_hours", "device_hours_final", "cost_final"]
     return runs.assign(**{name: runs[name].mask(part) for name in times})
 
 
@@ -428,50 +486,7 @@ def _numbers(runs: pd.DataFrame) -> pd.DataFrame:
     """The numeric columns, null as NaN, by seed."""
     columns = [
         "steps", "tokens", "flops_per_token", "training_loss", "validation_loss", "validation_step",
-        "validation_bits_per_byte", "training_seconds", "device_count", "device_hours_final", "device_hours_all_in",
-        "cost_final", "cost_all_in",
+        "validation_bits_per_byte", "training_seconds", "training_device_hours", "device_count",
+        "device_hours_final", "device_hours_all_in", "cost_final", "cost_all_in",
     ]  # fmt: skip
     return runs.set_index("seed")[columns].astype(float)
-
-
-def steps_by_run(tables: ExperimentFolder, columns: list[str]) -> Iterator[tuple[tuple[str, int], pa.Table]]:
-    """(cell, seed) and its steps' columns, run by run: a table of any size is never in memory whole."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    read_table(tables.steps_table, "steps", made_by=f"octavo aggregate {tables.path}", columns=[])  # its version
-    rest: pa.Table | None = None
-    made_by = f"octavo aggregate {tables.path}"
-    with (
-        reading_table(tables.steps_table, made_by=made_by),
-        pq.ParquetFile(tables.steps_table, read_dictionary=["cell"], page_checksum_verification=True) as file,
-    ):
-        for group in range(file.num_row_groups):
-            part = file.read_row_group(group, columns=["cell", "seed", *columns])
-            part = pa.concat_tables([rest, part]).unify_dictionaries() if rest is not None else part
-            runs = list(_runs_of(part))
-            for start, end in runs[:-1]:
-                yield _run_of(part, start, end)
-            rest = part.slice(runs[-1][0]) if runs else None
-    if rest is not None and rest.num_rows:
-        yield _run_of(rest, 0, rest.num_rows)
-
-
-def _runs_of(table: pa.Table) -> Iterator[tuple[int, int]]:
-    """Where runs begin and end: neighbouring rows of one cell and seed."""
-    if not table.num_rows:
-        return
-    cell = table["cell"].combine_chunks().indices.to_numpy()
-    seed = table["seed"].to_numpy()
-    begins = np.flatnonzero(np.r_[True, (np.diff(cell) != 0) | (np.diff(seed) != 0)])
-    yield from zip(begins.tolist(), [*begins[1:].tolist(), table.num_rows], strict=True)
-
-
-def _run_of(table: pa.Table, start: int, end: int) -> tuple[tuple[str, int], pa.Table]:
-    part = table.slice(start, end - start)
-    return (part["cell"][0].as_py(), part["seed"][0].as_py()), part
-
-
-def floats(table: pa.Table, column: str) -> np.ndarray:
-    """A column as floats, null as NaN."""
-    return table[column].to_pandas().to_numpy(dtype=float, na_value=np.nan)

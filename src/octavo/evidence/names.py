@@ -13,9 +13,22 @@ PRECISIONS = {
 }
 
 
+def family_of(architecture: str) -> str:
+    """`moe_560k`, of a ladder -> `moe`; any other name as it is."""
+    family = architecture.partition("_")[0]
+    return family if family in ARCHITECTURES else architecture
+
+
+def architecture_name(architecture: str) -> str:
+    """`moe` -> `MoE`; `moe_560k`, of a ladder -> `MoE 560k`; any other name as it is."""
+    family = family_of(architecture)
+    name = ARCHITECTURES.get(family, family)
+    return f"{name} {architecture.removeprefix(family + '_')}" if family != architecture else name
+
+
 def cell_label(architecture: str, precision: str, ablation: str | None = None, *, emulated: bool = False) -> str:
     """`MoE FP8 blockwise (emulated), no shared expert`."""
-    name = f"{ARCHITECTURES.get(architecture, architecture)} {PRECISIONS.get(precision, precision)}"
+    name = f"{architecture_name(architecture)} {PRECISIONS.get(precision, precision)}"
     name += " (emulated)" if emulated else ""
     return f"{name}, {words(ablation)}" if ablation else name
 

@@ -18,13 +18,15 @@ from pydantic import PositiveInt
 
 from octavo.configuration import Section, parse_section, place, read_section
 from octavo.errors import OctavoError, no_such
-from octavo.evidence.comparisons import all_comparisons, estimate
+from octavo.evidence.comparisons import all_comparisons, estimate, of_draws
 from octavo.evidence.grid import Grid
 from octavo.evidence.metrics import METRICS
 from octavo.evidence.metrics.base import LEAST_STEPS, Expectation, Measurement, Sample, number_like
 from octavo.evidence.metrics.costs import amount, cost_of_a_seed
 from octavo.evidence.metrics.pairs import TIMED_AXES
 from octavo.evidence.sequential import Looks
+from octavo.experiment.cluster import Cluster, Device
+from octavo.experiment.load import load_cluster
 from octavo.experiment.run import Experiment
 from octavo.files import fingerprint, sha256, write_json
 from octavo.layout import ConfigFolders, ExperimentFolder
@@ -38,7 +40,18 @@ from octavo.records import (
     Verdict,
     read_record,
 )
-from octavo.statistics import ALPHA, Relation, Test, all_of, confidence_for, holm, once, required_seeds, test
+from octavo.statistics import (
+    ALPHA,
+    Relation,
+    Test,
+    all_of,
+    confidence_for,
+    holm,
+    once,
+    required_seeds,
+    test,
+    test_of_draws,
+)
 
 
 class Claim(Section):
@@ -102,6 +115,17 @@ def write_verdicts(folder: ExperimentFolder, configs: ConfigFolders, ablation: s
 
     tables = folder.ablation(ablation) if ablation else folder
     experiment = None if folder.imported.exists() else load_experiment(folder.name, configs)
+    claims = write_verdicts_of(tables, folder, configs, experiment, ablation)
+    if experiment is not None and any(claim.p_adjusted is not None for claim in claims):
+        _remember_seeds(folder, experiment.file.all_seeds)
+    return tables
+
+
+def write_verdicts_of(
+    tables: ExperimentFolder, folder: ExperimentFolder, configs: ConfigFolders, experiment: Experiment | None,
+    ablation: str | None,
+) -> list[ClaimResult]:  # fmt: skip
+    """Write claims.json and comparisons.json beside some tables, of the experiment in `folder` or of one ablation."""
     grid = Grid(tables, folder, experiment)
     loaded = read_claims(configs, experiment)
     claims = ClaimsFile(
@@ -113,16 +137,29 @@ def write_verdicts(folder: ExperimentFolder, configs: ConfigFolders, ablation: s
     comparisons = ComparisonsFile(experiment=folder.name, ablation=ablation, comparisons=all_comparisons(grid))
     write_json(tables.comparisons, comparisons.model_dump(mode="json"))
     write_json(tables.claims, claims.model_dump(mode="json"))
-    if experiment is not None and any(claim.p_adjusted is not None for claim in claims.claims):
-        _remember_seeds(folder, experiment.file.all_seeds)
-    return tables
+    return claims.claims
 
 
 def configuration_fingerprint(configs: ConfigFolders, claims: list[LoadedClaim], experiment: Experiment | None) -> str:
-    """Changes when verdicts may be other ones although the tables are the same: claims, published figures, prices."""
+    """Changes when verdicts may be other ones although the tables are the same: claims, published figures, prices and
+    plans that claims name."""
+    from octavo.experiment.load import load_experiment
+
     published = {path.name: sha256(path) for path in sorted(configs.published.rglob("*.yaml"))}
-    cluster = [part.model_dump(mode="json") for part in (experiment.cluster, experiment.device)] if experiment else []
-    return fingerprint([[(one.name, one.claim.model_dump(mode="json")) for one in claims], published, cluster])
+    clusters: list[tuple[Cluster, Device]] = [(experiment.cluster, experiment.device)] if experiment else []
+    named = {str(one.parameters.cluster) for one in claims if getattr(one.parameters, "cluster", None)}
+    clusters += [load_cluster(name, configs) for name in sorted(named) if (configs.clusters / f"{name}.yaml").exists()]
+    plans = [load_experiment(name, configs) for name in named_plans(claims, configs)]
+    clusters += [(plan.cluster, plan.device) for plan in plans]
+    cluster = [part.model_dump(mode="json") for both in clusters for part in both]
+    planned = [cell.fingerprint for plan in plans for cell in plan.grid]
+    return fingerprint([[(one.name, one.claim.model_dump(mode="json")) for one in claims], published, cluster, planned])
+
+
+def named_plans(claims: list[LoadedClaim], configs: ConfigFolders) -> list[str]:
+    """The experiments whose plans claims name, of those that there are."""
+    names = {str(one.parameters.experiment) for one in claims if getattr(one.parameters, "experiment", None)}
+    return [name for name in sorted(names) if (configs.experiments / f"{name}.yaml").exists()]
 
 
 def _remember_seeds(folder: ExperimentFolder, seeds: list[int]) -> None:
@@ -214,13 +251,15 @@ def undecided_cells(grid: Grid, claims: list[LoadedClaim]) -> list[str]:
             continue
         for sample, of_sample in zip(one.measurement.samples, one.tests, strict=True):
             settled = of_sample is not None and count * of_sample.supports <= ALPHA
-            if sample.seeds_tell and not settled:
+            if not settled and sample.fitted_to is None:
                 found |= {cell.name for cell in sample.cells}
     return [name for name in grid.cells if name in found]
 
 
 def _test(sample: Sample, looks: Looks | None) -> Test | None:
     """What the seeds that can be compared say, and what the runs that diverged say."""
+    if sample.fitted_to is not None:
+        return test_of_draws(sample.values, sample.relation, sample.margin)
     found = test(sample.values, sample.relation, sample.margin, sample.bias, looks or once)
     if sample.short:
         return found and Test(1.0, 1.0)
@@ -239,12 +278,7 @@ def _test(sample: Sample, looks: Looks | None) -> Test | None:
 def _result(grid: Grid, evaluated: EvaluatedClaim, p_adjusted: float | None, tested: int) -> ClaimResult:
     loaded, measurement = evaluated.loaded, evaluated.measurement
     claim = loaded.claim
-    effects = [
-        estimate(sample.values, sample.unit, confidence_for(sample.relation), sample.least)
-        if len(sample.values)
-        else None
-        for sample in measurement.samples
-    ]
+    effects = [_effect(sample) for sample in measurement.samples]
     parts = [
         Part(
             label=sample.label,
@@ -262,7 +296,8 @@ def _result(grid: Grid, evaluated: EvaluatedClaim, p_adjusted: float | None, tes
     verdict = _claim_verdict(evaluated, p_adjusted)
     reason = _reason(evaluated, effects) if verdict == "inconclusive" else None
     needed = None
-    if verdict == "inconclusive" and reason is None and grid.looks is None:
+    fitted = any(sample.fitted_to is not None for sample in measurement.samples)
+    if verdict == "inconclusive" and reason is None and grid.looks is None and not fitted:
         needed = _seeds_needed(measurement, tested)
     alone = _alone(evaluated, p_adjusted, tested, grid.looks) if verdict == "inconclusive" and reason is None else None
     n = min((len(sample.values) for sample in measurement.samples), default=0)
@@ -281,6 +316,7 @@ def _result(grid: Grid, evaluated: EvaluatedClaim, p_adjusted: float | None, tes
         sentence=_sentence(evaluated, effects, verdict, reason, alone, needed, further, grid),
         effect=None if verdict == "not testable here" else _headline(evaluated, effects)[0],
         effect_of=_headline(evaluated, effects)[1],
+        computed_for=measurement.computed_for or None,
         reason=(reason.short if reason else alone),
         expectation=_expectation(claim),
         p_adjusted=p_adjusted,
@@ -293,10 +329,20 @@ def _result(grid: Grid, evaluated: EvaluatedClaim, p_adjusted: float | None, tes
     )
 
 
+def _effect(sample: Sample) -> Estimate | None:
+    """What a sample measured, with its interval; None where it has no value."""
+    confidence = confidence_for(sample.relation)
+    if sample.fitted_to is not None:
+        return of_draws(sample.values, sample.unit, sample.fitted_to, confidence)
+    return estimate(sample.values, sample.unit, confidence) if len(sample.values) else None
+
+
 def _claim_verdict(evaluated: EvaluatedClaim, p_adjusted: float | None) -> Verdict:
     if evaluated.measurement.arithmetic:
-        verdicts = {part.verdict for part, _ in evaluated.measurement.arithmetic}
-        return "supported" if verdicts == {"supported"} else "refuted"
+        verdicts = [part.verdict for part, _ in evaluated.measurement.arithmetic]
+        if "refuted" in verdicts:
+            return "refuted"
+        return "inconclusive" if "inconclusive" in verdicts else "supported"
     if not evaluated.measurement.samples or not evaluated.measurement.decides:
         return "not testable here"
     verdict = verdict_of(evaluated.test, p_adjusted)
@@ -326,7 +372,7 @@ def _beyond_margin(sample: Sample) -> float:
     for then it has no mean."""
     if not len(sample.values):
         return np.inf
-    mean = float(np.mean(sample.values))
+    mean = float(np.mean(sample.values) if sample.fitted_to is None else np.median(sample.values))
     return {"below": sample.margin - mean, "above": mean - sample.margin, "within": sample.margin - abs(mean)}[
         sample.relation
     ]
@@ -342,7 +388,13 @@ class Reason:
 
 
 def _reason(evaluated: EvaluatedClaim, effects: list[Estimate | None]) -> Reason | None:
-    measurement, samples = evaluated.measurement, evaluated.measurement.samples
+    if evaluated.measurement.undecided:
+        return Reason("its range holds both answers", evaluated.measurement.undecided)
+    return _reason_of_runs(evaluated.measurement, effects)
+
+
+def _reason_of_runs(measurement: Measurement, effects: list[Estimate | None]) -> Reason | None:
+    samples = measurement.samples
     if any(effect is not None and effect.n < 2 for effect in effects):
         return Reason("one seed", "One seed tells nothing of the spread.")
     if short := [sample for sample in samples if sample.short]:
@@ -435,6 +487,8 @@ def _sentence(
     clauses = [words for _, words in measurement.arithmetic] + [
         _what(sample, effect) for sample, effect in zip(measurement.samples, effects, strict=True)
     ]
+    if measurement.computed_for:
+        clauses[0] = f"{measurement.computed_for}, {clauses[0]}"
     closing = [measurement.remark] if measurement.remark else []
     if measurement.untested:
         closing.append(f"Not tested: {'; '.join(_untested(measurement))}.")
@@ -446,6 +500,8 @@ def _sentence(
         elif grid.looks:
             seeds = min(effect.n for effect in effects if effect is not None)
             closing.append(f"Not decided after {seeds} of at most {grid.looks.last} seeds.")
+        elif any(sample.fitted_to is not None for sample in measurement.samples):
+            closing.append("Further rungs and seeds would narrow the interval.")
         elif needed is None:
             closing.append("The mean is so close to the margin that no number of seeds that could be run would tell.")
         else:

@@ -54,19 +54,20 @@ def _check_match(experiment: Experiment) -> None:
     if match is None:
         return
     cells = {cell.architecture: cell for cell in experiment.grid}
-    sizes = {
-        role: matched_quantity(cell.model, match.by, cell.training.sequence_length) for role, cell in cells.items()
-    }
-    low, high = min(sizes, key=lambda role: sizes[role]), max(sizes, key=lambda role: sizes[role])
-    difference = sizes[high] / sizes[low] - 1
-    if difference > match.tolerance:
-        raise OctavoError(
-            f"the models are not matched in {match.by}: {low} has {sizes[low]:,.0f}, {high} has {sizes[high]:,.0f}, "
-            f"{difference:.1%} more",
-            where=place(experiment.path, ("match",)),
-            expected=f"a difference of at most {match.tolerance:.1%}",
-            fix="`octavo match` finds a partner; or change the models, the tolerance or the axis",
-        )
+    for roles in experiment.matched:
+        sizes = {
+            role: matched_quantity(cells[role].model, match.by, cells[role].training.sequence_length) for role in roles
+        }
+        low, high = min(sizes, key=lambda role: sizes[role]), max(sizes, key=lambda role: sizes[role])
+        difference = sizes[high] / sizes[low] - 1
+        if difference > match.tolerance:
+            raise OctavoError(
+                f"the models are not matched in {match.by}: {low} has {sizes[low]:,.0f}, {high} has "
+                f"{sizes[high]:,.0f}, {difference:.1%} more",
+                where=place(experiment.path, ("match",)),
+                expected=f"a difference of at most {match.tolerance:.1%}",
+                fix="`octavo match` finds a partner; or change the models, the tolerance or the axis",
+            )
 
 
 def _check_recipe(experiment: Experiment, cell: CellConfig, where: str) -> None:

@@ -6,6 +6,7 @@ schema for editors. Whatever a run needs is here: nothing is defaulted deeper in
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +23,7 @@ from pydantic import (
 )
 
 from octavo.configuration import Section
+from octavo.experiment.ladder import Ladder
 from octavo.precision.config import Precision, RecipeName
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -191,14 +193,43 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
-    """The learning rate over the run: linear warm-up, then a decay to `minimum` times the peak."""
+    """The learning rate over the run: linear warm-up, then a decay to `minimum` times the peak.
+
+    With `decay: wsd` (warm-up, stable, decay: arXiv 2404.06395, 2405.18392) the rate stays at its peak until the last
+    `decay_fraction` of the steps. All runs of a seed are then the same until the first decay, and `horizons` makes use
+    of it: one run of the whole length, the trunk, and from its checkpoint one decay for each shorter length.
+    """
 
     warmup_fraction: ProperFraction = 0.05
     """Share of the steps in which the rate rises linearly to its peak."""
-    decay: Literal["linear", "cosine", "constant"] = "linear"
-    """How the rate falls after that."""
+    decay: Literal["linear", "cosine", "constant", "wsd"] = "linear"
+    """How the rate falls after that; wsd: by 1 - sqrt(share of the decay), in the last steps alone."""
     minimum: Fraction = 0.0
     """The rate at the end, as a share of the peak."""
+    decay_fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """With wsd: share of the steps, the last ones, in which the rate falls."""
+    horizons: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=2), EachOnce] | None = None
+    """With wsd: lengths for which runs are planned, as shares of the whole, increasing, the last 1."""
+    trunk_steps: PositiveInt | None = None
+    """With wsd: steps of a longer run whose warm-up and order of text this one has. A decay for a horizon has it; in an
+    experiment file it makes a run that is the same to the last bit, trained from the first step on."""
+
+    @model_validator(mode="after")
+    def _wsd(self) -> Self:
+        if (self.decay == "wsd") != (self.decay_fraction is not None):
+            raise ValueError("give decay_fraction with decay: wsd, and with no other")
+        if self.decay != "wsd" and (self.horizons or self.trunk_steps):
+            raise ValueError("horizons and trunk_steps need decay: wsd")
+        if self.horizons and (self.horizons != sorted(self.horizons) or self.horizons[-1] != 1):
+            raise ValueError(f"horizons: {self.horizons} must increase and end with 1.0, the whole length")
+        if self.horizons and self.trunk_steps:
+            raise ValueError("give horizons or trunk_steps, not both")
+        if self.horizons and (self.decay_fraction or 0.0) < 0.1:
+            raise ValueError(
+                f"decay_fraction: {self.decay_fraction} must be 0.1 or more with horizons: a result has the mean loss "
+                "of the last tenth of the steps"
+            )
+        return self
 
 
 class Evaluation(Section):
@@ -228,8 +259,20 @@ class Checkpoints(Section):
     """Steps between checkpoints."""
     keep: PositiveInt = 2
     """The newest checkpoints that are kept; older ones are deleted."""
+    resharding: Literal["allow", "forbid"] = "allow"
+    """Whether a run whose layout was changed (parallelism, micro-batch, recomputation) goes on from its checkpoint,
+    within the tolerance and no longer to the last bit, and a finished one stays; forbid: it begins anew. With the
+    distributed optimizer, saving for other layouts takes more of the hosts' memory (docs/training.md)."""
     grace_seconds: PositiveInt = 120
     """Time a signalled run has to save and leave."""
+    standstill_seconds: PositiveInt = 300
+    """Where a rank has begun nothing new for this time and for 20 times the longest of its last 50 steps (validations,
+    checkpoints), whichever is longer, at least 12 s, the run is ended, to be started again. The first step, validation
+    and checkpoint of an attempt, each part of its start, and its end may take 6 times this time."""
+
+
+Recomputed = Literal["norms", "latent_projections", "expert_activations", "dense_feed_forward", "layers"]
+"""arXiv 2205.05198, section 5; 2412.19437, section 3.2.3."""
 
 
 class Training(Section):
@@ -267,14 +310,34 @@ class Training(Section):
     """Flush subnormal FP32 results to zero on CPUs (faster; changes bits)."""
     deterministic: bool = True
     """Ask torch, Transformer Engine and NCCL for bit-reproducible kernels."""
+    recompute: Annotated[list[Recomputed], EachOnce] = []
+    """What the backward pass computes again instead of keeping it, on GPUs: norms, the expanding projections of latent
+    attention, SwiGLU within experts, dense feed-forwards, or whole layers, alone."""
 
     @model_validator(mode="after")
     def _length(self) -> Self:
         if (self.steps is None) == (self.tokens is None):
             raise ValueError("give either steps or tokens, not both and not none")
+        if "layers" in self.recompute and len(self.recompute) > 1:
+            raise ValueError("recompute: layers holds all the rest, give it alone")
         if self.tokens is not None and self.tokens < self.tokens_per_step:
             raise ValueError(f"tokens: {self.tokens} is less than one step of {self.tokens_per_step}")
+        if (trunk := self.schedule.trunk_steps) is not None and trunk < self.total_steps:
+            raise ValueError(f"schedule.trunk_steps: {trunk} is less than the {self.total_steps} steps of the run")
+        if self.schedule.decay == "wsd":
+            self._check_decays()
         return self
+
+    def _check_decays(self) -> None:
+        ends = [*self.shorter_horizons, self.total_steps]
+        if len(set(ends)) < len(ends):
+            raise ValueError(f"schedule.horizons: two of them are {ends} steps: they must differ in whole steps")
+        first = self.decay_begins_after(ends[0])
+        if first < max(1, self.warmup_steps):
+            raise ValueError(
+                f"schedule: the decay of a run of {ends[0]} steps begins after step {first}, before the warm-up of "
+                f"{self.warmup_steps} steps is over: warm up in fewer steps, or plan for greater lengths"
+            )
 
     @property
     def tokens_per_step(self) -> int:
@@ -285,6 +348,30 @@ class Training(Section):
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.steps if self.steps is not None else (self.tokens or 0) // self.tokens_per_step
+
+    @property
+    def trunk_steps(self) -> int:
+        """Steps of the run that warm-up and order of text are those of: this one, or the one whose start it shares."""
+        return self.schedule.trunk_steps or self.total_steps
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps in which the learning rate rises."""
+        return min(math.ceil(self.trunk_steps * self.schedule.warmup_fraction), self.total_steps)
+
+    @property
+    def shorter_horizons(self) -> list[int]:
+        """Steps of the runs that are planned for less than the whole length, the shortest first."""
+        return [max(1, round(share * self.total_steps)) for share in (self.schedule.horizons or [])[:-1]]
+
+    def decay_begins_after(self, steps: int) -> int:
+        """The last step at the peak rate of a run of so many steps, where the rate decays at the end alone (wsd)."""
+        return steps - math.ceil((self.schedule.decay_fraction or 0.0) * steps)
+
+    @property
+    def branch_steps(self) -> list[int]:
+        """The steps after which a trunk's shorter runs leave it."""
+        return [self.decay_begins_after(steps) for steps in self.shorter_horizons]
 
 
 class Parallelism(Section):
@@ -414,10 +501,12 @@ class ExperimentFile(Section):
 
     description: str
     """What the experiment is for, as plan and report print it."""
-    models: Annotated[dict[Name, ModelOrName], Field(min_length=1)]
+    models: dict[Name, ModelOrName] = {}
     """Architecture name -> a file in configs/models (without .yaml), or the model's keys written out."""
+    ladder: Ladder | None = None
+    """In place of models: a rule that makes a dense model and a mixture of several sizes."""
     match: Match | None = None
-    """What the models must have in common; None: nothing is checked."""
+    """What the models must have in common, on a ladder those of a rung; None: nothing is checked."""
     precisions: Annotated[list[PrecisionOrName], Field(min_length=1)]
     """Recipes by name, or written out with their options; each is a column of the grid."""
     seeds: SeedsOrDesign
@@ -427,9 +516,11 @@ class ExperimentFile(Section):
     tokenizer: Tokenizer
     """How text becomes tokens."""
     training: Training
-    """How every run is trained."""
+    """How every run is trained. On a ladder steps and tokens are left out, and the intervals of validations and
+    checkpoints are those of the smallest rung: the others have as many of them."""
     overrides: dict[Name, dict[str, Any]] = {}
-    """Architecture name -> key paths and values for its runs alone (a learning rate tuned for it, its parallelism)."""
+    """Architecture name -> key paths and values for its runs alone (a learning rate tuned for it, its parallelism). On
+    a ladder `dense` and `moe` are the models of all rungs, `moe_560k` one of them."""
     parallelism: Parallelism = Parallelism()
     """Ranks of every run."""
     cluster: FileName
@@ -440,6 +531,12 @@ class ExperimentFile(Section):
     """Files in configs/claims (without .yaml); None: all."""
     budget: Budget = Budget()
     """Limits that the plan is refused beyond."""
+
+    @model_validator(mode="after")
+    def _has_models(self) -> Self:
+        if bool(self.models) == (self.ladder is not None):
+            raise ValueError("give either models or a ladder, which makes them")
+        return self
 
     @property
     def all_seeds(self) -> list[int]:

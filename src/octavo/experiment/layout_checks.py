@@ -122,6 +122,7 @@ def check_devices_can(cell: CellConfig, device: Device, where: Callable[..., str
             cell.training.optimizer.distributed,
             ("training", "optimizer", "distributed"),
         ),
+        "recomputation: it saves a GPU's memory": (bool(cell.training.recompute), ("training", "recompute")),
     }
     for reason, (asked, keys) in refused.items() if device.kind == "cpu" else ():
         if asked:
@@ -171,12 +172,12 @@ def check_layout(
             where=where("virtual_pipeline"),
             expected="more than one pipeline stage, or no virtual ones",
         )
-    if layout.pipeline * layout.virtual_pipeline > model.layers:
+    if layout.pipeline * layout.virtual_pipeline > model.layers + 2:  # embedding and output head may be chunks
         raise OctavoError(
             f"{subject}pipeline parallelism {layout.pipeline} (x {layout.virtual_pipeline} virtual stages) is more "
             f"than the layers: {model.layers}",
             where=where("pipeline"),
-            expected=f"at most {model.layers} in all",
+            expected=f"at most {model.layers} in all, or two more with embedding and output head as chunks",
         )
     if model.experts is None and layout.expert > 1:
         raise OctavoError(

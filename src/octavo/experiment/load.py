@@ -12,9 +12,11 @@ from pydantic import ValidationError
 
 from octavo.configuration import Keys, Section, parse_section, place, read_section, read_yaml, section_error
 from octavo.errors import OctavoError, asked_by, shown
+from octavo.experiment import ladder as ladders
 from octavo.experiment.checks import check_experiment
 from octavo.experiment.cluster import Cluster, Device
-from octavo.experiment.config import FILE_NAME, Data, ExperimentFile, FileTokenizer, Tokenizer
+from octavo.experiment.config import FILE_NAME, Data, ExperimentFile, FileTokenizer, Match, Tokenizer
+from octavo.experiment.ladder import Rung
 from octavo.experiment.run import CellConfig, Experiment, data_identifier
 from octavo.files import parse_json, read_bytes
 from octavo.layout import ConfigFolders, configs, repository
@@ -27,7 +29,8 @@ def load_experiment(name: str, folders: ConfigFolders | None = None) -> Experime
     folders = folders or configs()
     path = folders.experiments / f"{name}.yaml"
     value, data_path = _with_data(read_yaml(path), path, folders)
-    file = parse_section(value, ExperimentFile, path)
+    file = parse_section(_with_length(value, path), ExperimentFile, path)
+    file, rungs = _expanded(file, path, folders)
     cluster, device = load_cluster(file.cluster, folders, asked_by=place(path, ("cluster",)))
     models = {role: _model(role, value, path, folders) for role, value in file.models.items()}
     for role in file.overrides:
@@ -41,6 +44,8 @@ def load_experiment(name: str, folders: ConfigFolders | None = None) -> Experime
     for role, model in models.items():
         for index, value in enumerate(file.precisions):
             precision = value if isinstance(value, Precision) else Precision(recipe=value)
+            if not _trained_in(file, rungs, role, precision):
+                continue
             cell = _cell(name, path, file, role, model, precision)
             if cell.cell in cells:
                 raise OctavoError(
@@ -60,9 +65,71 @@ def load_experiment(name: str, folders: ConfigFolders | None = None) -> Experime
             changed = _change(cells[base], section.change, path, ("ablations", ablation, "change"))
             name_of_cell = f"{base}+{ablation}"
             cells[name_of_cell] = changed.model_copy(update={"cell": name_of_cell, "ablation": ablation})
-    experiment = Experiment(name, path, file, cluster, device, data_path, cells)
+    cells = {name: cell.in_steps() if cell.training.shorter_horizons else cell for name, cell in cells.items()}
+    cells |= {shorter.cell: shorter for cell in list(cells.values()) for shorter in cell.shorter()}
+    experiment = Experiment(name, path, file, cluster, device, data_path, cells, rungs)
     check_experiment(experiment)
     return experiment
+
+
+def _with_length(value: dict[str, Any], path: Path) -> dict[str, Any]:
+    """An experiment file's keys. A ladder says how long its runs are: until then another length stands in its place."""
+    training = value.get("training")
+    if "ladder" not in value or not isinstance(training, dict):
+        return value
+    for key in ("steps", "tokens"):
+        if key in training:
+            raise OctavoError(
+                f"training.{key} beside a ladder",
+                where=place(path, ("training", key)),
+                fix="leave it out: ladder.tokens_per_parameter says how long the runs of each rung are",
+            )
+    return {**value, "training": {**training, "steps": 1_000_000}}
+
+
+def _expanded(file: ExperimentFile, path: Path, folders: ConfigFolders) -> tuple[ExperimentFile, tuple[Rung, ...]]:
+    """The file with the models and overrides that its ladder makes, and the rungs; as it is without a ladder."""
+    if file.ladder is None:
+        return file, ()
+    if file.ladder.published is not None:
+        _file(folders.experiments, file.ladder.published, "experiment", lambda: place(path, ("ladder", "published")))
+    with asked_by(lambda *keys: place(path, keys), "tokenizer"):
+        vocabulary = vocabulary_size(file.tokenizer)
+    training = file.training
+    setting = ladders.Setting(
+        vocabulary_size=vocabulary,
+        sequence_length=training.sequence_length,
+        batch=training.global_batch_size,
+        batch_multiple=training.micro_batch_size * file.parallelism.data,
+    )
+    made = ladders.rungs(file.ladder, setting, place(path, ("ladder",)))
+    intervals = {
+        "training.evaluation.interval": training.evaluation.interval,
+        "training.checkpoints.interval": training.checkpoints.interval,
+    }
+    models, overrides = {}, {}
+    for rung in made:
+        models |= ladders.models(rung)
+        for role, change in ladders.overrides(rung, made[0], intervals).items():
+            family = role.partition("_")[0]
+            overrides[role] = {**change, **file.overrides.get(family, {}), **file.overrides.get(role, {})}
+    for role in file.overrides:
+        if role not in {*ladders.KINDS, *models}:
+            raise OctavoError(
+                f"overrides for an unknown model {role!r}",
+                where=place(path, ("overrides", role)),
+                expected=f"one of {', '.join([*ladders.KINDS, *models])}",
+            )
+    match = file.match or Match(by="active_parameters", tolerance=file.ladder.tolerance)
+    training = training.model_copy(update={"steps": made[-1].steps})
+    updated = {"models": models, "overrides": overrides, "match": match, "training": training}
+    return file.model_copy(update=updated), made
+
+
+def _trained_in(file: ExperimentFile, rungs: tuple[Rung, ...], role: str, precision: Precision) -> bool:
+    """Whether a model is trained in a precision: of a ladder's recipes some are for some rungs only."""
+    only = file.ladder.only.get(precision.recipe) if file.ladder else None
+    return only is None or any(role in map(rung.role, rung.models) for rung in rungs if rung.number in only)
 
 
 def load_cluster(name: str, folders: ConfigFolders, asked_by: str | None = None) -> tuple[Cluster, Device]:

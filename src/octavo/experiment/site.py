@@ -7,6 +7,7 @@ are those of `man sinfo`, `man sacctmgr` and `man slurm.conf`.
 from __future__ import annotations
 
 import getpass
+import importlib.metadata
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from octavo.experiment.doctor import Finding, output_of
 
 SINFO = ("sinfo", "--noheader", "--format", "%P|%a|%l|%D|%c|%m|%f|%G")
 """Partition (`*`: the default), up or down, time limit, nodes, cores, MB, features, gres."""
+
+
+GPU_SETUP = "make setup GPU=1 (docs/sites/none.md), or slurm.container: apptainer or pyxis"
 
 
 @dataclass(frozen=True)
@@ -48,18 +52,19 @@ def examine_cluster(name: str, cluster: Cluster, device: Device) -> Iterator[Fin
     if (listed := output_of(list(SINFO))) is None:
         yield Finding(name, "missing", "sinfo does not answer", "run on a node that reaches the Slurm controller")
         return
-    for finding in _findings(cluster, slurm, parse_sinfo(listed), gpus=gives_gpus(cluster, device)):
+    for finding in _findings(cluster, device, slurm, parse_sinfo(listed)):
         yield Finding(f"{name}: {finding.what}", finding.state, finding.found, finding.fix)
 
 
-def _findings(cluster: Cluster, slurm: Slurm, everywhere: list[Nodes], *, gpus: bool) -> Iterator[Finding]:
+def _findings(cluster: Cluster, device: Device, slurm: Slurm, everywhere: list[Nodes]) -> Iterator[Finding]:
+    gpus = gives_gpus(cluster, device)
     wanted = slurm.partition.split(",") if slurm.partition else [one.partition for one in everywhere if one.default][:1]
     nodes = [one for one in everywhere if one.partition in wanted]
     partition = _partition(wanted, nodes, everywhere)
     yield partition
     if partition.state == "ok":
         yield _time_limit(slurm, nodes)
-        if gpus:
+        if gpus and slurm.gpus_by != "none":
             nodes, finding = _with_gpus(cluster, slurm, nodes)
             yield finding
         if slurm.constraint is not None:
@@ -70,6 +75,10 @@ def _findings(cluster: Cluster, slurm: Slurm, everywhere: list[Nodes], *, gpus: 
     yield from _associations(slurm, enforced=settings.get("AccountingStorageEnforce", "none") != "none")
     if gpus:
         yield _counted(settings)
+    if slurm.container == "pyxis":
+        yield _pyxis_here()
+    if device.kind == "gpu" and slurm.image is None:
+        yield from _packages_here()
 
 
 def parse_sinfo(text: str) -> list[Nodes]:
@@ -224,6 +233,36 @@ def _wall_of(slurm: Slurm, qos: str) -> Finding:
         found = f"{qos} allows {longest:.0f} minutes, {slurm.time_limit_minutes} are asked for"
         return Finding("QoS", "missing", found, f"slurm.time_limit_minutes: at most {longest:.0f}")
     return Finding("QoS", "ok", qos)
+
+
+def has_pyxis() -> bool:
+    """Whether this site's srun has the options of pyxis."""
+    return "--container-image" in (output_of(["srun", "--help"]) or "")
+
+
+def _pyxis_here() -> Finding:
+    if has_pyxis():
+        return Finding("pyxis", "ok", "srun has --container-image")
+    return Finding("pyxis", "missing", "srun has no --container-image", "slurm.container: apptainer, or none")
+
+
+def _packages_here() -> Iterator[Finding]:
+    """Without an image the nodes' torch and Transformer Engine are this Python's."""
+    torch, engine = _installed("torch"), _installed("transformer-engine-torch")
+    if torch is None or torch.endswith("+cpu"):
+        found = f"{torch} is a build for CPUs" if torch else "not installed"
+        yield Finding("torch", "missing", f"{found}, and there is no container", GPU_SETUP)
+        return
+    yield Finding("torch", "ok", torch)
+    if engine is None:
+        yield Finding("transformer-engine", "note", "not installed: no run in FP8 can start", GPU_SETUP)
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _counted(settings: dict[str, str]) -> Finding:

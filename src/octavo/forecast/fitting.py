@@ -1,23 +1,24 @@
 """The fit of the step-time model to published throughput, and the error that it makes on models it has not seen.
 
-Rows: NVIDIA's Megatron-Bridge performance summary (`configs/published/megatron_bridge_throughput.csv`). Nine constants
-are fitted in their logarithms by least squares with a prior each (a bound from physics or from the literature with a
-spread): with four models, data alone would not hold them. Each model weighs the same, whatever its number of rows, and
-a soft loss keeps single rows from deciding. The error is measured by leaving out one model at a time, all its rows on
-all GPUs, and told apart by kind, dense models and mixtures of experts. The interval's half-width is the quantile of
-those errors, the larger of the models of a kind, times SPREAD.
+The rows are those of `octavo.forecast.rows`. The constants are fitted in their logarithms by least squares with a prior
+each (a bound from physics or from the literature with a spread): few models alone would not hold them. A model weighs
+at most as much as ROWS_PER_MODEL rows, and a soft loss keeps single rows from deciding. A row's release of the software
+is known: each has a factor on a step's time, shrunk to 1.
 
-What is not left out: the form of the model and the priors were chosen with all rows in view. NVFP4's rows are all of
-one model, so that without it their factor is its prior: they are fitted, but count in no error. `sensitivity` says what
-the errors would be with other priors.
+The error is measured by leaving out one model at a time, all its rows on all GPUs, and told apart by kind, dense models
+and mixtures of experts. Medians and coverages are those of the performance summary's rows; the intervals are conformal
+over the left-out errors of all models. What is not left out: the form of the model and the priors were chosen with all
+rows in view. NVFP4's rows are of two models, and count in no error. `sensitivity` says what the errors would be with
+other priors.
 """
 
 from __future__ import annotations
 
-import csv
 import math
-from dataclasses import dataclass
-from functools import cache
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, get_args
 
 import numpy as np
@@ -31,33 +32,27 @@ from octavo.forecast.calibration import (
     Kind,
     KindError,
     LeftOut,
+    Pair,
     Sensitivity,
     Width,
 )
 from octavo.forecast.gpu import step_parts, width
-from octavo.forecast.setting import Setting, plain_layout, plain_training, read_device
+from octavo.forecast.rows import FILES, Row, of_release, rows
+from octavo.forecast.setting import EARLY, RELEASES, Setting
 from octavo.layout import configs
-from octavo.models.catalogue import read_architecture
-from octavo.precision.config import Precision
-
-MODELS = {
-    "DeepSeekV3": "deepseek-v3",
-    "LLAMA3_70B": "llama-3.1-70b",
-    "LLAMA3_8B": "llama-3.1-8b",
-    "Qwen3_30B_a3B": "qwen3-30b-a3b",
-}
-"""Names in the rows -> files in configs/models. Llama 3 has the sizes of Llama 3.1."""
 
 FIXED = {
-    # cuBLAS and Transformer Engine lose a few per cent to quantised operands' scales
-    "fp8_products": 0.8,
     "half_dimension": 128.0,  # a tile of tensor-core kernels
     # FlashAttention-3, arXiv 2407.08608, figures 5 and 6: 0.5 to 0.7 of the peak forward, less backward
     "attention": 0.45,
-    "attention_blackwell_ultra": 1.5,  # exponentials at twice the rate, half of attention's time
     "exposed_sums": 0.5,
     "exposed_gradients": 0.2,
     "host_dense_layer": 0.5e-3,
+    # an expert has six products, and with FP8 four operands to quantise
+    "host_quantising": 10 / 6,
+    "host_overlap": 1.3,
+    # a graph's kernels follow each other in one or two microseconds, launches from the host in ten
+    "graphs_host": 0.1,
 }
 """Constants that the rows say little about, at values from physics or the literature."""
 
@@ -74,144 +69,123 @@ PRIORS = {
     "sustained.9.0": Prior(0.65, 0.25),
     "sustained.10.0": Prior(0.65, 0.25),
     "sustained.10.3": Prior(0.75, 0.25),
+    # cuBLAS and Transformer Engine lose a few per cent to quantised operands' scales, clocks fall with power
+    "fp8_products": Prior(0.8, 0.15),
+    # one after another with few rows each, they reach less of the peak, and less of FP8's than of BF16's
+    "fp8_experts": Prior(0.85, 0.1),
     "fp4_products": Prior(0.5, 0.3),
     "memory_passes": Prior(1.0, 0.4),
     "dispatch_passes": Prior(1.0, 0.4),
     "exposed_all_to_all": Prior(0.5, 0.5),
     "host_mixed_layer": Prior(4e-3, 0.3),
-    # some twenty launches an expert (six products, their operands' quantising) of 10 us each; the rows decide
-    "host_expert": Prior(0.2e-3, 1.0),
+    # a dozen launches an expert (six products and what prepares their operands) of 10 us each; the rows decide
+    "host_expert": Prior(0.12e-3, 1.0),
+    "graphs_experts": Prior(0.7, 0.3),
+    "unfused_experts": Prior(1.0, 0.4),
+    "early_experts": Prior(1.1, 0.2),
+    **{f"releases.{release}": Prior(1.0, 0.05) for release in RELEASES},
 }
-CHOSEN = ("host_mixed_layer", "host_expert", "fp4_products")
+CHOSEN = ("unfused_experts", "fp8_experts", "host_mixed_layer", "host_expert")
 """Priors that no source holds: `sensitivity` moves them."""
 
 ERROR = 0.15
 """What a row is trusted to, in ln(tokens/s)."""
 ROWS_PER_MODEL = 8
 """A model's rows weigh as much as this many independent ones."""
-SPREAD = 1.25
-"""On the left-out error quantile: two models of a kind say little of a third."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One published figure."""
-
-    model: str
-    setting: Setting
-    tokens_per_second_per_device: float
-
-    @property
-    def counted(self) -> bool:
-        """Whether it counts in the errors: all but NVFP4's."""
-        return width(self.setting.precision.recipe) != "fp4"
-
-    @property
-    def key(self) -> str:
-        """Equal for rows of different releases that are of one setting."""
-        return repr(self.setting)
-
-
-@cache
-def rows() -> list[Row]:
-    """The published rows."""
-    path = configs().published / "megatron_bridge_throughput.csv"
-    with path.open(encoding="utf-8") as file:
-        return [_row(record) for record in csv.DictReader(file)]
-
-
-def _row(record: dict[str, str]) -> Row:
-    label = record["model"].split(" ")[0]
-    model = read_architecture(MODELS[label])
-    if "w/o MTP" in record["model"]:
-        model = model.model_copy(update={"multi_token_prediction_layers": 0})
-    sizes = {key: int(record[key] or 1) for key in ("n_gpus", "gbs", "mbs", "seq_length", "tp", "pp", "cp", "vp", "ep")}
-    device = read_device(record["gpu"].lower())
-    setting = Setting(
-        model=model,
-        training=plain_training(sizes["gbs"], sizes["mbs"], sizes["seq_length"]),
-        layout=plain_layout(sizes["n_gpus"], sizes["tp"], sizes["pp"], sizes["cp"], sizes["vp"], sizes["ep"]),
-        precision=Precision.model_validate({"recipe": record["precision"]}),
-        device=device,
-        link_domain=device.link_domain,
-    )
-    return Row(MODELS[label], setting, float(record["tokens_per_s_per_gpu"]))
 
 
 def residual(row: Row, constants: Constants) -> float:
     """ln(published / forecast) of tokens/s."""
-    setting = row.setting
+    return math.log(row.tokens_per_second_per_device / _forecast(row.setting, constants))
+
+
+def _forecast(setting: Setting, constants: Constants) -> float:
+    """Tokens per second and device."""
     seconds = sum(step_parts(setting, constants).values())
-    forecast = setting.training.tokens_per_step / seconds / setting.layout.world_size
-    return math.log(row.tokens_per_second_per_device / forecast)
+    return setting.training.tokens_per_step / seconds / setting.layout.world_size
 
 
 def fit(chosen: list[Row], priors: dict[str, Prior] = PRIORS) -> Constants:
     """The constants that fit some rows best."""
-    weight = {
-        model: math.sqrt(ROWS_PER_MODEL / sum(row.model == model for row in chosen))
-        for model in {row.model for row in chosen}
-    }
+    number = Counter(row.model for row in chosen)
+    weights = np.array([math.sqrt(min(1.0, ROWS_PER_MODEL / number[row.model])) for row in chosen])
+    published = np.log([row.tokens_per_second_per_device for row in chosen])
+    # a release is a factor on a step's time, so that a setting is forecast once for all its releases
+    alike = [of_release(row.setting, EARLY if row.setting.software.early else RELEASES[-1]) for row in chosen]
+    settings = {repr(setting): setting for setting in alike}
+    place = {key: index for index, key in enumerate(settings)}
+    of_row = [place[repr(setting)] for setting in alike]
+    release = [row.setting.software.release for row in chosen]
+    spreads = np.array([prior.spread for prior in priors.values()])
 
     def mismatch(logs: np.ndarray) -> np.ndarray:
         constants = _constants(logs, priors)
-        misfit = [residual(row, constants) / ERROR * weight[row.model] for row in chosen]
-        pulled = [value / prior.spread for value, prior in zip(logs, priors.values(), strict=True)]
-        return np.array([*misfit, *pulled])
+        plain = constants.model_copy(update={"releases": {}})
+        forecasts = np.log([_forecast(setting, plain) for setting in settings.values()])[of_row]
+        forecasts -= np.log([constants.releases[name] for name in release])
+        return np.concatenate([(published - forecasts) * weights / ERROR, logs / spreads])
 
-    return _constants(least_squares(mismatch, np.zeros(len(priors)), loss="soft_l1").x, priors)
+    found = least_squares(mismatch, np.zeros(len(priors)), loss="soft_l1", diff_step=1e-3, xtol=1e-5, ftol=1e-6)
+    return _constants(found.x, priors)
 
 
 def _constants(logs: np.ndarray, priors: dict[str, Prior]) -> Constants:
     """Logarithms of the constants over their priors -> constants."""
     fitted = {name: prior.value * math.exp(float(log)) for log, (name, prior) in zip(logs, priors.items(), strict=True)}
-    sustained = {name.removeprefix("sustained."): fitted.pop(name) for name in list(fitted) if "sustained" in name}
-    return Constants(sustained=sustained, **FIXED, **fitted)
+    nested = {
+        section: {name.removeprefix(f"{section}."): fitted.pop(name) for name in list(fitted) if section in name}
+        for section in ("sustained", "releases")
+    }
+    return Constants.model_construct(None, **nested, **FIXED, **fitted)
 
 
-def calibrate() -> GpuCalibration:
+def calibrate(priors: dict[str, Prior] = PRIORS) -> GpuCalibration:
     """Fit all rows; measure the error on each model by a fit without it; make the intervals from those errors."""
     every = rows()
-    kinds = {row.model: row.setting.kind for row in every}
-    errors = {name: _errors(name, without={name}) for name in sorted(kinds)}
-    inside = {}
-    for name, kind in kinds.items():
-        others = [other for other in kinds if other != name and kinds[other] == kind]
-        unseen = _half_width([_errors(other, without={name, other}) for other in others])
-        inside[name] = np.abs(errors[name]) <= unseen
-    of_kind: dict[Kind, list[str]] = {kind: [name for name in errors if kinds[name] == kind] for kind in get_args(Kind)}
+    kinds: dict[str, Kind] = {row.model: row.setting.kind for row in every}
+    unseen = {name: _left_out(name, priors) for name in sorted(kinds)}
+    counted = {name: one for name, one in unseen.items() if len(one.errors)}
+
+    def inside(name: str) -> np.ndarray:
+        """Which rows of a model are within the interval that the other models' errors make."""
+        others = [one.scores for other, one in unseen.items() if other != name and kinds[other] == kinds[name]]
+        return np.abs(unseen[name].errors) <= half_width(others)
+
+    def of_kind(kind: Kind) -> KindError:
+        names = [name for name in counted if kinds[name] == kind]
+        return KindError(
+            models=[name for name in unseen if kinds[name] == kind],
+            rows=sum(len(counted[name].errors) for name in names),
+            settings=_settings([row for row in every if row.model in names and row.counted]),
+            median_absolute_error=_median([counted[name].errors for name in names]),
+            coverage=float(np.mean(np.concatenate([inside(name) for name in names]))),
+            half_width=half_width([one.scores for name, one in unseen.items() if kinds[name] == kind]),
+        )
+
     seen: dict[str, list[Width]] = {}
     for row in sorted(every, key=lambda row: (row.setting.device.name, row.setting.precision.recipe)):
         widths = seen.setdefault(row.setting.device.name, [])
         if (own := width(row.setting.precision.recipe)) not in widths:
             widths.append(own)
+    files = " and ".join(f"configs/published/{name}" for name in FILES)
     return GpuCalibration(
-        source="octavo.forecast.fitting on configs/published/megatron_bridge_throughput.csv; write it anew with "
-        "`python benchmarks/forecast.py --write`",
+        source=f"octavo.forecast.fitting on {files}; write it anew with `python benchmarks/forecast.py --write`",
         rows=len(every),
         settings=_settings(every),
-        constants=fit(every),
+        constants=fit(every, priors),
         interval=INTERVAL,
-        kinds={
-            kind: KindError(
-                rows=sum(len(errors[name]) for name in names),
-                settings=_settings([row for row in every if row.model in names and row.counted]),
-                median_absolute_error=_median([errors[name] for name in names]),
-                coverage=float(np.mean(np.concatenate([inside[name] for name in names]))),
-                half_width=_half_width([errors[name] for name in names]),
-            )
-            for kind, names in of_kind.items()
-        },
+        kinds={kind: of_kind(kind) for kind in get_args(Kind)},
         left_out={
             name: LeftOut(
-                rows=len(error),
+                rows=len(one.errors),
                 settings=_settings([row for row in every if row.model == name and row.counted]),
-                median_absolute_error=_median([error]),
-                error_quantile=_quantile(error),
-                coverage=float(np.mean(inside[name])),
+                median_absolute_error=_median([one.errors]),
+                bias=float(np.expm1(-np.median(one.errors))),
+                coverage=float(np.mean(inside(name))),
             )
-            for name, error in errors.items()
+            for name, one in counted.items()
         },
+        pairs=[pair for one in unseen.values() for pair in one.pairs],
         seen=seen,
         sensitivity=[],
     )
@@ -224,23 +198,47 @@ def sensitivity() -> list[Sensitivity]:
 
 def moved(name: str, factor: float) -> Sensitivity:
     """The left-out errors with one prior at `factor` times its value."""
-    priors = {**PRIORS, name: Prior(PRIORS[name].value * factor, PRIORS[name].spread)}
-    kinds = {row.model: row.setting.kind for row in rows()}
-    errors = {kind: [_errors(one, {one}, priors) for one in kinds if kinds[one] == kind] for kind in kinds.values()}
-    fp4 = {row.model for row in rows() if not row.counted}
+    found = calibrate({**PRIORS, name: Prior(PRIORS[name].value * factor, PRIORS[name].spread)})
+    mixtures, dense = found.kinds["experts"], found.kinds["dense"]
     return Sensitivity(
-        prior=name,
-        factor=factor,
-        dense=_median(errors["dense"]),
-        experts=_median(errors["experts"]),
-        nvfp4=_median([_errors(one, {one}, priors, counted=False) for one in fp4]),
+        prior=name, factor=factor, dense=dense.median_absolute_error, experts=mixtures.median_absolute_error
     )
 
 
-def _errors(name: str, without: set[str], priors: dict[str, Prior] = PRIORS, *, counted: bool = True) -> np.ndarray:
-    """ln(published / forecast) of a model's rows that count (or do not), by a fit without the models named."""
-    constants = fit([row for row in rows() if row.model not in without], priors)
-    return np.array([residual(row, constants) for row in rows() if row.model == name and row.counted == counted])
+@dataclass(frozen=True)
+class _Errors:
+    """Of one model, by a fit without it."""
+
+    errors: np.ndarray
+    """ln(published / forecast) of the rows that count."""
+    scores: np.ndarray
+    """The same of those that the intervals are made of."""
+    pairs: list[Pair]
+
+
+def _left_out(name: str, priors: dict[str, Prior]) -> _Errors:
+    constants = fit([row for row in rows() if row.model != name], priors)
+    mine = [row for row in rows() if row.model == name]
+    errors, scores = (
+        np.array([residual(row, constants) for row in mine if chosen(row)])
+        for chosen in (lambda row: row.counted, lambda row: row.in_intervals)
+    )
+    return _Errors(errors, scores, list(_pairs(mine, constants)))
+
+
+def _pairs(mine: list[Row], constants: Constants) -> Iterator[Pair]:
+    """FP8 over BF16, published and forecast, of rows that differ in nothing else."""
+    for one, other in product(mine, mine):
+        alike = replace(one.setting, precision=other.setting.precision) == other.setting
+        if alike and width(one.setting.precision.recipe) == "fp8" and width(other.setting.precision.recipe) == "bf16":
+            ratio = one.tokens_per_second_per_device / other.tokens_per_second_per_device
+            yield Pair(
+                model=one.model,
+                device=one.setting.device.name,
+                devices=one.setting.layout.world_size,
+                published=ratio,
+                forecast=ratio * math.exp(residual(other, constants) - residual(one, constants)),
+            )
 
 
 def _median(errors: list[np.ndarray]) -> float:
@@ -248,13 +246,13 @@ def _median(errors: list[np.ndarray]) -> float:
     return float(np.median(np.abs(np.expm1(-np.concatenate(errors)))))
 
 
-def _half_width(errors: list[np.ndarray]) -> float:
-    """The larger quantile of several models of a kind, and more for the next model."""
-    return SPREAD * max(_quantile(error) for error in errors)
-
-
-def _quantile(errors: np.ndarray) -> float:
-    return float(np.quantile(np.abs(errors), INTERVAL))
+def half_width(errors: list[np.ndarray]) -> float:
+    """Conformal over models: what INTERVAL of the left-out errors are within, each model with the same weight."""
+    sizes = np.concatenate([np.abs(one) for one in errors])
+    weights = np.concatenate([np.full(len(one), 1 / len(one)) for one in errors])
+    order = np.argsort(sizes)
+    reached = np.cumsum(weights[order]) >= INTERVAL * weights.sum() * (1 - 1e-9)
+    return float(sizes[order][np.argmax(reached)])
 
 
 def _settings(chosen: list[Row]) -> int:

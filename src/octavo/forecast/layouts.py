@@ -9,7 +9,17 @@ from octavo.errors import OctavoError
 from octavo.experiment.layout_checks import check_layout
 from octavo.experiment.precision_checks import check_recipe
 from octavo.forecast.memory import fits, memory
-from octavo.forecast.setting import Setting, plain_layout, plain_training, read_device
+from octavo.forecast.rows import published_beside
+from octavo.forecast.setting import (
+    RELEASE,
+    RELEASES,
+    Setting,
+    Software,
+    has_graphs,
+    plain_layout,
+    plain_training,
+    read_device,
+)
 from octavo.forecast.steps import gpu_step
 from octavo.models.catalogue import read_architecture, with_vocabulary
 from octavo.precision.config import Precision, RecipeName
@@ -38,6 +48,8 @@ class LayoutRequest:
     cp: int = 1
     vp: int = 1
     ep: int = 1
+    release: str | None = None
+    fsdp: bool = False
 
 
 def forecast_layout(asked: LayoutRequest) -> dict[str, Any]:
@@ -61,14 +73,25 @@ def forecast_layout(asked: LayoutRequest) -> dict[str, Any]:
             expected=f"a multiple of {asked.mbs * layout.data}",
         )
     training = plain_training(asked.gbs, asked.mbs, asked.seq_length)
-    step = gpu_step(Setting(model, training, layout, precision, device, device.link_domain))
-    held = memory(model, training, layout, precision, device)
+    release = asked.release or RELEASE
+    if release not in RELEASES:
+        raise OctavoError(f"no published row is of release {release}", where="--release", expected=", ".join(RELEASES))
+    software = Software(
+        release=release,
+        graphs=has_graphs(release, model, asked.precision, device, asked.n_gpus),
+        sharded=asked.fsdp,
+        gradient_bytes=2,
+    )
+    step = gpu_step(Setting(model, training, layout, precision, device, device.link_domain, software))
+    held = memory(model, training, layout, precision, device, software)
     return {
         "schema_version": SCHEMA_VERSION,
         "model": asked.model,
         "gpu": device.name,
         "n_gpus": asked.n_gpus,
         "precision": asked.precision,
+        "release": release,
+        "whole_step_graphs": software.graphs,
         "tokens_per_second_per_gpu": step.tokens_per_second_per_device,
         "low": step.low,
         "high": step.high,
@@ -82,5 +105,6 @@ def forecast_layout(asked: LayoutRequest) -> dict[str, Any]:
         "device_hours_per_trillion_tokens": 1e12 / step.tokens_per_second_per_device / 3600,
         "step_seconds": step.seconds,
         "breakdown": step.breakdown,
+        "published": published_beside(model, device, asked.precision),
         "basis": step.basis,
     }

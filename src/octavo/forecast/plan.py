@@ -1,21 +1,35 @@
 """The plan of an experiment: what every cell will need and cost, before anything is spent; and the gate.
 
-One row per cell, over all seeds (of seeds until decided, the most that there can be). An experiment whose plan exceeds
-its `budget` is stopped here, before its first job.
+One row per cell, over all seeds (of seeds until decided, the most that there can be); a shorter horizon is a row of its
+own, with what its decays take. An experiment whose plan exceeds its `budget` is stopped here, before its first job.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from octavo.accounting.money import Basis, cost, device_energy_kwh, hour_price, hours_name, price_source
+from octavo.accounting.money import (
+    Basis,
+    carbon_kg,
+    cost,
+    energy_at_the_meter,
+    hour_price,
+    hours_name,
+    price_range,
+    price_source,
+    rent_rows,
+)
 from octavo.configuration import place
 from octavo.errors import OctavoError
 from octavo.experiment.run import CellConfig, Experiment
+from octavo.forecast.measured import forecast_cells
 from octavo.forecast.memory import RESERVE, fits, memory
-from octavo.forecast.steps import StepForecast, forecast_step
+from octavo.forecast.rows import published_beside
+from octavo.forecast.steps import StepForecast
+from octavo.layout import split_horizon
 from octavo.models.flops import flops_per_token
-from octavo.models.parameters import count_parameters
+from octavo.models.parameters import EQUAL_SIZES, TRAINED, count_parameters
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +45,8 @@ COLUMNS = {
     "total_parameters": "int64",
     "active_parameters": "int64",  # per token: output head counted, input embedding not
     "flops_per_token": "float64",  # model FLOPs, forward and backward
-    "tokens": "int64",  # of one run
+    "tokens": "int64",  # that one run trains on: of a shorter horizon, those of its decay
+    "tokens_seen": "int64",  # by the run's end: of a shorter horizon, its trunk's too
     "devices": "int64",
     "memory_bytes_per_device": "int64",
     "memory_fits": "bool",
@@ -39,12 +54,15 @@ COLUMNS = {
     "tokens_per_second_low": "float64",
     "tokens_per_second_high": "float64",
     "interval": "float64",  # coverage of low to high
+    "measured_runs": "int64",  # of the cell, whose rate it is; 0: it is forecast
     "median_absolute_error": "float64",  # of the speed, on models left out of the fit; null where not measured
     "hours_per_run": "float64",
     "device_hours": "float64",  # of all seeds
     "cost": "float64",
+    "cost_low": "float64",  # at the high end of speed and the low end of the price
+    "cost_high": "float64",
     "currency": "string",
-    "energy_kwh": "float64",
+    "energy_kwh": "float64",  # at the building's meter
     "basis": "string",  # what the forecast rests on
 }
 """Columns of plan.csv and their types."""
@@ -56,29 +74,34 @@ STEP_GROUPS = {
     "matrix products": ("linear layers", "feed-forward", "experts", "output head"),
     "attention": ("attention",),
     "memory-bound work": ("memory", "activation", "optimizer"),
-    "sorting tokens for experts": ("expert dispatch",),
+    "sorting tokens for experts": ("expert dispatch", "biases of experts"),
     "messages": ("all-to-all", "tensor parallel", "context parallel", "point-to-point", "data parallel"),
     "waiting": ("host", "pipeline bubble"),
+    "sums in a fixed order": ("determinism",),
     "FP8 emulation": ("FP8 emulation",),
 }
 """What the plan draws of a step -> parts of its forecast."""
 
 
-def plan_frame(experiment: Experiment) -> pd.DataFrame:
-    """One row per cell, the grid first and then the ablations; the columns are COLUMNS."""
+def plan_frame(experiment: Experiment, steps: dict[str, StepForecast] | None = None) -> pd.DataFrame:
+    """One row per cell, the grid first and then the ablations; the columns are COLUMNS.
+
+    `steps`: forecast steps by cell; made now if they are not given, as in `plan_record`.
+    """
     import pandas as pd
 
-    rows = [_row(experiment, cell) for cell in experiment.cells.values()]
+    prices = price_range(experiment.cluster, experiment.device)
+    steps = steps or forecast_cells(experiment)
+    rows = [_row(experiment, cell, steps[name], prices) for name, cell in experiment.cells.items()]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)  # type: ignore[arg-type]
 
 
-def _row(experiment: Experiment, cell: CellConfig) -> dict[str, Any]:
+def _row(experiment: Experiment, cell: CellConfig, step: StepForecast, prices: tuple[float, float]) -> dict[str, Any]:
     device, cluster, training = experiment.device, experiment.cluster, cell.training
     count = count_parameters(cell.model)
-    step: StepForecast = forecast_step(cell, cluster, device)
     held = memory(cell.model, training, cell.parallelism, cell.precision, device).total
-    tokens = training.total_steps * training.tokens_per_step
-    hours = training.total_steps * step.seconds / 3600
+    tokens = cell.own_steps * training.tokens_per_step
+    hours = cell.own_steps * step.seconds / 3600
     seeds = len(experiment.file.all_seeds)
     device_hours = hours * step.devices * seeds
     return {
@@ -91,6 +114,7 @@ def _row(experiment: Experiment, cell: CellConfig) -> dict[str, Any]:
         "active_parameters": count.active_in_products,
         "flops_per_token": flops_per_token(cell.model, training.sequence_length),
         "tokens": tokens,
+        "tokens_seen": training.total_steps * training.tokens_per_step,
         "devices": step.devices,
         "memory_bytes_per_device": held,
         "memory_fits": fits(held, device),
@@ -98,18 +122,25 @@ def _row(experiment: Experiment, cell: CellConfig) -> dict[str, Any]:
         "tokens_per_second_low": step.low,
         "tokens_per_second_high": step.high,
         "interval": step.interval,
+        "measured_runs": step.measured_runs,
         "median_absolute_error": step.median_absolute_error,
         "hours_per_run": hours,
         "device_hours": device_hours,
         "cost": cost(cluster, device, device_hours),
+        "cost_low": prices[0] * device_hours * step.tokens_per_second_per_device / step.high,
+        "cost_high": prices[1] * device_hours * step.tokens_per_second_per_device / step.low,
         "currency": cluster.currency,
-        "energy_kwh": device_energy_kwh(cluster, device, device_hours),
+        "energy_kwh": energy_at_the_meter(cluster, device, device_hours),
         "basis": step.basis,
     }
 
 
 def check_budget(experiment: Experiment, frame: pd.DataFrame) -> None:
-    """Raise an OctavoError, with the cells by cost, if the plan exceeds the experiment's budget."""
+    """Raise an OctavoError, with the cells by cost, if the plan may exceed the experiment's budget.
+
+    What is held against the budget is the upper end: hours at the low end of speed, money at the high end of the price,
+    too.
+    """
     budget, currency = experiment.file.budget, experiment.cluster.currency
     if budget.gpu_hours is not None and experiment.device.kind != "gpu":
         raise OctavoError(
@@ -117,15 +148,17 @@ def check_budget(experiment: Experiment, frame: pd.DataFrame) -> None:
             where=place(experiment.path, ("budget", "gpu_hours")),
             fix="set budget.device_hours instead",
         )
-    hours, money = _sum(frame, "device_hours"), _sum(frame, "cost")
-    for key, limit, planned, unit in (
+    hours = _sum(frame, "device_hours"), _hours_at(frame, "tokens_per_second_low")
+    money = _sum(frame, "cost"), _sum(frame, "cost_high")
+    for key, limit, (planned, most), unit in (
         ("device_hours", budget.device_hours, hours, "device-hours"),
         ("gpu_hours", budget.gpu_hours, hours, "GPU-hours"),
         ("cost", budget.cost, money, currency),
     ):
-        if limit is not None and planned > limit:
+        if limit is not None and most > limit:
             raise OctavoError(
-                f"the plan needs {planned:,.4g} {unit}, the budget is {limit:,.4g}\n{cells_by_cost(experiment, frame)}",
+                f"the plan needs up to {most:,.4g} {unit} ({planned:,.4g} in the middle of its range), the budget is "
+                f"{limit:,.4g}\n{cells_by_cost(experiment, frame)}",
                 where=place(experiment.path, ("budget", key)),
                 fix="leave out cells, seeds or ablations, train on fewer tokens, or raise the budget",
             )
@@ -137,21 +170,23 @@ def cells_by_cost(experiment: Experiment, frame: pd.DataFrame) -> str:
     width = max(len(row["cell"]) for row in rows)
     unit = hours_name([experiment.device.kind])
     return "\n".join(
-        f"  {row['cell']:<{width}}  {row['cost']:>12,.4g} {row['currency']}  {row['device_hours']:>12,.4g} {unit}"
+        f"  {row['cell']:<{width}}  {row['cost']:>12,.4g} {row['currency']} ({row['cost_low']:,.4g} to "
+        f"{row['cost_high']:,.4g})  {row['device_hours']:>12,.4g} {unit}"
         for row in rows
     )
 
 
-def plan_record(experiment: Experiment, frame: pd.DataFrame) -> dict[str, Any]:
+def plan_record(
+    experiment: Experiment, frame: pd.DataFrame, steps: dict[str, StepForecast] | None = None
+) -> dict[str, Any]:
     """The plan as one JSON value: cells, totals, prices, and what the forecast rests on."""
     import json
 
-    steps = {
-        cell.cell: forecast_step(cell, experiment.cluster, experiment.device) for cell in experiment.cells.values()
-    }
-    totals = {name: _sum(frame, name) for name in ("device_hours", "cost", "energy_kwh")}
+    steps = steps or forecast_cells(experiment)
+    totals = {name: _sum(frame, name) for name in ("device_hours", "cost", "cost_low", "cost_high", "energy_kwh")}
     share = _sum(frame.dropna(subset=["ablation"]), "device_hours") / totals["device_hours"]
     price = hour_price(experiment.cluster, experiment.device)
+    prices = price_range(experiment.cluster, experiment.device)
     totals["device_hours_low"] = _hours_at(frame, "tokens_per_second_high")
     totals["device_hours_high"] = _hours_at(frame, "tokens_per_second_low")
     return {
@@ -169,7 +204,11 @@ def plan_record(experiment: Experiment, frame: pd.DataFrame) -> dict[str, Any]:
         "price_per_device_hour": price.total,
         "price_basis": price.basis,
         "price_source": price_source(experiment.cluster, experiment.cluster.price),
+        "price_low": prices[0],
+        "price_high": prices[1],
         "other_price": _other_price(experiment),
+        "rents": rent_rows(experiment.cluster, experiment.device),
+        "owned": _owned(experiment),
         "basis": "; ".join(dict.fromkeys(note for step in steps.values() for note in step.notes)),
         "runs": len(experiment.cells) * len(experiment.file.all_seeds),
         "least_runs": len(experiment.cells) * len(experiment.file.first_seeds),
@@ -177,6 +216,9 @@ def plan_record(experiment: Experiment, frame: pd.DataFrame) -> dict[str, Any]:
         "steps": {name: _grouped(step) for name, step in steps.items()},
         "totals": totals,
         "ablations_share": share,
+        "carbon_kg": carbon_kg(experiment.cluster, totals["energy_kwh"]),
+        "carbon_location": experiment.cluster.energy.location,
+        "remarks": [*_published(experiment), *_remarks(frame)],
         "budget": experiment.file.budget.model_dump(mode="json"),
     }
 
@@ -187,7 +229,58 @@ def _other_price(experiment: Experiment) -> dict[str, Any] | None:
     other: Basis = "ownership" if cluster.price == "rental" else "rental"
     if getattr(cluster, other) is None:
         return None
-    return {"basis": other, "per_device_hour": hour_price(cluster, experiment.device, other).total}
+    low, high = price_range(cluster, experiment.device, other)
+    return {
+        "basis": other,
+        "per_device_hour": hour_price(cluster, experiment.device, other).total,
+        "low": low,
+        "high": high,
+    }
+
+
+def _owned(experiment: Experiment) -> dict[str, Any] | None:
+    """What an hour owned costs at the use that the cluster file says; None where it does not."""
+    cluster, device = experiment.cluster, experiment.device
+    if cluster.ownership is None:
+        return None
+    low, high = price_range(cluster, device, "ownership")
+    value = hour_price(cluster, device, "ownership").total
+    return {"value": value, "low": low, "high": high, "use": cluster.ownership.utilisation.middle}
+
+
+def _published(experiment: Experiment) -> Iterator[str]:
+    """What was published for a cell's model, device and recipe, beside its forecast."""
+    for cell in experiment.cells.values():
+        if cell.ablation or cell.trunk:
+            continue
+        if found := published_beside(cell.model, experiment.device, cell.precision.recipe):
+            yield f"Published for the model of {cell.cell}: {found}"
+
+
+def _remarks(frame: pd.DataFrame) -> Iterator[str]:
+    """What the planned runs cannot tell, whatever they show."""
+    of_grid = frame[frame["ablation"].isna()].to_dict("records")
+    rows = [row for row in of_grid if split_horizon(row["cell"])[1] is None]
+    ratios = {row["cell"]: row["tokens_seen"] / row["active_parameters"] for row in rows}
+    if short := {cell: ratio for cell, ratio in ratios.items() if round(ratio) < TRAINED}:
+        least, most = min(short.values()), max(short.values())
+        span = f"{least:.3g}" if f"{least:.3g}" == f"{most:.3g}" else f"{least:.3g} to {most:.3g}"
+        yield (
+            f"Under-trained: {len(short)} of {len(ratios)} cells of the grid see {span} tokens per active parameter, "
+            f"and compute-optimal training takes about {TRAINED} (arXiv 2203.15556). What is cheaper there need not be "
+            "where models are trained longer."
+        )
+    sizes: dict[str, set[int]] = {}
+    for row in rows:
+        sizes.setdefault(row["architecture"], set()).add(row["active_parameters"])
+    dense, moe = (sizes.get(role, set()) for role in ("dense", "moe"))
+    if dense and moe and not any(max(a, b) / min(a, b) - 1 <= EQUAL_SIZES for a in moe for b in dense):
+        named = [" and ".join(f"{size / 1e9:.3g} B" for size in sorted(one)) for one in (dense, moe)]
+        yield (
+            f"The dense model has {named[0]} active parameters, the mixture {named[1]}: claims at equal active "
+            "parameters (claim 1 is one) cannot be tested with this pair. "
+            "octavo match MODEL --by active_parameters finds one that can."
+        )
 
 
 def _grouped(step: StepForecast) -> dict[str, float]:

@@ -1,13 +1,14 @@
 """What others published of their training runs, and what follows from it.
 
 `configs/published/runs` holds tokens, devices, hours and prices as printed, each with its place; `statements.yaml`
-holds sentences with a number in them. `derived` recomputes every such number, and those that nobody printed (cost per
-trillion tokens, days, share of peak) in the same way for every run.
+holds sentences with a number in them, `other_runs.yaml` what was printed of models without a file. `derived`
+recomputes every such number, and those that nobody printed (cost per trillion tokens, days, share of peak) in the same
+way for every run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Self
@@ -42,8 +43,11 @@ class PublishedRun(Section):
     precision: RecipeName | None = None
     sequence_length: PositiveInt | None = None
     tokens: PositiveFloat | None = None
+    tokens_per_step: PositiveFloat | None = None
     device_hours: dict[str, PositiveFloat] = {}
     """By stage; `all` where stages are not told apart."""
+    hours_caveat: str | None = None
+    """What else the hours may hold, so that a utilisation that follows from them is too low."""
     device_hours_per_trillion_tokens: PositiveFloat | None = None
     price_per_device_hour: PositiveFloat | None = None
     tflops_per_4k_tokens: PositiveFloat | None = None
@@ -80,6 +84,8 @@ class Statement(Section):
     """The sentence says "about" or "roughly": the number may be ABOUT off."""
     at_most: bool = False
     """The sentence says "less than"."""
+    divided_runs: list[str] = []
+    """The two runs whose hours it divides: so it is a ratio of costs only where an hour of both costs the same."""
     assumption: str
     source: str
 
@@ -110,6 +116,72 @@ class Statement(Section):
         return f"within half of the last printed digit, {self.margin:,.4g}"
 
 
+class Research(Section):
+    """What a model took before and besides its final runs; one of the two shares, as printed."""
+
+    text: str
+    development_over_final: PositiveFloat | None = None
+    """Over what the final runs took."""
+    development_share_of_total: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Over all that was taken."""
+    measured: str
+    """What was counted: GPU-hours, energy."""
+    source: str
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.development_over_final is None) == (self.development_share_of_total is None):
+            raise ValueError("one of development_over_final and development_share_of_total is wanted")
+        return self
+
+    @property
+    def all_in_over_final(self) -> float:
+        """All that was taken over what the final runs took."""
+        if self.development_share_of_total is not None:
+            return 1 / (1 - self.development_share_of_total)
+        return 1 + (self.development_over_final or 0.0)
+
+
+class OtherRun(Section):
+    """A published run of a model that has no file in configs/models."""
+
+    text: str
+    active_parameters: PositiveFloat | None = None
+    """Per token, as printed; None where that is another run's."""
+    tokens: PositiveFloat | None = None
+    """Of pre-training."""
+    device: str | None = None
+    devices: PositiveInt | None = None
+    minutes: PositiveFloat | None = None
+    """That they took."""
+    device_hours: PositiveFloat | None = None
+    """As printed; None where they follow from devices and minutes, or are not published."""
+    hours_hold: str = ""
+    """What the hours hold."""
+    undisturbed_tokens_per_second: PositiveFloat | None = None
+    """Of one device while nothing goes wrong."""
+    source: str
+
+    @property
+    def hours(self) -> float | None:
+        """Device-hours; None where they are not published."""
+        if self.device_hours is None and self.devices and self.minutes:
+            return self.devices * self.minutes / 60
+        return self.device_hours
+
+
+class OtherRuns(Section):
+    """`configs/published/other_runs.yaml`."""
+
+    runs: dict[str, OtherRun]
+
+
+class ResearchFile(Section):
+    """`configs/published/research.yaml`."""
+
+    research: dict[str, Research]
+
+
 class Statements(Section):
     """`configs/published/statements.yaml`."""
 
@@ -131,6 +203,34 @@ class Derived:
     assumption: str
     """With what was allowed, where a number was printed."""
     source: str
+    margin: float = 0.0
+    """How far the number may be off from the printed one."""
+    divided_runs: Sequence[str] = ()
+    """The runs whose hours it divides."""
+
+
+@dataclass(frozen=True)
+class PricedRun:
+    """What a run's hours cost at one price of an hour."""
+
+    run: str
+    basis: str
+    price: float
+    cost: float
+
+
+def published_research() -> dict[str, Research]:
+    """What is in configs/published/research.yaml; nothing where there is no such file."""
+    path = configs().published / "research.yaml"
+    return read_section(path, ResearchFile).research if path.exists() else {}
+
+
+def priced(runs: Sequence[str], prices: Mapping[str, float]) -> list[PricedRun]:
+    """The hours of published runs at each price of an hour, by what the price is."""
+    known = published_runs()
+    return [
+        PricedRun(name, basis, price, price * _hours(known[name])) for name in runs for basis, price in prices.items()
+    ]
 
 
 def published_runs() -> Runs:
@@ -160,7 +260,14 @@ def derived() -> list[Derived]:
             expected=f"one of {', '.join(FORMULAS)}",
         )
     stated = [_stated(name, one, FORMULAS[name](runs)) for name, one in statements.items()]
-    return [*stated, *(number for name, run in runs.items() for number in _of_run(name, run)), _bought(runs)]
+    path = configs().published / "other_runs.yaml"
+    others = read_section(path, OtherRuns).runs if path.exists() else {}
+    return [
+        *stated,
+        *(number for name, run in runs.items() for number in _of_run(name, run)),
+        _bought(runs),
+        *(number for name, run in others.items() for number in _of_other(name, run)),
+    ]
 
 
 def _stated(name: str, statement: Statement, value: float) -> Derived:
@@ -173,6 +280,8 @@ def _stated(name: str, statement: Statement, value: float) -> Derived:
         statement.holds(value),
         f"{statement.assumption}; {statement.allowance}",
         statement.source,
+        statement.margin,
+        tuple(statement.divided_runs),
     )
 
 
@@ -217,16 +326,26 @@ def _flops(model: str, sequence_length: int) -> float:
     return flops_per_token(read_architecture(model), sequence_length)
 
 
-def _total_flops(run: PublishedRun) -> float:
+def _total_flops(run: PublishedRun, *, prediction: bool = True) -> float:
     length = int(_known(run.sequence_length, run, "sequence_length"))
-    return _known(run.tokens, run, "tokens") * _flops(run.model, length)
+    model = read_architecture(run.model)
+    if not prediction:
+        model = model.model_copy(update={"multi_token_prediction_layers": 0})
+    return _known(run.tokens, run, "tokens") * flops_per_token(model, length)
 
 
-def utilisation(run: PublishedRun) -> float:
-    """Model FLOPs over what the devices could have done in BF16 in the hours that the tokens took (MFU)."""
+def _step_seconds(run: PublishedRun) -> float:
+    """Time of a step of `tokens_per_step`, all devices at work."""
+    hours = _per_trillion(run) * _known(run.tokens_per_step, run, "tokens_per_step") / TRILLION
+    return 3600 * hours / _known(run.devices, run, "devices")
+
+
+def utilisation(run: PublishedRun, *, prediction: bool = True) -> float:
+    """Model FLOPs over what the devices could have done in BF16 in the hours that the tokens took (MFU); without
+    `prediction` those of multi-token-prediction layers are left out."""
     device = read_section(configs().clusters / "devices" / f"{run.device}.yaml", Device)
     hours = _per_trillion(run) * _known(run.tokens, run, "tokens") / TRILLION
-    return _total_flops(run) / (
+    return _total_flops(run, prediction=prediction) / (
         hours * 3600 * _known(device.peak_tflops.get("bf16"), run, "a device with a peak in BF16") * 1e12
     )
 
@@ -243,6 +362,8 @@ FORMULAS: dict[str, Callable[[Runs], float]] = {
     "mixture_saves": lambda runs: 1 - _per_trillion(runs["deepseek-v2"]) / _per_trillion(runs["deepseek-67b"]),
     "deepseekmoe_compute": lambda runs: _tflops(runs["deepseekmoe-16b"]) / _tflops(runs["deepseek-7b"]),
     "deepseekmoe_compute_counted": lambda _: _flops("deepseekmoe-16b", 4096) / _flops("deepseek-7b", 4096),
+    "deepseek_v3_mfu": lambda runs: utilisation(runs["deepseek-v3"], prediction=False),
+    "deepseek_v3_step": lambda runs: _step_seconds(runs["deepseek-v3"]),
     "llama_405b_flops": lambda runs: _total_flops(runs["llama-3.1-405b"]),
     "llama_405b_mfu": lambda runs: utilisation(runs["llama-3.1-405b"]),
 }
@@ -268,7 +389,7 @@ def _of_run(name: str, run: PublishedRun) -> list[Derived]:
     price = run.price_per_device_hour or REFERENCE_PRICE
     gpu = (run.device or "").upper()
     at = f"{price:g} USD per {gpu} GPU-hour, rented" + (
-        "" if run.price_per_device_hour else "; DeepSeek-V3's assumption, applied to this run"
+        "" if run.price_per_device_hour else "; DeepSeek-V3's assumption for its H800, applied to this run"
     )
     source = "; ".join(run.sources.values())
 
@@ -288,7 +409,15 @@ def _of_run(name: str, run: PublishedRun) -> list[Derived]:
         peak = f"of the dense BF16 peak of {gpu}"
         if run.precision not in (None, "bf16"):
             peak += ", although most products were in FP8"
-        found.append(number("mfu", f"Model FLOPs utilisation of {name}", utilisation(run), "ratio", peak))
+        caveat = f"; {run.hours_caveat}" if run.hours_caveat else ""
+        text = f"Model FLOPs utilisation of {name}"
+        if read_architecture(run.model).multi_token_prediction_layers:
+            without = utilisation(run, prediction=False)
+            found.append(
+                number("mfu_without_prediction", f"{text}, multi-token prediction left out", without, "ratio", peak)
+            )
+            text += ", multi-token prediction counted"
+        found.append(number("mfu", text, utilisation(run), "ratio", peak + caveat))
     return found
 
 
@@ -302,6 +431,33 @@ def _bought(runs: Runs) -> Derived:
         "USD",
         None,
         None,
-        'The article\'s "around $40,000" for one GPU; host, network and building left out',
-        "The article; arXiv 2412.19437v2, section 3.1",
+        "The article's “around $40,000” for one GPU, which is said of an H100. These were H800: eight in a server "
+        "cost 2.3 million yuan before October 2023, about 39,000 USD each at 7.3 yuan, host included. Network and "
+        "building are left out",
+        "The article; arXiv 2412.19437v2, section 3.1; Caixin, October 2023 (caihuicloud.com/news/info/10879.html)",
     )
+
+
+def _of_other(name: str, run: OtherRun) -> Iterator[Derived]:
+    """What follows from what is known of a run whose model has no file."""
+
+    def number(what: str, text: str, value: float, unit: str, assumption: str) -> Derived:
+        return Derived(f"{name}.{what}", f"{text}: {run.text}", value, unit, None, None, assumption, run.source)
+
+    if run.active_parameters and run.tokens:
+        billions, trillions = run.active_parameters / 1e9, run.tokens / TRILLION
+        counted = f"6 for each of {billions:g} billion active parameters and of {trillions:g} trillion tokens"
+        flops = 6 * run.active_parameters * run.tokens
+        yield number("flops", "FLOPs of pre-training", flops, "FLOPs", f"{counted}; attention's scores left out")
+    if run.device_hours is None and run.hours is not None:
+        yield number("hours", "Hours", run.hours, "GPU-hours", run.hours_hold)
+    if run.hours is None or run.tokens is None:
+        return
+    at = f"{REFERENCE_PRICE:g} USD per {run.device} GPU-hour, rented; DeepSeek-V3's assumption for its H800"
+    yield number("cost", "Cost", run.hours * REFERENCE_PRICE, "USD", f"{at}; {run.hours_hold}")
+    per_trillion = run.hours / run.tokens * TRILLION
+    yield number("hours_per_trillion", "Hours per trillion tokens", per_trillion, "GPU-hours", run.hours_hold)
+    if speed := run.undisturbed_tokens_per_second:
+        ratio = run.hours / (run.tokens / speed / 3600)
+        assumption = f"{speed:,.0f} tokens/s a GPU where nothing is in the way; {run.hours_hold}"
+        yield number("over_undisturbed", "Hours over those of an undisturbed run", ratio, "ratio", assumption)

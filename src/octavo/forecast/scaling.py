@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from octavo.accounting.money import hour_price
+from octavo.accounting.money import hour_price, price_range
 from octavo.errors import OctavoError, no_such
 from octavo.experiment.run import CellConfig, Experiment
 from octavo.forecast.calibration import INTERVAL
+from octavo.forecast.memory import fits, memory
 from octavo.forecast.published import PublishedRun, published_runs
 from octavo.forecast.steps import StepForecast, forecast_step
 from octavo.layout import ExperimentFolder, configs
@@ -70,6 +71,8 @@ def carry(
     rate = _measured(folder, cell, own_gpus=gpus == own.devices, forecast=own)
     rate = rate or _Rate(own.tokens_per_second_per_device, own.low, own.high, "forecast")
     price = hour_price(experiment.cluster, experiment.device).total
+    low, high = price_range(experiment.cluster, experiment.device)
+    held = memory(larger.model, larger.training, larger.parallelism, larger.precision, experiment.device)
     ends = {"value": rate.value, "low": rate.high, "high": rate.low}  # a high rate makes few hours
     hours = {key: tokens / (end * ratio) / 3600 if end else None for key, end in ends.items()}
     return {
@@ -85,19 +88,23 @@ def carry(
         "gpu_hours": hours,
         "days": {key: value and value / gpus / 24 for key, value in hours.items()},
         "cost": {key: value and value * price for key, value in hours.items()},
+        "price_low": low,
+        "price_high": high,
+        "memory_fits": fits(held.total, experiment.device),
         "currency": experiment.cluster.currency,
         "price_per_gpu_hour": price,
-        "published": _comparison(run, tokens),
+        "published": _comparison(run, tokens, price),
         "assumptions": _assumptions(cell, larger, rate, ratio, run),
     }
 
 
 def _cell(experiment: Experiment, name: str) -> CellConfig:
-    if name not in experiment.cells:
+    whole = [one.cell for one in experiment.cells.values() if one.trunk is None]
+    if name not in whole:
         raise OctavoError(
             f"the experiment has no cell {name!r}",
             where=experiment.path,
-            expected=f"one of {', '.join(experiment.cells)}",
+            expected=f"one of {', '.join(whole)}",
         )
     return experiment.cells[name]
 
@@ -135,15 +142,16 @@ def _measured(folder: ExperimentFolder, cell: CellConfig, *, own_gpus: bool, for
         return None
     from octavo.records import read_table
 
-    columns = ["cell", "tokens", "training_seconds", "device_count", "device_kind", "emulated", "status"]
+    columns = ["cell", "tokens", "training_device_hours", "device_kind", "layouts", "emulated", "status"]
     frame = read_table(folder.runs_table, "runs", made_by=f"octavo aggregate {folder.path}", columns=columns)
     done = frame[(frame["cell"] == cell.cell) & (frame["status"] == "completed") & ~frame["emulated"]]
-    done = done[done["device_kind"].notna() & (done["device_kind"] != "cpu")].query("training_seconds > 0")
+    done = done[done["layouts"] == cell.layout]
+    done = done[done["device_kind"].notna() & (done["device_kind"] != "cpu")].query("training_device_hours > 0")
     if done.empty:
         return None
     from octavo.statistics import t_interval
 
-    of_runs = done["tokens"] / done["training_seconds"] / done["device_count"]
+    of_runs = done["tokens"] / done["training_device_hours"] / 3600
     own = t_interval(np.log(of_runs.to_numpy(dtype=float)), INTERVAL)
     middle = math.exp(own.estimate)
     if own_gpus:
@@ -153,12 +161,14 @@ def _measured(folder: ExperimentFolder, cell: CellConfig, *, own_gpus: bool, for
     return _Rate(middle, low, high, "measured", len(of_runs))
 
 
-def _comparison(run: PublishedRun | None, tokens: float) -> dict[str, Any] | None:
+def _comparison(run: PublishedRun | None, tokens: float, price: float) -> dict[str, Any] | None:
     if run is None or run.hours_per_trillion_tokens is None:
         return None
     return {
         "model": run.model,
         "gpu_hours": run.hours_per_trillion_tokens * tokens / 1e12,
+        "stages": "pre-training alone, which is what the tokens took",
+        "cost": run.hours_per_trillion_tokens * tokens / 1e12 * price,
         "source": run.sources.get("device_hours") or run.sources["device_hours_per_trillion_tokens"],
     }
 

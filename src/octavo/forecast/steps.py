@@ -7,15 +7,29 @@ from dataclasses import dataclass
 
 from octavo.experiment.cluster import Cluster, Device
 from octavo.experiment.run import CellConfig
-from octavo.forecast.calibration import AIM, INTERVAL, GpuCalibration, Kind, cpu_calibration, gpu_calibration
-from octavo.forecast.gpu import step_parts, width
-from octavo.forecast.setting import Setting
+from octavo.forecast.calibration import (
+    AIMS,
+    INTERVAL,
+    GpuCalibration,
+    Kind,
+    KindError,
+    gpu_calibration,
+)
+from octavo.forecast.cpu import CpuSpeed, cpu_speed
+from octavo.forecast.gpu import DETERMINISM, step_parts, width
+from octavo.forecast.setting import Setting, Software
+from octavo.forecast.work import Work, work_of
+from octavo.models.architecture import Architecture
+from octavo.models.catalogue import read_architecture
 from octavo.models.flops import flops_per_token
-from octavo.precision.config import Precision
-from octavo.precision.recipes import RECIPES
+from octavo.precision.config import Precision, RecipeName
 
 UNSEEN = 1.5
-"""Factor on the interval's half-width where no published row is of the GPU in that width of products: a judgement."""
+"""Factor on the interval's half-width where no published row is of the GPU in that width of products or the products
+are NVFP4's, and again where the model is far from those of the fit: a judgement."""
+FAR = 2.0
+"""A model is far from those of the fit where none of its kind is within this factor in hidden size and in the width of
+the feed-forward that a token meets: a judgement."""
 EMULATED_AT_WORST = 0.1
 """Share of BF16's speed that emulated FP8 is taken to reach at worst on a GPU: a judgement."""
 
@@ -41,6 +55,10 @@ class StepForecast:
     median_absolute_error: float | None
     """On models of its kind that were left out of the fit; None where that was not measured."""
     interval: float = INTERVAL
+    measured: bool = False
+    """Whether it rests on what was measured of a machine or cluster, which no configuration says."""
+    measured_runs: int = 0
+    """Runs of the cell whose rate it is; 0: it is forecast."""
 
     @property
     def basis(self) -> str:
@@ -71,7 +89,7 @@ class StepForecast:
 def forecast_step(cell: CellConfig, cluster: Cluster, device: Device) -> StepForecast:
     """The forecast of one step of a cell."""
     if device.kind == "cpu":
-        return _cpu_step(cell, device)
+        return _cpu_step(cell, device, cpu_speed(cluster, device))
     setting = Setting(
         model=cell.model,
         training=cell.training,
@@ -79,6 +97,7 @@ def forecast_step(cell: CellConfig, cluster: Cluster, device: Device) -> StepFor
         precision=Precision() if cell.precision.emulate else cell.precision,
         device=device,
         link_domain=cluster.link_domain or device.link_domain,
+        software=Software.of(cell.training),
     )
     return gpu_step(setting, emulated=cell.precision.emulate)
 
@@ -89,8 +108,14 @@ def gpu_step(setting: Setting, *, emulated: bool = False) -> StepForecast:
     parts = step_parts(setting, calibration.constants)
     of_kind = calibration.kinds[setting.kind]
     measured = _is_seen(setting, calibration) and width(setting.precision.recipe) != "fp4"
-    half = of_kind.half_width * (1 if measured else UNSEEN)
-    notes = [*_fit_notes(setting.kind, calibration), *_setting_notes(setting, calibration)]
+    far = _is_far(setting.model, of_kind)
+    half = of_kind.half_width * (1 if measured else UNSEEN) * (UNSEEN if far else 1)
+    notes = [*_fit_notes(setting, calibration), *_setting_notes(setting, calibration)]
+    if far:
+        notes.append(
+            f"no model of its kind in the fit is within a factor of {FAR:g} of it in size, so that the interval is "
+            f"{UNSEEN:g} times as wide"
+        )
     low = math.exp(-half)
     if emulated:
         low *= EMULATED_AT_WORST
@@ -104,9 +129,23 @@ def gpu_step(setting: Setting, *, emulated: bool = False) -> StepForecast:
         high_factor=math.exp(half),
         breakdown=parts,
         notes=tuple(notes),
-        median_absolute_error=of_kind.median_absolute_error if measured and not emulated else None,
+        median_absolute_error=of_kind.median_absolute_error if measured and not far and not emulated else None,
         interval=calibration.interval,
     )
+
+
+def _is_far(model: Architecture, of_kind: KindError) -> bool:
+    """Whether no model of its kind in the fit is near (FAR)."""
+    own = _sizes(model)
+    others = [_sizes(read_architecture(name)) for name in of_kind.models]
+    return all(max(max(a / b, b / a) for a, b in zip(own, other, strict=True)) > FAR for other in others)
+
+
+def _sizes(model: Architecture) -> tuple[float, float]:
+    """Hidden size, and the width of the feed-forward that a token meets in the last layer."""
+    experts = model.experts
+    wide = experts.top_k * experts.size + experts.shared_size if experts else model.feed_forward_size or 0
+    return model.hidden_size, wide
 
 
 def _is_seen(setting: Setting, calibration: GpuCalibration) -> bool:
@@ -114,15 +153,19 @@ def _is_seen(setting: Setting, calibration: GpuCalibration) -> bool:
     return width(setting.precision.recipe) in calibration.seen.get(setting.device.name, ())
 
 
-def _fit_notes(kind: Kind, calibration: GpuCalibration) -> list[str]:
+def _fit_notes(setting: Setting, calibration: GpuCalibration) -> list[str]:
     """What was fitted, and how far off it is on models that it has not seen."""
-    one = calibration.kinds[kind]
-    aim = "within the aim of" if one.median_absolute_error <= AIM else "which misses the aim of"
+    one, aim, software = calibration.kinds[setting.kind], AIMS[setting.kind], setting.software
+    verdict = "within the aim of" if one.median_absolute_error <= aim else "which misses the aim of"
+    models = sum(len(kind.models) for kind in calibration.kinds.values())
+    launched = "whole steps as CUDA graphs" if software.graphs else "without whole steps as CUDA graphs"
     return [
-        f"fitted to {calibration.rows} published rows ({calibration.settings} distinct settings) of "
-        f"{len(calibration.left_out)} models, form and priors chosen with the rows in view",
-        f"on {KINDS[kind]} left out of the fit the median absolute error is {one.median_absolute_error:.0%}, {aim} "
-        f"{AIM:.0%}, and {calibration.interval:.0%} intervals made without them hold {one.coverage:.0%} of their rows",
+        f"for software like NVIDIA's release {software.release}, {launched}",
+        f"fitted to {calibration.rows} published rows ({calibration.settings} distinct settings) of {models} models, "
+        "form and priors chosen with the rows in view",
+        f"on {KINDS[setting.kind]} left out of the fit the median absolute error is {one.median_absolute_error:.0%}, "
+        f"{verdict} {aim:.0%}, and {calibration.interval:.0%} intervals made without them hold {one.coverage:.0%} of "
+        "their rows",
     ]
 
 
@@ -132,42 +175,41 @@ def _setting_notes(setting: Setting, calibration: GpuCalibration) -> list[str]:
     notes = []
     if not _is_seen(setting, calibration):
         notes.append(f"no row is of {device} in {low.upper()}, so that the interval is {UNSEEN:g} times as wide")
-    if {"bf16", "fp8"} - set(calibration.seen.get(device, ())) and "fp8" in setting.device.peak_tflops:
-        notes.append(
-            f"BF16 against FP8 on {device} rests on no row: on peaks of data sheets and an assumed factor of "
-            f"{calibration.constants.fp8_products:g} on FP8 products"
-        )
     if low == "fp8":
         notes.append("recipes of FP8 are forecast to be equally fast")
     if low == "fp4":
         notes.append(
-            "NVFP4's rows are of one model, so that its error on another is not known and the interval is "
+            "NVFP4's rows are of two models, so that its error on another is not known and the interval is "
             f"{UNSEEN:g} times as wide"
         )
+    if setting.software.deterministic:
+        notes.append(f"sums in a fixed order are reckoned to add {DETERMINISM[setting.kind]:.0%} to a step")
     return notes
 
 
-def _cpu_step(cell: CellConfig, device: Device) -> StepForecast:
-    """Model FLOPs over what a core was measured to achieve; more experts' overhead and emulation as factors."""
-    calibration = cpu_calibration()
+def _cpu_step(cell: CellConfig, device: Device, speed: CpuSpeed) -> StepForecast:
+    """What a core takes for as much work; what experts and emulation add as parts of it, where they add anything."""
     devices = cell.parallelism.world_size
     tokens = cell.training.tokens_per_step
-    flops = flops_per_token(cell.model, cell.training.sequence_length)
-    dense = flops * tokens / devices / (calibration.achieved_gflops * 1e9)
-    experts = dense * (calibration.experts_factor - 1) if cell.model.experts else 0.0
-    quantised = RECIPES[cell.precision.recipe].quantised
-    emulation = (dense + experts) * (calibration.fp8_factor - 1) if quantised else 0.0
+    work = work_of(cell)
+    kind: Kind = "experts" if cell.model.experts else "dense"
+
+    def seconds(of: Kind, recipe: RecipeName, does: Work) -> float:
+        return speed.seconds_per_token(of, recipe, does) * tokens / devices
+
+    whole = seconds(kind, cell.precision.recipe, work)
+    in_bf16 = min(seconds(kind, "bf16", work._replace(short_sums=0.0)), whole)
+    dense = min(seconds("dense", "bf16", Work(work.flops)), in_bf16)
+    half = speed.half_width_at(kind, work)
     return StepForecast(
-        seconds=dense + experts + emulation,
+        seconds=whole,
         tokens=tokens,
         devices=devices,
-        flops_per_token=flops,
-        low_factor=calibration.low,
-        high_factor=calibration.high,
-        breakdown={"dense work": dense, "experts on CPUs": experts, "FP8 emulation": emulation},
-        notes=(
-            f"{device.name}: {calibration.achieved_gflops:g} GFLOP/s achieved per core, measured on one machine",
-            "the interval is a judgement of how far other machines differ",
-        ),
+        flops_per_token=work.flops,
+        low_factor=math.exp(-half),
+        high_factor=math.exp(half),
+        breakdown={"dense work": dense, "experts on CPUs": in_bf16 - dense, "FP8 emulation": whole - in_bf16},
+        measured=speed.measured,
+        notes=(f"{device.name}: {speed.notes[0]}", *speed.notes[1:]),
         median_absolute_error=None,
     )

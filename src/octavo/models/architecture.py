@@ -110,6 +110,8 @@ class Experts(Section):
     """The SwiGLU width of the shared expert, in total over shared experts (the "generalist"); 0: none."""
     leading_dense_layers: NonNegativeInt = 0
     """Layers at the beginning that stay dense."""
+    every: PositiveInt = 1
+    """1: every layer after those has experts; 2: every second layer, the first stays dense (Llama 4 Maverick)."""
     router: Router = Router()
     """How tokens choose experts."""
     bias: bool = False
@@ -148,6 +150,9 @@ class Architecture(Section):
     """Width of the residual stream (d_model)."""
     feed_forward_size: PositiveInt | None = None
     """Width of dense SwiGLU layers; None only where no layer is dense."""
+    gated: bool = True
+    """Whether feed-forwards have a gate (SwiGLU); false: two matrices with a squared ReLU between (Nemotron-4), which
+    Octavo plans and does not train."""
     attention: Attention
     """Grouped-query or multi-head latent attention."""
     experts: Experts | None = None
@@ -170,14 +175,23 @@ class Architecture(Section):
         leading = self.experts.leading_dense_layers if self.experts else 0
         if leading > self.layers:
             raise ValueError(f"experts.leading_dense_layers is {leading}, more than the {self.layers} layers")
-        if self.feed_forward_size is None and (self.experts is None or leading):
+        if self.experts is not None and not self.is_mixed(self.layers - 1):
+            raise ValueError(f"experts.every is {self.experts.every}: it must divide the {self.layers} layers")
+        if self.feed_forward_size is None and self.dense_layers:
             raise ValueError("feed_forward_size is missing: the model has dense layers")
         return self
+
+    def is_mixed(self, layer: int) -> bool:
+        """Whether a layer (from 0) has experts; a multi-token-prediction layer (from `layers` on) is like the last."""
+        if self.experts is None:
+            return False
+        one = min(layer, self.layers - 1)
+        return one >= self.experts.leading_dense_layers and (one + 1) % self.experts.every == 0
 
     @property
     def dense_layers(self) -> int:
         """Layers whose feed-forward is dense."""
-        return self.layers if self.experts is None else self.experts.leading_dense_layers
+        return sum(not self.is_mixed(layer) for layer in range(self.layers))
 
     @property
     def moe_layers(self) -> int:

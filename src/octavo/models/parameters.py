@@ -14,6 +14,14 @@ from dataclasses import dataclass
 from octavo.models.architecture import Architecture
 from octavo.models.weights import layer_weights, layers_alike
 
+EQUAL_SIZES = 0.05
+"""Cells agree in a size if they are no further apart than this, relative to the smaller; how far is always given."""
+
+TRAINED = 20
+"""Tokens per active parameter from which on a run is not called under-trained: where compute-optimal training of dense
+models is (arXiv 2203.15556, section 3 and table 3). For mixtures of experts there is no such number; it is the same
+here."""
+
 
 @dataclass(frozen=True)
 class ParameterCount:

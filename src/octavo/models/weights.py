@@ -162,23 +162,26 @@ def _latent_attention(attention: MultiLatentAttention, hidden: Width) -> list[We
 
 
 def feed_forward_weights(model: Architecture, layer: int) -> list[Weight]:
-    """A layer's dense SwiGLU, or its router, routed experts and shared expert."""
+    """A layer's dense feed-forward, or its router, routed experts and shared expert."""
     hidden, experts = ("hidden_size", model.hidden_size), model.experts
-    if experts is None or layer < experts.leading_dense_layers:
+    if experts is None or not model.is_mixed(layer):
         assert model.feed_forward_size is not None, "checked by Architecture: it has dense layers"
-        return _swiglu("mlp", hidden, ("feed_forward_size", model.feed_forward_size))
+        return _feed_forward("mlp", hidden, ("feed_forward_size", model.feed_forward_size), gated=model.gated)
     weights = [Weight("router", hidden, ("experts.count", experts.count), "whole", "router")]
     if experts.router.bias:
         weights.append(_vector("router.bias", experts.count))
-    weights += _swiglu("experts", hidden, ("experts.size", experts.size), routed=experts)
+    weights += _feed_forward("experts", hidden, ("experts.size", experts.size), gated=model.gated, routed=experts)
     if experts.shared_size:
-        weights += _swiglu("shared_experts", hidden, ("experts.shared_size", experts.shared_size))
+        shared = ("experts.shared_size", experts.shared_size)
+        weights += _feed_forward("shared_experts", hidden, shared, gated=model.gated)
     return weights
 
 
-def _swiglu(name: str, hidden: Width, width: Width, routed: Experts | None = None) -> list[Weight]:
-    """Gate and up projection in one matrix, and down (arXiv 2002.05202)."""
-    of_both = (f"2 x {width[0]}", 2 * width[1])
+def _feed_forward(
+    name: str, hidden: Width, width: Width, *, gated: bool, routed: Experts | None = None
+) -> list[Weight]:
+    """Gate and up projection in one matrix (arXiv 2002.05202), or up alone, and down."""
+    of_both = (f"2 x {width[0]}", 2 * width[1]) if gated else width
     if routed is None:
         return [
             Weight(f"{name}.linear_fc1", hidden, of_both, "column"),

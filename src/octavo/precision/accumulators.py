@@ -20,11 +20,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from octavo.cpu import library
+from octavo.precision.config import SHORT_SUM_COLUMNS
 
 PROMOTION_INTERVAL = 128
 """Products after which an accumulator is added to an FP32 sum (DeepSeek-V3, section 3.3.2)."""
-WIDTH = 64
-"""Columns that the compiled sums take at once."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def short_accumulation(a: Tensor, b: Tensor, promotion: int | None, accumulator:
 
 def _compiled(kernel: Any, a: Tensor, b: Tensor, promotion: int | None, accumulator: Accumulator) -> Tensor:
     (rows, depth), columns = a.shape, b.shape[1]
-    a, b = a.contiguous(), pad(b, (0, -columns % WIDTH)).contiguous()
+    a, b = a.contiguous(), pad(b, (0, -columns % SHORT_SUM_COLUMNS)).contiguous()
     total = torch.empty(rows, b.shape[1])
     fields = _exponent_fields(b).to(torch.int16)
     kernel.octavo_accumulate(

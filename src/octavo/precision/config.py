@@ -10,6 +10,9 @@ from octavo.configuration import Section
 
 RecipeName = Literal["bf16", "fp8_delayed", "fp8_tensorwise", "fp8_blockwise", "fp8_mxfp8", "nvfp4"]
 
+SHORT_SUM_COLUMNS = 64
+"""Columns that the compiled sums of fewer bits (`octavo.precision.accumulators`) take at once."""
+
 
 class Precision(Section):
     """A recipe and what of it an experiment may change. `octavo.precision` knows what each recipe is."""

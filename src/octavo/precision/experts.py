@@ -37,7 +37,7 @@ class GroupedExperts(MegatronModule):
     numerics: Numerics = BF16
 
     def __init__(
-        self, num_local_experts: int, config: TransformerConfig, pg_collection: ProcessGroupCollection
+        self, num_local_experts: int, config: TransformerConfig, pg_collection: ProcessGroupCollection, **_: Any
     ) -> None:
         super().__init__(config=config)
         self.num_local_experts = num_local_experts
@@ -80,7 +80,7 @@ class GroupedExperts(MegatronModule):
         self,
         prefix: str = "",
         sharded_offsets: tuple[tuple[int, int, int], ...] = (),
-        metadata: dict[str, Any] | None = None,  # noqa: ARG002
+        metadata: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """One sharded tensor per parameter: over expert-parallel ranks by expert, over tensor-parallel by width."""
         before = len(sharded_offsets)
@@ -99,12 +99,21 @@ class GroupedExperts(MegatronModule):
                 replica_id=(0, replica, self.groups.expt_dp.rank()),
                 prepend_axis_num=before,
             )
-        for name, buffer in self.named_buffers():  # amax histories, the same on every rank
+        # amax histories, experts last; those at the same place of all ranks are the same: one rank's do, where no other
+        # number of ranks goes on from them
+        reshardable = bool(metadata and metadata.get("reshardable"))
+        for name, buffer in self.named_buffers():
+            place = [(before + buffer.dim() - 1, self.groups.ep.rank(), self.groups.ep.size())] * reshardable
             tensors[f"{prefix}{name}"] = ShardedTensor.from_rank_offsets(
                 f"{prefix}{name}",
                 buffer,
                 *sharded_offsets,
-                replica_id=(self.groups.ep.rank(), self.groups.expt_tp.rank(), self.groups.expt_dp.rank()),
+                *place,
+                replica_id=(
+                    0 if reshardable else self.groups.ep.rank(),
+                    self.groups.expt_tp.rank(),
+                    self.groups.expt_dp.rank(),
+                ),
                 prepend_axis_num=before,
             )
         return tensors

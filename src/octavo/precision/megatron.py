@@ -26,6 +26,7 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from torch import Tensor, nn
 
 from octavo.errors import OctavoError
+from octavo.megatron_versions import grouped_experts
 from octavo.precision.config import Precision
 from octavo.precision.experts import GroupedExperts
 from octavo.precision.history import AmaxHistory
@@ -57,9 +58,15 @@ def finish_model(model: nn.Module, precision: Precision, *, on_gpu: bool) -> Non
     """Give a GPTModel's output head and, if asked for, its first and last layers their precision.
 
     Megatron-Core builds the head without asking the spec provider. Call it on the model before it is wrapped for data
-    parallelism; with Transformer Engine there is nothing to do.
+    parallelism. With Transformer Engine its layers are told to add weight gradients to the FP32 main gradients
+    themselves, without rounding them to BF16 first. (Megatron-Core's `gradient_accumulation_fusion` would say so, but
+    of its own output head too, which has that kernel only with NVIDIA's Apex.)
     """
     if on_gpu and not precision.emulate:
+        for module in model.modules():
+            if isinstance(module, _engine_linears()):
+                engine: Any = module
+                engine.fuse_wgrad_accumulation = True
         return
     numerics = Numerics.of(precision)
     if isinstance(getattr(model, "output_layer", None), ColumnParallelLinear):
@@ -180,17 +187,13 @@ class _OwnSpecProvider(LocalSpecProvider):
         """MLA's down projections: Megatron's local specification makes them column-parallel."""
         return self._column
 
-    def layer_norm(self, rms_norm: bool = False, for_qk: bool = False) -> type:  # noqa: ARG002
+    def layer_norm(self, *_: bool, **__: bool) -> type:
         """LayerNorm or RMSNorm of torch, as the TransformerConfig says."""
         return WrappedTorchNorm
 
-    def grouped_mlp_modules(
-        self,
-        moe_use_grouped_gemm: bool,  # noqa: ARG002
-        moe_use_legacy_grouped_gemm: bool,  # noqa: ARG002
-    ) -> tuple[type, None]:
+    def grouped_mlp_modules(self, *_: bool, **__: bool) -> Any:
         """All experts of a layer in one module, however they were asked for."""
-        return self._experts, None
+        return grouped_experts(self._experts)
 
 
 def _verify_own(model: nn.Module, precision: Precision) -> dict[str, int]:
@@ -249,26 +252,38 @@ def _transformer_engine() -> BackendSpecProvider:
     return TESpecProvider()
 
 
+def _engine_linears() -> tuple[type, ...]:
+    """Transformer Engine's linear layers, as Megatron-Core has them."""
+    from megatron.core.extensions import transformer_engine as te
+
+    return te.TELinear, te.TELayerNormColumnParallelLinear, te.TEGroupedLinear
+
+
 def _verify_transformer_engine(model: nn.Module, precision: Precision) -> dict[str, int]:
     """Every linear layer but the output head is Transformer Engine's, and Megatron enters the recipe asked for."""
     _transformer_engine()
-    from megatron.core.extensions import transformer_engine as te
-
     recipe = RECIPES[precision.recipe]
     config: Any = model.config
-    entered = _entered_recipe(config)
+    try:
+        entered_recipe = _entered_recipe(config)
+    except AssertionError as error:
+        raise OctavoError(
+            f"Transformer Engine refuses the recipe: {error}",
+            where="the environment",
+            fix=f"unset {', '.join(_CHANGES)}",
+        ) from error
+    entered = _class_of(entered_recipe)
     if entered != _ENTERED[precision.recipe]:
         raise OctavoError(
             f"Megatron-Core enters {entered or 'no FP8 context'} where {precision.recipe} was asked for",
             expected=_ENTERED[precision.recipe] or "no FP8 context",
             fix="this is a bug in Octavo or in the versions installed: compare them with container.def",
         )
-    _check_scales(config)
-    linears = (te.TELinear, te.TELayerNormColumnParallelLinear, te.TEGroupedLinear)
+    _check_unchanged(entered_recipe)
     exempt = _left_in_bf16(model, config)
     counts = Counter[str]()
     for name, module in model.named_modules():
-        if isinstance(module, linears):
+        if isinstance(module, _engine_linears()):
             in_bf16 = not recipe.quantised or id(module) in exempt
             counts[f"{'bf16' if in_bf16 else precision.recipe} ({_ENGINE})"] += 1
             if not in_bf16:
@@ -278,6 +293,49 @@ def _verify_transformer_engine(model: nn.Module, precision: Precision) -> dict[s
         elif isinstance(module, ColumnParallelLinear | RowParallelLinear | nn.Linear):
             raise _not_built(name, module, precision)
     return dict(counts)
+
+
+def share_newest_magnitudes(model: nn.Module) -> None:
+    """Give all ranks the largest of the magnitudes that delayed scaling noted in a validation. A collective call.
+
+    Transformer Engine takes them over ranks with the next pass of training; a checkpoint that is saved before keeps
+    those of one data-parallel rank alone, and a run that goes on from it would scale otherwise.
+    """
+    if torch.distributed.get_world_size() == 1:
+        return
+    group = parallel_state.get_amax_reduction_group(with_context_parallel=True)
+    for module in model.modules():
+        state = getattr(module, "fp8_meta", {}).get("scaling_fwd")
+        if state is not None and hasattr(state, "amax_history"):
+            torch.distributed.all_reduce(state.amax_history[0], torch.distributed.ReduceOp.MAX, group=group)
+
+
+def know_loaded_magnitudes(model: Any) -> None:
+    """Tell Transformer Engine of the states of delayed scaling that a checkpoint left in a chunk's layers.
+
+    It comes to know a layer at its first pass, and takes the newest magnitudes of all that it knows whenever an FP8
+    context ends. Multi-token prediction has contexts of its own, after the decoder's: in a run that goes on, what its
+    layers noted in a validation would be taken later than in one that was not interrupted.
+    """
+    if not model.config.fp8 or model.config.fp8_recipe != "delayed":
+        return
+    from transformer_engine.pytorch.quantization import FP8GlobalStateManager  # type: ignore[import-not-found]
+
+    with torch.no_grad(), fp8_utils.get_fp8_context(model.config):  # without gradients its end takes no magnitudes
+        for module in model.modules():
+            meta = getattr(module, "fp8_meta", {})
+            if hasattr(meta.get("scaling_fwd"), "amax_history"):
+                meta["recipe"] = FP8GlobalStateManager.get_fp8_recipe()
+                meta["fp8_group"] = FP8GlobalStateManager.get_fp8_group()
+                FP8GlobalStateManager.add_fp8_tensors_to_global_buffer(meta)
+
+
+def quantised_linears(model: Any, precision: Precision) -> list[nn.Module]:
+    """Transformer Engine's linear layers of a chunk that compute below BF16."""
+    if not RECIPES[precision.recipe].quantised:
+        return []
+    left = _left_in_bf16(model, model.config)
+    return [one for one in model.modules() if isinstance(one, _engine_linears()) and id(one) not in left]
 
 
 def _left_in_bf16(model: Any, config: Any) -> set[int]:
@@ -294,16 +352,25 @@ def _left_in_bf16(model: Any, config: Any) -> set[int]:
     return {id(module) for part in left for module in part.modules()}
 
 
-def _check_scales(config: Any) -> None:
+_CHANGES: dict[str, tuple[str, Any]] = {
+    "NVTE_FP8_BLOCK_SCALING_FP32_SCALES": ("use_f32_scales", False),
+    "NVTE_FP8_CURRENT_SCALING_POWER_2_SCALES": ("use_power_2_scales", False),
+    "NVTE_BACKWARD_OVERRIDE": ("backward_override", None),
+    "NVTE_NVFP4_DISABLE_RHT": ("disable_rht", False),
+    "NVTE_NVFP4_DISABLE_STOCHASTIC_ROUNDING": ("disable_stochastic_rounding", False),
+    "NVTE_NVFP4_DISABLE_2D_QUANTIZATION": ("disable_2d_quantization", False),
+    "NVTE_NVFP4_ROW_SCALED_ACTIVATION": ("row_scaled_activation", False),
+    "NVTE_NVFP4_4OVER6": ("nvfp4_4over6", "none"),
+}
+"""Variable of the environment -> the field of Transformer Engine's recipes that it sets, and what that must be."""
+
+
+def _check_unchanged(recipe: Any) -> None:
     """Transformer Engine's environment variables must not have made another recipe of the one asked for."""
-    recipe: Any = fp8_utils.get_fp8_recipe(config) if config.fp8 else None
-    for variable, field, recipe_class in (
-        ("NVTE_FP8_BLOCK_SCALING_FP32_SCALES", "use_f32_scales", "Float8BlockScaling"),
-        ("NVTE_FP8_CURRENT_SCALING_POWER_2_SCALES", "use_power_2_scales", "Float8CurrentScaling"),
-    ):
-        if type(recipe).__name__ == recipe_class and getattr(recipe, field):
+    for variable, (field, unchanged) in _CHANGES.items():
+        if getattr(recipe, field, unchanged) != unchanged:
             raise OctavoError(
-                f"{variable} changes the recipe's scales",
+                f"{variable} makes another recipe of {type(recipe).__name__}",
                 where="the environment",
                 fix=f"unset {variable}",
             )
@@ -331,14 +398,19 @@ _ENTERED: dict[str, str | None] = {
 }
 
 
-def _entered_recipe(config: Any) -> str | None:
-    """The class of the Transformer Engine recipe that Megatron-Core enters for a TransformerConfig."""
+def _entered_recipe(config: Any) -> Any:
+    """The Transformer Engine recipe that Megatron-Core enters for a TransformerConfig; None where it enters none."""
     if config.fp8:
-        recipe = fp8_utils.get_fp8_recipe(config)
-    elif config.fp4:
+        return fp8_utils.get_fp8_recipe(config)
+    if config.fp4:
         from megatron.core.fp4_utils import get_fp4_recipe
 
-        recipe = get_fp4_recipe(config)
-    else:
+        return get_fp4_recipe(config)
+    return None
+
+
+def _class_of(recipe: Any) -> str | None:
+    """The name of a recipe's class, or of Transformer Engine's that it is made of."""
+    if recipe is None:
         return None
     return next((one.__name__ for one in type(recipe).__mro__ if one.__name__ in _ENTERED.values()), str(recipe))

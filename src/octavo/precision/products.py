@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -34,7 +35,7 @@ from torch.nn import Parameter
 
 from octavo.cpu.formats import Format
 from octavo.cpu.products import in_one_call, multiply_in_one_call, oriented
-from octavo.cpu.rounding import largest_magnitude, round_blocks, round_scaled, tensor_scale, to_fp32
+from octavo.cpu.rounding import largest_magnitudes, round_groups_blocks, round_groups_scaled, tensor_scale, to_fp32
 from octavo.precision import diagnostics
 from octavo.precision.accumulators import PROMOTION_INTERVAL, short_accumulation
 from octavo.precision.config import Precision
@@ -117,10 +118,13 @@ def _parts(tensor: Tensor, counts: Sequence[int]) -> Sequence[Tensor]:
     return tensor.unbind(0) if tensor.dim() == 3 else tensor.split(list(counts))
 
 
-def _largest_number(tensor: Tensor) -> float:
-    """The largest magnitude, what is no number left out, as Transformer Engine's kernels take it (by fmaxf)."""
-    largest = largest_magnitude(tensor)
-    return largest_magnitude(tensor.nan_to_num(0.0, math.inf, -math.inf)) if math.isnan(largest) else largest
+def _largest_numbers(tensor: Tensor, sizes: Sequence[int]) -> list[float]:
+    """The largest magnitude of each group of values, what is no number left out, as Transformer Engine's kernels take
+    it (by fmaxf)."""
+    largest = largest_magnitudes(tensor, sizes)
+    if any(map(math.isnan, largest)):
+        return largest_magnitudes(tensor.nan_to_num(0.0, math.inf, -math.inf), sizes)
+    return largest
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class Quantiser:
     counts: Sequence[int]
     """Tokens of each expert."""
     history: AmaxHistory | None = None
-    """Delayed scaling's; it takes note of training passes."""
+    """Delayed scaling's; it takes note of every pass."""
 
     def operands(self, tensor: Tensor, kind: TensorKind, *, training: bool) -> tuple[Operand, Operand]:
         """`tensor` as the operand of the product over its columns and of the one over its rows (training only).
@@ -162,33 +166,34 @@ class Quantiser:
     def _quantise(self, tensor: Tensor, kind: TensorKind, block: tuple[int, int] | None, training: bool) -> Operand:
         """Every expert's part rounded by itself: its scales, and its blocks of rows, are its own."""
         format = self.numerics.recipe.formats[kind]
-        parts = self._parts(tensor.contiguous())
+        # all experts in one call: rows of tokens or of weights, one expert's after the other's
+        flat = tensor.contiguous().view(-1, tensor.shape[-1])
+        rows = [tensor.shape[1]] * tensor.shape[0] if tensor.dim() == 3 else self.counts
         # the tensor's own type holds all rounded values
-        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-        rounded = self._parts(whole)
+        whole = torch.empty_like(flat)
         if block is not None:
-            for part, out in zip(parts, rounded, strict=True):
-                round_blocks(part, format, block, out)
-            self._report(kind, parts, rounded, [None] * len(parts), format)
-            return self._plain(whole)
-        scales = self._scales(parts, kind, format, training)
-        for part, scale, out in zip(parts, scales, rounded, strict=True):
-            round_scaled(part, scale, format, out)
-        self._report(kind, parts, rounded, scales, format)
+            round_groups_blocks(flat, rows, format, block, whole)
+            self._report(kind, flat, whole, rows, [None] * len(rows), format)
+            return self._plain(whole.view(tensor.shape))
+        sizes = [count * flat.shape[1] for count in rows]
+        scales = self._scales(flat, sizes, kind, format, training)
+        round_groups_scaled(flat, sizes, scales, format, whole)
+        self._report(kind, flat, whole, rows, scales, format)
         factors = [to_fp32(1.0 / scale) for scale in scales]
-        return Operand(whole.to(self.operand_type(tensor)), self.counts, factors)
+        return Operand(whole.view(tensor.shape).to(self.operand_type(tensor)), self.counts, factors)
 
     def _report(
         self,
         kind: TensorKind,
-        before: Sequence[Tensor],
-        after: Sequence[Tensor],
+        before: Tensor,
+        after: Tensor,
+        rows: Sequence[int],
         scales: Sequence[float | None],
         format: Format,
     ) -> None:
         """Tell the diagnostics, if they are on, what became of a tensor; blocks have no one scale."""
         if found := diagnostics.current():
-            for part, rounded, scale in zip(before, after, scales, strict=True):
+            for part, rounded, scale in zip(before.split(list(rows)), after.split(list(rows)), scales, strict=True):
                 found.see_operand(kind, part, rounded, scale, format)
 
     def report_product(self, product: Product, left: Operand, right: Operand, plain: Sequence[Tensor]) -> None:
@@ -211,14 +216,14 @@ class Quantiser:
         self.multiply(product, left, right, out, add=True)
         return out
 
-    def _scales(self, parts: Sequence[Tensor], kind: TensorKind, format: Format, training: bool) -> list[float]:
+    def _scales(
+        self, tensor: Tensor, sizes: Sequence[int], kind: TensorKind, format: Format, training: bool
+    ) -> list[float]:
         """One per expert, by its own largest magnitude or by those of the passes before."""
         if self.history is None:
-            return [tensor_scale(_largest_number(part), format) for part in parts]
-        scales = self.history.scale(kind)
-        if training:
-            self.history.record(kind, [_largest_number(part) for part in parts], format)
-        return scales
+            return [tensor_scale(largest, format) for largest in _largest_numbers(tensor, sizes)]
+        amaxes = partial(_largest_numbers, tensor, sizes)
+        return self.history.scales_of(kind, amaxes, format, training=training)
 
     def _parts(self, tensor: Tensor) -> Sequence[Tensor]:
         return _parts(tensor, self.counts)

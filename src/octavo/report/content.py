@@ -6,14 +6,17 @@ or the figure beside it, so text and number cannot contradict one another.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 
 from octavo.report.charts import Chart
-from octavo.report.document import Document, ReportSection
+from octavo.report.document import Document, ReportSection, Text
 from octavo.report.inputs import Inputs
-from octavo.report.sections.answer import answer, facts, finding
-from octavo.report.sections.ledger import forecast, ledger, published
+from octavo.report.sections.answer import answer, facts, finding, so_far, still_running
+from octavo.report.sections.ledger import forecast, ledger, owning, published
 from octavo.report.sections.questions import ablations, claims, experts, fairness, losses, precision, speed, traffic
+from octavo.report.sections.scale import scale
 from octavo.report.sections.small_print import imported_runs, limits, methods, provenance, run_list, verification
 
 
@@ -21,14 +24,19 @@ def document(inputs: Inputs, charts: dict[str, Chart]) -> Document:
     """The whole report."""
     sections = whole(inputs, charts) if inputs.ablation is None else against_baseline(inputs, charts)
     sections = [section for section in sections if section.blocks]
+    whole_report, heading = inputs.ablation is None, ""
+    if whole_report:
+        heading = still_running(inputs.first) if inputs.first else finding(inputs)
+    if inputs.first:
+        said = so_far(inputs, inputs.first)[1 if whole_report else 0 :]
+        sections[0] = replace(sections[0], blocks=[Text(" ".join(said), "lead"), *sections[0].blocks])
     ablation = f" --ablation {inputs.ablation}" if inputs.ablation else ""
     trace = f"octavo trace --results results/{inputs.whole.name}{ablation}"
-    whole_report = inputs.ablation is None
     return Document(
         inputs.title,
         facts(inputs) if whole_report else inputs.description,
         _date(inputs),
-        finding=finding(inputs) if whole_report else "",
+        finding=heading,
         trace=trace,
         sections=sections,
     )
@@ -38,6 +46,7 @@ def whole(inputs: Inputs, charts: dict[str, Chart]) -> list[ReportSection]:
     """The sections of an experiment's report."""
     return [
         answer(inputs, charts),
+        scale(inputs),
         claims(inputs),
         losses(inputs, charts),
         fairness(inputs, charts),
@@ -47,6 +56,7 @@ def whole(inputs: Inputs, charts: dict[str, Chart]) -> list[ReportSection]:
         speed(inputs, charts),
         traffic(inputs),
         ledger(inputs, charts),
+        owning(inputs, charts),
         published(inputs),
         forecast(inputs),
         methods(inputs),

@@ -6,8 +6,8 @@ from a configuration file or an import cannot become Typst or HTML.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from octavo.records import Verdict
@@ -40,6 +40,8 @@ class Table:
     small: bool = False
     keys: Sequence[Sequence[str]] | None = None
     """Of each row, the keys of its entries as `octavo trace` takes them; empty where an entry has none."""
+    links: Sequence[str] | None = None
+    """Of each row, the page that its first entry leads to in the browser; empty where it leads nowhere."""
     kind: Literal["table"] = "table"
 
 
@@ -51,6 +53,17 @@ class Picture:
     caption: str
     alternative: str
     kind: Literal["figure"] = "figure"
+
+    def paged(self, pages: Sequence[str]) -> list[Picture]:
+        """One picture for each page of its figure, which say that there are several; itself where there is one."""
+        if len(pages) == 1:
+            return [self]
+        first = replace(self, caption=f"{self.caption} Part 1 of {len(pages)}, on the same scales.")
+        rest = [
+            Picture(name, f"Part {place} of {len(pages)} of the same figure.", f"{self.alternative} Part {place}.")
+            for place, name in enumerate(pages[1:], 2)
+        ]
+        return [first, *rest]
 
 
 @dataclass(frozen=True)
@@ -115,6 +128,17 @@ class Document:
     trace: str = ""
     """The command that follows a number, but for the number's key."""
     sections: Sequence[ReportSection] = field(default_factory=list)
+
+    def paged(self, pages: Mapping[str, Sequence[str]]) -> Document:
+        """The document with a picture for each page of a figure; `pages`: figure -> the names of its pages."""
+
+        def of(block: Block) -> Sequence[Block]:
+            return block.paged(pages[block.name]) if isinstance(block, Picture) else [block]
+
+        sections = [
+            replace(section, blocks=[one for block in section.blocks for one in of(block)]) for section in self.sections
+        ]
+        return replace(self, sections=sections)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the renderers."""

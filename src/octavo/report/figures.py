@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 
 from octavo.evidence.curves import smooth
-from octavo.evidence.names import ARCHITECTURES, PRECISIONS, listed, words
+from octavo.evidence.lengths import planned_ends
+from octavo.evidence.names import ARCHITECTURES, PRECISIONS, architecture_name, listed, words
 from octavo.records import Comparison, Estimate, Losses
-from octavo.report.charts import Bars, Chart, ChartAxis, Curves, Heat, Intervals
+from octavo.report.charts import NO_CELL, Bars, Chart, ChartAxis, Curves, Fits, Heat, Intervals
 from octavo.report.inputs import SPENT, Inputs
-from octavo.report.style import time_unit
+from octavo.report.style import DASHES, HUES, MARKERS, CellStyle, number, time_unit
+from octavo.scaling.ladder import rungs
 from octavo.statistics import t_interval
 
 COLUMNS = ["panel", "row", "series", "value", "low", "high", "role"]
@@ -25,6 +27,8 @@ MOST_SEEDS = 100
 """Dots that one row has."""
 TIMED = ("device_hours", "cost")
 """Axes that rest on the time of steps."""
+MOST_SWINGS = 10
+"""Inputs that a tornado has."""
 MOST_LIFT = 3
 """Preferences are drawn up to 2 to this power."""
 AXIS_NAMES = {
@@ -55,25 +59,35 @@ def charts(inputs: Inputs) -> dict[str, Chart]:
         specialisation(inputs),
         ablations(inputs),
         ledger(inputs),
+        owning(inputs),
+        scale(inputs),
     )
     return {chart.name: chart for chart in made if chart is not None and len(chart.frame)}
 
 
 def answer(inputs: Inputs) -> Chart | None:
-    """What a mixture needs for the dense model's loss, and how FP8 changes the loss: page one's figure."""
+    """What a mixture needs for the dense model's loss, and how FP8 changes the loss: page one's figure.
+
+    A ladder's is `scale`.
+    """
+    if inputs.leverage is not None:
+        return None
     needs = {"tokens": "tokens", "model_flops": "model FLOPs", "device_hours": inputs.hours, "cost": "money"}
+    architectures = inputs.runs.drop_duplicates("cell").set_index("cell")["architecture"]
+    compared = inputs.compared("architecture")
+    against = {one.against: architecture_name(str(architectures.get(one.against, one.against))) for one in compared}
+    several = len(set(against.values())) > 1  # dense models: each has rows of its own
     frames = [
-        _dots("needs", needs[axis], one.cell, one.resource_ratios, one.resource_ratio,
-              emulated=one.emulated and axis in TIMED)
+        _dots("needs", f"{needs[axis]}, against {against[one.against]}" if several else needs[axis], one.cell,
+              one.resource_ratios, one.resource_ratio, emulated=one.emulated and axis in TIMED)
         for axis in needs
-        for one in inputs.compared("architecture")
+        for one in compared
         if one.axis == axis
     ]  # fmt: skip
-    architectures = inputs.runs.drop_duplicates("cell").set_index("cell")["architecture"]
     for one in inputs.compared("precision"):
         if one.axis == "tokens" and one.cell in architectures:
             name = str(architectures[one.cell])
-            row = ARCHITECTURES.get(name, name)
+            row = architecture_name(name)
             frames.append(_dots("loss", row, one.cell, one.loss_differences, one.loss_difference))
     panels = {
         "needs": ChartAxis("a mixture's need for the same loss (dense: 1)", log=True),
@@ -92,16 +106,22 @@ def _time_axis(inputs: Inputs, hours: pd.Series, suffix: str = "", *, log: bool 
 
 
 def loss_differences(inputs: Inputs) -> Chart | None:
-    """How far each cell's loss is from the first dense cell's, at equal tokens and at equal device-hours."""
+    """How far each cell's loss is from the first dense cell's, at equal tokens and at equal device-hours.
+
+    Not of a ladder, whose cells are of several sizes.
+    """
+    if inputs.leverage is not None:
+        return None
     base = next((one.against for one in inputs.compared("architecture")), None)
-    points = _loss_points(inputs)
+    of_ends = bool(inputs.horizons)
+    points = _planned_points(inputs) if of_ends else _loss_points(inputs)
     hours, an_hour = _time_axis(inputs, points["device_hours"], log=True)
     points["device_hours"] *= an_hour
     axes = {"tokens": ChartAxis("tokens", log=True, engineering=True), "time": hours}
     rows = []
     for panel, column in zip(axes, ("tokens", "device_hours"), strict=True):
         curves = {
-            (str(cell), int(seed)): smooth(own[column].to_numpy(float), own["y"].to_numpy(float))
+            (str(cell), int(seed)): smooth(own[column].to_numpy(float), own["y"].to_numpy(float), of_ends=of_ends)
             for (cell, seed), own in points.groupby(["cell", "seed"], sort=False)
         }
         cells: dict[str, list[pd.DataFrame]] = {}
@@ -109,9 +129,13 @@ def loss_differences(inputs: Inputs) -> Chart | None:
             baseline = curves.get((str(base), seed))
             if cell != base and curve is not None and baseline is not None:
                 x = curve.resource
+                if of_ends:  # few: where the dense model's runs end, the mixture's curve is read
+                    x = np.union1d(x, baseline.resource)
+                    x = x[(x >= curve.start) & (x <= curve.end)]
                 common = (x >= baseline.start) & (x <= baseline.end)
-                at = np.array([baseline.at(one) if inside else np.nan for one, inside in zip(x, common, strict=True)])
-                one = {"panel": panel, "series": cell, "seed": seed, "x": x, "y": 100 * (curve.loss / at - 1)}
+                y = [100 * (curve.at(at) / baseline.at(at) - 1) if inside else np.nan
+                     for at, inside in zip(x, common, strict=True)]  # fmt: skip
+                one = {"panel": panel, "series": cell, "seed": seed, "x": x, "y": y}
                 cells.setdefault(cell, []).append(pd.DataFrame(one))
         for own in cells.values():
             known = pd.concat([one["y"] for one in own], axis=1).notna().all(axis=1)  # of every seed
@@ -148,6 +172,11 @@ def loss_curves(inputs: Inputs) -> Chart | None:
         return None
     titles = {"time": "FP8 time is emulated"} if inputs.emulated else {}
     return Curves("loss", frame, present, ChartAxis(f"{inputs.losses} loss (nats per token)"), titles)
+
+
+def _planned_points(inputs: Inputs) -> pd.DataFrame:
+    """Losses (`y`) at the ends of runs planned for their lengths, with what was spent."""
+    return _grid(inputs, planned_ends(inputs.folder)).rename(columns={"validation_loss": "y"})
 
 
 def _loss_points(inputs: Inputs) -> pd.DataFrame:
@@ -256,12 +285,7 @@ def _fp8_curves(inputs: Inputs, name: str, titles: dict[str, str], y: ChartAxis,
 
 def rates(inputs: Inputs) -> pd.DataFrame:
     """Tokens per second and device of every run's median step, which a pause does not move: cell, seed, rate."""
-    devices = inputs.runs.set_index(["cell", "seed"])["device_count"].to_dict()
-    rows = [
-        (one.cell, one.seed, one.tokens / one.seconds / devices.get((one.cell, one.seed), np.nan))
-        for one in inputs.of_steps
-        if one.seconds > 0
-    ]
+    rows = [(one.cell, one.seed, one.tokens / one.device_seconds) for one in inputs.of_steps if one.device_seconds > 0]
     return pd.DataFrame(rows, columns=["cell", "seed", "rate"]).dropna()
 
 
@@ -329,7 +353,8 @@ def ablations(inputs: Inputs) -> Chart | None:
 
 def ledger(inputs: Inputs) -> Chart | None:
     """Device-hours and cost by cell: those that the final results rest on, and the rest (of which imports know not)."""
-    parts = ("training steps",) if inputs.imported else ("final runs", "lost, repeated and superseded work")
+    rest = "lost, repeated and superseded work" + (", shorter horizons" if inputs.horizons else "")
+    parts = ("training steps",) if inputs.imported else ("final runs", rest)
     rows = []
     for panel, column in (("time", "device_hours"), ("cost", "cost")):
         columns = [f"{column}_final", f"{column}_all_in"][: len(parts)]
@@ -351,6 +376,84 @@ def ledger(inputs: Inputs) -> Chart | None:
     return Bars("ledger", frame, {name: axis for name, axis in panels.items() if name in set(frame["panel"])}, parts)
 
 
+def owning(inputs: Inputs) -> Chart | None:
+    """What each input does to the ratio of owned to rented: a tornado, the widest first."""
+    claim = next((claim for claim in inputs.claims.claims if claim.data.get("tornado")), None)
+    if claim is None:
+        return None
+    swings = claim.data["tornado"][:MOST_SWINGS]
+    rows = [f"{words(one['input'])}: {number(one['low'])} to {number(one['high'])}" for one in swings]
+    frame = pd.DataFrame(
+        {
+            "panel": "ratio", "series": NO_CELL, "row": rows, "value": claim.data["middle"], "role": "estimate",
+            "low": [min(one["at_low"], one["at_high"]) for one in swings],
+            "high": [max(one["at_low"], one["at_high"]) for one in swings],
+        }
+    )  # fmt: skip
+    axis = ChartAxis("an hour owned over one rented")
+    sides = {"ratio": ("owning is cheaper", "renting is cheaper")}
+    return Intervals("owning", frame, {"ratio": axis}, [rows], zero={"ratio": 1.0}, sides=sides)
+
+
+def leverage_axes(hours: str) -> dict[str, str]:
+    """Axes of leverage -> their words, the one that a reader asks about last."""
+    return {"flops": "model FLOPs", "device_hours": hours, "cost": "money"}
+
+
+def scale(inputs: Inputs) -> Chart | None:
+    """Loss against compute of a ladder's two architectures, and the leverage of the mixture against compute."""
+    found = inputs.leverage
+    if found is None:
+        return None
+    rows: list[dict[str, Any]] = []
+
+    def add(panel: str, series: str, role: str, x: float, values: Sequence[float | None]) -> None:
+        y, low, high = values
+        rows.append({"panel": panel, "series": series, "role": role, "x": x, "y": y, "low": low, "high": high})
+
+    for architecture in ("dense", "moe"):
+        ladder = rungs(inputs.ends, architecture)
+        for one in found["extrapolation"]:
+            if one["architecture"] == architecture and one["determined"]:
+                add("loss", architecture, "fit", one["flops"], [one["loss"], one["low"], one["high"]])
+        for rung in ladder:
+            losses = np.exp(rung.log_losses)
+            add("loss", architecture, "measured", np.exp(rung.log_flops), [losses.mean(), losses.min(), losses.max()])
+        for one in (inputs.prediction or {}).get("expected", []):
+            if one["architecture"] == architecture and (said := one["loss"]) is not None:
+                add("loss", architecture, "foretold", one["flops"], [said["value"], said["low"], said["high"]])
+    moe = rungs(inputs.ends, "moe")
+    losses = np.array([rung.log_losses.mean() for rung in moe])
+    order = np.argsort(losses)
+    for one in found["leverage"]:
+        # where the mixture's own planned ends have that loss
+        at = np.interp(np.log(one["loss"]), losses[order], np.array([rung.log_flops for rung in moe])[order])
+        add("leverage", one["axis"], "fit", float(np.exp(at)), [one["value"], one["low"], one["high"]])
+    frame = pd.DataFrame(rows).sort_values(["panel", "series", "role", "x"], kind="stable", ignore_index=True)
+    names = {"dense": ARCHITECTURES["dense"], "moe": ARCHITECTURES["moe"],
+             **leverage_axes(inputs.hours)}  # fmt: skip
+    looks = zip(names.items(), (0, 1, 2, 3, 0), (0, 0, 0, 0, 2), strict=True)
+    series = {
+        name: CellStyle(name, label, HUES[hue][shade], DASHES[hue % len(DASHES)], MARKERS[hue])
+        for (name, label), hue, shade in looks
+    }
+    flops = "model FLOPs of a run"
+    panels = {
+        "loss": (ChartAxis(flops, log=True), ChartAxis("validation loss (nats per token)", log=True)),
+        "leverage": (
+            ChartAxis("model FLOPs of the mixture's run", log=True),
+            ChartAxis("dense over MoE, for the same loss", log=True),
+        ),
+    }
+    return Fits(
+        "scale",
+        frame,
+        {name: axes for name, axes in panels.items() if name in set(frame["panel"])},
+        series,
+        {"leverage": 1.0},
+    )
+
+
 def losses_of(compared: list[Comparison]) -> Losses:
     """Which losses some comparisons are of."""
     kinds: set[Losses] = {one.losses for one in compared}
@@ -364,15 +467,15 @@ def pair_name(inputs: Inputs, one: Comparison) -> str:
     if new is None or old is None:
         return f"{one.cell} against {one.against}"
     if one.kind == "architecture":
+        name = architecture_name(old.architecture)
         return (
-            f"{ARCHITECTURES.get(new.architecture, new.architecture)} against "
-            f"{str(ARCHITECTURES.get(old.architecture, old.architecture)).lower()} "
+            f"{architecture_name(new.architecture)} against {name[:1].lower()}{name[1:]} "
             f"({PRECISIONS.get(new.precision, new.precision)})"
         )
     if one.kind == "precision":
         return (
             f"{PRECISIONS.get(new.precision, new.precision)} against {PRECISIONS.get(old.precision, old.precision)} "
-            f"({ARCHITECTURES.get(new.architecture, new.architecture)})"
+            f"({architecture_name(new.architecture)})"
         )
     return f"{inputs.label(one.against)}: {words(str(new.ablation))}"
 

@@ -9,43 +9,34 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import re
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from io import StringIO
 from pathlib import Path
-from xml.etree import ElementTree
 
 import jinja2
-import matplotlib.pyplot as plt
 from markupsafe import Markup
 
 from octavo.files import write_text
 from octavo.layout import TEMPLATES
-from octavo.report.charts import Bars, Chart, Curves, Heat, Intervals, mean_and_spread
+from octavo.report.charts import Bars, Chart, Curves, Fits, Heat, Intervals, mean_and_spread
 from octavo.report.document import Document, Picture, Table
-from octavo.report.paint import FAINT, INK, PAPER, RULE, STYLE, Styles, matrices, paint
+from octavo.report.inline import as_one_page, inline
+from octavo.report.paint import Styles, matrices
 from octavo.report.style import number
 
-SVG = "http://www.w3.org/2000/svg"
-LINK = "{http://www.w3.org/1999/xlink}href"
-OF_PAGE = {INK: "var(--ink)", FAINT: "var(--faint)", RULE: "var(--rule)", PAPER: "var(--paper)"}
-"""Colours that follow the page's light or dark scheme."""
-IDENTIFIER = re.compile(r"(?<=#)[\w-]+")
 
-
-def write_html(document: Document, charts: Mapping[str, Chart], styles: Styles, path: Path) -> None:
-    """Write the page to `path`."""
+def write_html(
+    document: Document, charts: Mapping[str, Chart], styles: Styles, path: Path, processes: int | None = None
+) -> None:
+    """Write the page to `path`, with so many processes that draw; None: one for each core."""
     pictures = [block for section in document.sections for block in section.blocks if isinstance(block, Picture)]
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # drawing is most of the work
-        drawn = {
-            picture.name: [
-                pool.submit(inline, charts[picture.name], styles, picture.alternative, narrow=narrow)
-                for narrow in (False, True)
-            ]
+    with ProcessPoolExecutor(processes or len(os.sched_getaffinity(0))) as pool:  # drawing is most of the work
+        drawn = [
+            pool.submit(inline, charts[picture.name], styles, picture.alternative, narrow=narrow)
             for picture in pictures
-        }
-        svgs = {name: [one.result() for one in both] for name, both in drawn.items()}
+            for narrow in (False, True)
+        ]
+        svgs, sheet = as_one_page(one.result() for one in drawn)
     frames = [charts[picture.name].frame for picture in pictures]
     shown = {name for frame in frames if "series" in frame for name in frame["series"]}
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
@@ -55,56 +46,14 @@ def write_html(document: Document, charts: Mapping[str, Chart], styles: Styles, 
     )  # fmt: skip
     page = environment.get_template("report.html.j2").render(
         document=document,
-        drawn=svgs,
+        drawn={picture.name: svgs[2 * at : 2 * at + 2] for at, picture in enumerate(pictures)},
         numbers={picture.name: numbers(charts[picture.name], styles) for picture in pictures},
         cells=[styles[name] for name in styles if name in shown],
         script=Markup(script),
-        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")) + sheet,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     write_text(path, page)
-
-
-def inline(chart: Chart, styles: Styles, alternative: str, *, narrow: bool) -> Markup:
-    """A chart as an SVG element: texts are texts, colours are the page's, and marks carry cell and number."""
-    with plt.rc_context({**STYLE, "svg.fonttype": "none"}):
-        drawing = paint(chart, styles, narrow=narrow)
-        file = StringIO()
-        drawing.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-        plt.close(drawing.figure)
-    ElementTree.register_namespace("", SVG)
-    root = ElementTree.fromstring(file.getvalue())
-    for metadata in root.findall(f"{{{SVG}}}metadata"):
-        root.remove(metadata)
-    prefix = f"{chart.name}{'-narrow' if narrow else ''}-"
-    for element in root.iter():
-        identifier = element.attrib.pop("id", None)
-        if identifier in drawing.marks:
-            cell, texts = drawing.marks[identifier]
-            if cell:
-                element.set("data-cell", cell)
-            if texts:
-                shapes = [*element.iter(f"{{{SVG}}}use")] or [*element.iter(f"{{{SVG}}}path")]
-                for shape, text in zip(shapes, texts, strict=True):
-                    shape.set("data-number", text)
-        elif identifier:
-            element.set("id", prefix + identifier)
-        if target := element.attrib.pop(LINK, None):
-            element.set("href", f"#{prefix}{target[1:]}" if target.startswith("#") else target)
-        for name, value in element.attrib.items():
-            if "url(#" in value:
-                element.set(name, IDENTIFIER.sub(prefix + r"\g<0>", value))
-            elif name in ("style", "fill", "stroke"):
-                element.set(name, _of_page(value))
-    del root.attrib["width"], root.attrib["height"]
-    root.attrib |= {"class": "narrow" if narrow else "wide", "role": "img", "aria-label": alternative}
-    return Markup(ElementTree.tostring(root, encoding="unicode", short_empty_elements=True))
-
-
-def _of_page(value: str) -> str:
-    for colour, variable in OF_PAGE.items():
-        value = value.replace(colour, variable)
-    return value
 
 
 def numbers(chart: Chart, styles: Styles) -> Table:
@@ -136,6 +85,13 @@ def numbers(chart: Chart, styles: Styles) -> Table:
                 for row in frame.to_dict("records")
             ]
             return Table(["axis", "cell", "part", "value"], rows, "lllr")
+        case Fits():
+            rows = [
+                [chart.panels[row["panel"]][1].label, chart.series[row["series"]].label, row["role"], f"{row['x']:.3g}",
+                 *(number(row[name], 4) for name in ("y", "low", "high"))]
+                for row in frame[frame["role"] != "fit"].to_dict("records")
+            ]  # fmt: skip
+            return Table(["axis", "what", "", "at", "value", "low", "high"], rows, "lllrrrr")
         case Heat():
             columns = list(dict.fromkeys(map(str, frame["column"])))
             rows = [

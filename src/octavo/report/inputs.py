@@ -20,23 +20,27 @@ import pyarrow.compute as pc
 from octavo.accounting.money import hours_name
 from octavo.errors import OctavoError
 from octavo.evidence.curves import averaged
-from octavo.evidence.grid import floats, steps_by_run
+from octavo.evidence.lengths import whole_lengths
 from octavo.evidence.names import words
+from octavo.evidence.steps import floats, steps_by_run
 from octavo.experiment.load import load_experiment
 from octavo.experiment.run import Experiment, data_identifier
 from octavo.files import read_json
 from octavo.imports.runs import Imported, read_imported
-from octavo.layout import ExperimentFolder, data_folder
+from octavo.layout import ExperimentFolder, data_folder, split_horizon
 from octavo.records import (
     ClaimsFile,
     Comparison,
     ComparisonsFile,
+    FirstReport,
     Losses,
     Provenance,
     read_record,
     read_table,
 )
 from octavo.report.style import CellStyle, cell_styles
+from octavo.scaling.ladder import Row, read_rows
+from octavo.scaling.prediction import read_prediction
 
 STEP_COLUMNS = [
     "cell", "seed", "step", "tokens", "model_flops", "device_hours", "validation_loss",
@@ -57,7 +61,7 @@ class RunSteps:
 
     cell: str
     seed: int
-    seconds: float
+    device_seconds: float
     """Of the median step; NaN where it is not known."""
     tokens: float
     """Of the median step, NaN where it is not known."""
@@ -78,11 +82,14 @@ class Inputs:
     whole: ExperimentFolder
     """The experiment's folder."""
     folder: ExperimentFolder
-    """Of the report: the experiment's, or one ablation's."""
+    """Of the tables and verdicts: the experiment's, one ablation's, or that of a first report."""
     ablation: str | None
     runs: pd.DataFrame
+    """One row per cell and seed: what the runs of shorter horizons took in all is in those of the whole length."""
+    shorter: pd.DataFrame
+    """The runs of shorter horizons; empty where runs were planned for one length."""
     steps: pd.DataFrame
-    """Steps with a validation loss, or with what FP8 does to the numbers."""
+    """Steps of the whole length with a validation loss, or with what FP8 does to the numbers."""
     attempts: pd.DataFrame
     claims: ClaimsFile
     comparisons: ComparisonsFile
@@ -92,6 +99,14 @@ class Inputs:
     manifest: dict[str, Any] | None
     """Of the data set; None where it is not on this machine."""
     verification: dict[str, Any] | None
+    leverage: dict[str, Any] | None = None
+    """What a ladder says (`octavo.evidence.ladder.findings`); None where there is none."""
+    ends: Sequence[Row] = ()
+    """A ladder's planned ends."""
+    prediction: dict[str, Any] | None = None
+    """What was foretold of its largest rung; None where nothing was."""
+    first: FirstReport | None = None
+    """Of how many seeds it is, where more are being trained; None: it is the whole report."""
 
     @cached_property
     def styles(self) -> dict[str, CellStyle]:
@@ -110,9 +125,15 @@ class Inputs:
         return self.hours.replace("-hours", " time")
 
     @property
+    def scope(self) -> ExperimentFolder:
+        """Where the report goes: the experiment's folder, or one ablation's."""
+        return self.whole.ablation(self.ablation) if self.ablation else self.whole
+
+    @property
     def title(self) -> str:
         """Of the report."""
-        return f"Octavo: {self.whole.name}" if self.ablation is None else f"Ablation: {words(self.ablation)}"
+        name = f"Octavo: {self.whole.name}" if self.ablation is None else f"Ablation: {words(self.ablation)}"
+        return f"{name}, first report" if self.first else name
 
     @property
     def description(self) -> str:
@@ -150,8 +171,15 @@ class Inputs:
     def of_steps(self) -> list[RunSteps]:
         """Every run's steps in short. They are read run by run: tables of any size are never in memory whole."""
         windows = (*SPENT, "loss") if self.losses == "training" else ()
-        columns = list(dict.fromkeys(["step", "tokens", "step_seconds", "expert_load", *windows]))
-        return [_in_short(*run, steps, windows) for run, steps in steps_by_run(self.folder, columns)]
+        columns = list(dict.fromkeys(["step", "tokens", "step_seconds", "devices", "expert_load", *windows]))
+        cells = set(self.runs["cell"])
+        found = steps_by_run(self.folder, columns)
+        return [_in_short(*run, steps, windows) for run, steps in found if run[0] in cells]
+
+    @property
+    def horizons(self) -> list[int]:
+        """Steps of the shorter lengths that runs were planned for."""
+        return sorted({steps for _, steps in map(split_horizon, self.shorter["cell"]) if steps is not None})
 
     def compared(self, kind: str) -> list[Comparison]:
         """The pairs of a kind, on all axes."""
@@ -172,8 +200,15 @@ class Inputs:
         return int(self.runs["seed"].nunique())
 
 
-def load_inputs(folder: ExperimentFolder, ablation: str | None = None) -> Inputs:
-    """Read what a report needs. Raises OctavoError for a file that is missing, damaged or of another version."""
+def load_inputs(
+    folder: ExperimentFolder,
+    ablation: str | None = None,
+    first: tuple[ExperimentFolder, FirstReport] | None = None,
+) -> Inputs:
+    """Read what a report needs; of a first report, from the folder with its tables.
+
+    Raises OctavoError for a file that is missing, damaged or of another version.
+    """
     imported = read_imported(folder)
     if imported and ablation:
         raise OctavoError(
@@ -184,10 +219,12 @@ def load_inputs(folder: ExperimentFolder, ablation: str | None = None) -> Inputs
     experiment = None if imported else load_experiment(folder.name)
     scope = folder.ablation(ablation) if ablation else folder
     again = f"octavo import {folder.path} FILE" if imported else f"snakemake {scope.report_pdf}"
+    scope = first[0] if first else scope
     judged = f"octavo claims {folder.path}" if imported else again
     if not scope.runs_table.exists():
         raise OctavoError("there are no tables yet", where=scope.runs_table, fix=f"make them: {again}")
-    runs = read_table(scope.runs_table, "runs", made_by=again)
+    every_run = read_table(scope.runs_table, "runs", made_by=again)
+    runs = whole_lengths(every_run)
     return Inputs(
         experiment=experiment,
         imported=imported,
@@ -195,25 +232,31 @@ def load_inputs(folder: ExperimentFolder, ablation: str | None = None) -> Inputs
         folder=scope,
         ablation=ablation,
         runs=runs,
+        shorter=every_run[~every_run["cell"].isin(runs["cell"])],
         steps=read_table(
             scope.steps_table,
             "steps",
             made_by=again,
             columns=STEP_COLUMNS,
-            where=pc.field("validation_loss").is_valid() | pc.field("fp8_underflow_input").is_valid(),
+            where=(pc.field("validation_loss").is_valid() | pc.field("fp8_underflow_input").is_valid())
+            & pc.field("cell").isin(runs["cell"].unique().tolist()),
         ),
         attempts=read_table(scope.attempts_table, "attempts", made_by=again),
         claims=read_record(scope.claims, ClaimsFile, made_by=judged),
         comparisons=read_record(scope.comparisons, ComparisonsFile, made_by=judged),
         plan=_plan(folder),
-        provenance=_provenance(folder, runs, again),
+        provenance=_provenance(folder, every_run, again),
         manifest=_manifest(experiment) if experiment else None,
-        verification=read_json(folder.verification, made_by=again) if folder.verification.exists() else None,
+        verification=read_json(folder.verification, made_by=again)
+        if folder.verification.exists() and first is None
+        else None,
+        first=first[1] if first else None,
+        **(_of_ladder(folder, again) if experiment and experiment.rungs and ablation is None else {}),
     )
 
 
 def _in_short(cell: str, seed: int, steps: pa.Table, windows: Sequence[str]) -> RunSteps:
-    step, tokens, seconds = (floats(steps, name) for name in ("step", "tokens", "step_seconds"))
+    step, tokens, seconds, devices = (floats(steps, name) for name in ("step", "tokens", "step_seconds", "devices"))
     trained = np.isfinite(tokens) & np.isfinite(seconds)
     with np.errstate(invalid="ignore"):
         per_step = np.diff(tokens[trained]) / np.diff(step[trained])  # an import may have logged one step in several
@@ -222,11 +265,21 @@ def _in_short(cell: str, seed: int, steps: pa.Table, windows: Sequence[str]) -> 
     return RunSteps(
         cell=cell,
         seed=seed,
-        seconds=float(np.median(seconds[trained])) if trained.any() else np.nan,
+        device_seconds=float(np.median((seconds * devices)[trained])) if trained.any() else np.nan,
         tokens=float(np.median(per_step)) if len(per_step) else np.nan,
         load=np.array(loads[-1].as_py()) if len(loads) else None,
         windows={name: averaged(values, averages["loss"])[0] for name, values in averages.items()},
     )
+
+
+def _of_ladder(folder: ExperimentFolder, again: str) -> dict[str, Any]:
+    if not folder.leverage.exists():
+        raise OctavoError("what the ladder says is missing", where=folder.leverage, fix=f"make it: {again}")
+    return {
+        "leverage": read_json(folder.leverage, made_by=again),
+        "ends": read_rows(folder.ladder),
+        "prediction": read_prediction(folder.prediction) if folder.prediction.exists() else None,
+    }
 
 
 def _plan(folder: ExperimentFolder) -> pd.DataFrame:

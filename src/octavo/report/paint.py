@@ -7,8 +7,10 @@ the page can show a mark's number and switch a cell off.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -27,9 +29,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from scipy.optimize import isotonic_regression
 
 from octavo.files import atomic_path
-from octavo.report.charts import Bars, Chart, ChartAxis, Curves, Heat, Intervals, mean_and_spread
+from octavo.report.charts import NO_CELL, Bars, Chart, ChartAxis, Curves, Fits, Heat, Intervals, mean_and_spread
 from octavo.report.style import CellStyle, number, percent
 
 WIDTH = 7.0
@@ -44,6 +47,15 @@ LEAST_REACH = 0.1
 """Colours span no less on either side of the middle: where all is even, noise would look like a pattern."""
 POINTS = 72
 """An inch."""
+HASHED = re.compile(r"""(?<=["#])[a-z][0-9a-f]{10}(?=[")])""")
+"""An identifier that matplotlib makes of a shape's numbers."""
+TALLEST = 8.5
+"""Inches that a page has for a figure with its caption."""
+NAMES_FROM = 1.07
+"""Where names of lines begin, in widths of the panel that they are right of."""
+LINE_POINTS, LINE_MARKS = 1600, 480
+"""Of all lines of a chart: points that they are drawn through, and those that are marked. Each line has its share of
+them, evenly spaced with both ends; the CSV has all."""
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -75,6 +87,10 @@ STYLE: dict[Any, Any] = {
 }
 
 Styles = Mapping[str, CellStyle]
+Said = tuple[str, str]
+"""What a mark is of, and its number, both as text."""
+PLAIN = CellStyle(NO_CELL, "", INK, (), "o")
+"""Of what belongs to no cell."""
 
 
 @dataclass
@@ -83,14 +99,14 @@ class Drawing:
 
     narrow: bool = False
     figure: Figure = field(default_factory=Figure)
-    marks: dict[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
-    """Identifier of an artist -> the cell that it shows (or none), and the number of each mark in it as text."""
+    marks: dict[str, tuple[str, Sequence[Said]]] = field(default_factory=dict)
+    """Identifier of an artist -> the cell that it shows (or none), and what each mark in it says."""
 
-    def mark(self, artist: Artist, cell: str, numbers: Sequence[str] = ()) -> None:
+    def mark(self, artist: Artist, cell: str, said: Sequence[Said] = ()) -> None:
         """Say what an artist shows."""
         name = f"mark-{len(self.marks)}"
         artist.set_gid(name)
-        self.marks[name] = (cell, numbers)
+        self.marks[name] = (cell, said)
 
     def panels(self, count: int, height: float, *, share: bool = True) -> list[Axes]:
         """Axes side by side, or one below the other where it is narrow; `height` in inches."""
@@ -107,8 +123,10 @@ class Drawing:
         if axis.log:
             getattr(ax, f"set_{which}scale")("log")
             low, high = its.get_view_interval()
-            between = (2.0, 5.0) if high < 1e4 * low else ()  # over more decades labels would run into each other
-            decades = LogLocator(subs=(1.0, *between), numticks=12)
+            room = self._labels(ax, max((f"{low:g}", f"{high:g}"), key=len)) if which == "x" else 12
+            # over more decades labels would run into each other
+            between = (2.0, 5.0) if high < 1e4 * low and 3 * np.log10(high / low) < room else ()
+            decades = LogLocator(subs=(1.0, *between), numticks=min(12, max(2, room)))
             its.set_major_locator(decades if high > 4 * low else MaxNLocator(5))  # less has too few of these ticks
             its.set_minor_locator(NullLocator())
             its.set_minor_formatter(NullFormatter())
@@ -116,8 +134,15 @@ class Drawing:
         if axis.engineering:
             its.set_major_formatter(EngFormatter(sep="\N{THIN SPACE}"))
 
-    def legend(self, handles: Sequence[Any], labels: Sequence[str]) -> None:
-        """A legend below, in as many columns as there is room for."""
+    def _labels(self, ax: Axes, label: str) -> int:
+        """How many labels as long as one fit below a panel."""
+        spec = ax.get_subplotspec()
+        across = spec.get_gridspec().ncols if spec else 1
+        inches = self.figure.get_figwidth() / across - 0.5
+        return int(inches * POINTS / (4.2 * min(len(label), 7) + 6))
+
+    def legend(self, handles: Sequence[Any], labels: Sequence[str]) -> int:
+        """A legend below, in as many columns as there is room for; how many rows it has."""
         labels = [fill(label, 44 if self.narrow else 88) for label in labels]
         if labels:
             room = (
@@ -129,6 +154,8 @@ class Drawing:
             self.figure.legend(
                 handles, labels, loc="outside lower center", ncols=columns, frameon=False, handlelength=3
             )
+            return -(-len(labels) // columns)
+        return 0
 
 
 def save(chart: Chart, styles: Styles, folder: Path) -> None:
@@ -144,10 +171,24 @@ def save_as(paths: Sequence[Path], chart: Chart, styles: Styles) -> None:
         figure = paint(chart, styles).figure
         for path in paths:
             suffix = path.suffix[1:]
-            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}[suffix]
             with atomic_path(path) as temporary:
-                figure.savefig(temporary, format=suffix, dpi=200, metadata=metadata)
+                if suffix == "svg":
+                    temporary.write_text(svg(figure), encoding="utf-8")
+                else:
+                    metadata = {"pdf": {"CreationDate": None}, "png": {"Software": None}}[suffix]
+                    figure.savefig(temporary, format=suffix, dpi=200, metadata=metadata)
         plt.close(figure)
+
+
+def svg(figure: Figure, *, transparent: bool = False) -> str:
+    """A figure as SVG, the same text each time.
+
+    matplotlib's layout differs between processes in last bits, of which it makes the identifiers of shapes: they are
+    numbered here.
+    """
+    file, numbers = StringIO(), dict[str, str]()
+    figure.savefig(file, format="svg", transparent=transparent, metadata={"Date": None})
+    return HASHED.sub(lambda found: numbers.setdefault(found[0], f"shape-{len(numbers) + 1}"), file.getvalue())
 
 
 def paint(chart: Chart, styles: Styles, *, narrow: bool = False) -> Drawing:
@@ -162,6 +203,8 @@ def paint(chart: Chart, styles: Styles, *, narrow: bool = False) -> Drawing:
             _bars(drawing, chart, styles)
         case Heat():
             _heat(drawing, chart)
+        case Fits():
+            _fits(drawing, chart)
     return drawing
 
 
@@ -173,49 +216,91 @@ def _curves(drawing: Drawing, chart: Curves, styles: Styles) -> None:
         share=chart.shared,
     )
     shown = {name: style for name, style in styles.items() if name in set(chart.frame["series"])}
+    whole = chart.frame if chart.whole is None else chart.whole
+    lines = whole.groupby(["panel", "series"]).ngroups
     for place, (ax, (panel, x)) in enumerate(zip(axes, chart.panels.items(), strict=True)):
         frame = chart.frame[chart.frame["panel"] == panel]
         for name, style in shown.items():
             own = frame[frame["series"] == name]
             if len(own):
-                _line_with_band(drawing, ax, own, style)
+                _line_with_band(drawing, ax, own, style, LINE_POINTS // lines, LINE_MARKS // lines)
+        if chart.whole is not None:
+            ax.update_datalim(whole.loc[whole["panel"] == panel, ["x", "y"]].to_numpy())
         drawing.axis(ax, "x", x)
         drawing.axis(ax, "y", chart.y, label=place == 0 or drawing.narrow or not chart.shared)
         ax.set_title(chart.titles.get(panel, ""))
-    if chart.ends and not drawing.narrow:
-        _names_at_ends(axes[-1], chart.frame[chart.frame["panel"] == list(chart.panels)[-1]], shown)
+    last = chart.frame[chart.frame["panel"] == list(chart.panels)[-1]]
+    if chart.ends and not drawing.narrow and set(shown) == set(last["series"]):
+        _names_at_ends(drawing, axes[-1], last, shown)
     else:
         handles = [axes[0].plot([], [], **_line(style))[0] for style in shown.values()]
-        drawing.legend(handles, [style.label for style in shown.values()])
+        rows = drawing.legend(handles, [style.label for style in shown.values()])
+        # a long legend leaves the panels their height
+        drawing.figure.set_figheight(drawing.figure.get_figheight() + 0.16 * max(0, rows - 2))
 
 
-def _names_at_ends(ax: Axes, frame: pd.DataFrame, styles: Styles) -> None:
-    """Each line's name right of the panel at the height of its end, moved apart where they would overprint."""
-    ends = {name: float(mean_and_spread(own)["y", "mean"].iloc[-1]) for name, own in frame.groupby("series")}
-    low, high = ax.get_ylim()
-    gap = (high - low) * 0.09
-    at = -np.inf
-    for name in sorted(ends, key=lambda one: ends[one]):
-        at = max(ends[name], at + gap)
-        label = fill(styles[name].label, 40)
-        ax.text(1.02, at, label, transform=ax.get_yaxis_transform(), va="center", fontsize=7)
-        ax.plot(1.0, at, transform=ax.get_yaxis_transform(), clip_on=False, **_line(styles[name]))
+def _names_at_ends(drawing: Drawing, ax: Axes, frame: pd.DataFrame, styles: Styles) -> None:
+    """Each line's name right of the panel, as near to the height of its end as the others leave room, and a thin line
+    to that end. A panel too low for all names grows."""
+    ends = {str(name): mean_and_spread(own).iloc[-1] for name, own in frame.groupby("series")}
+    names = sorted(ends, key=lambda one: ends[one]["y", "mean"])
+    labels = {
+        name: ax.text(NAMES_FROM, 0.5, fill(styles[name].label, 34), transform=ax.transAxes, va="center", fontsize=7)
+        for name in names
+    }
+    drawing.figure.draw_without_rendering()  # lays it out: how high the panel is
+    heights = np.array([label.get_window_extent().height + 1 for label in labels.values()])
+    panel = ax.get_window_extent().height
+    if (short := heights.sum() - panel) > 0:
+        drawing.figure.set_figheight(drawing.figure.get_figheight() + short / drawing.figure.dpi)
+        panel += short
+    to_panel = ax.transData + ax.transAxes.inverted()
+    points = [to_panel.transform((ends[name]["x", "mean"], ends[name]["y", "mean"])) for name in names]
+    places = spread(np.array([y for _, y in points]), heights / panel)
+    for name, (x, y), at in zip(names, points, places, strict=True):
+        labels[name].set_y(at)
+        drawing.mark(labels[name], name)
+        style = styles[name]
+        (leader,) = ax.plot(
+            [x, NAMES_FROM - 0.03], [y, at], color=style.colour, linewidth=0.6, transform=ax.transAxes, clip_on=False
+        )
+        (key,) = ax.plot(NAMES_FROM - 0.03, at, transform=ax.transAxes, clip_on=False, **_line(style))
+        for artist in (leader, key):
+            drawing.mark(artist, name)
+
+
+def spread(wanted: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """Middles of boxes of these heights, one above the other between 0 and 1 in the order of `wanted`, none over
+    another, as near to where they are wanted as least squares brings them. Together they are at most 1 high."""
+    at_the_bottom = np.cumsum(heights) - heights / 2
+    return at_the_bottom + np.clip(isotonic_regression(wanted - at_the_bottom).x, 0, 1 - heights.sum())
 
 
 def _line(style: CellStyle) -> dict[str, Any]:
     return {"color": style.colour, "dashes": style.dash or (None, None), "marker": style.marker, "markeredgewidth": 0}
 
 
-def _line_with_band(drawing: Drawing, ax: Axes, own: pd.DataFrame, style: CellStyle) -> None:
+def _spaced(count: int, most: int) -> list[int]:
+    """At most so many places of `count`, evenly spaced, the first and the last with them."""
+    return np.unique(np.linspace(0, count - 1, min(count, max(2, most))).round().astype(int)).tolist()
+
+
+def _line_with_band(
+    drawing: Drawing, ax: Axes, own: pd.DataFrame, style: CellStyle, most_points: int, most_marks: int
+) -> None:
     """The mean over seeds, and a band from the lowest to the highest of them."""
     points = mean_and_spread(own)
+    points = points.iloc[_spaced(len(points), most_points)]
     x, y = points["x"], points["y"]
     several = own["seed"].nunique() > 1
-    (line,) = ax.plot(x["mean"], y["mean"], **_line(style))
+    marked = _spaced(len(points), most_marks)
+    (line,) = ax.plot(x["mean"], y["mean"], markevery=marked, **_line(style))
     texts = []
-    for at, mean, low, high in zip(x["mean"], y["mean"], y["min"], y["max"], strict=True):
-        spread = f" (seeds {number(low, 4)} to {number(high, 4)})" if several else ""
-        texts.append(f"{style.label}: {number(mean, 4)}{spread} at {number(at, 4)}")
+    for at, mean, low, high in zip(
+        x["mean"].iloc[marked], *(y[one].iloc[marked] for one in ("mean", "min", "max")), strict=True
+    ):
+        seeds = f" (seeds {number(low, 4)} to {number(high, 4)})" if several else ""
+        texts.append((f"{style.label}:", f"{number(mean, 4)}{seeds} at {number(at, 4)}"))
     drawing.mark(line, style.cell, texts)
     if several:
         (band,) = ax.fill(
@@ -229,8 +314,9 @@ def _intervals(drawing: Drawing, chart: Intervals, styles: Styles) -> None:
         there = set(chart.frame.loc[chart.frame["panel"] == panel, "row"])
         return [row for row in rows if row in there or not chart.alone]
 
+    styles = {**styles, NO_CELL: PLAIN}
     series = [name for name in styles if name in set(chart.frame["series"])]
-    per_row = max(1, int(chart.frame.groupby(["panel", "row"])["series"].nunique().max()))
+    per_row = chart.marks_of_a_row
     named = per_row == 1 and chart.frame.groupby("row")["series"].nunique().max() == 1  # rows name the series already
     labels = {row: fill(row, 24 if drawing.narrow else 44) for row in chart.rows}
     lines = 1 + max(label.count("\n") for label in labels.values())
@@ -271,6 +357,10 @@ def _intervals(drawing: Drawing, chart: Intervals, styles: Styles) -> None:
                 text, (chart.zero[panel], 1), xycoords=ax.get_xaxis_transform(), xytext=(8 * side - 4, 2),
                 textcoords="offset points", ha=where, color=FAINT, fontsize=7,
             )  # fmt: skip
+        if chart.whole is not None:
+            own_panel = chart.whole[chart.whole["panel"] == panel]
+            reach = own_panel[["value", "low", "high"]].to_numpy(dtype=float).ravel()
+            ax.update_datalim([(one, 0.0) for one in reach[np.isfinite(reach)]], updatey=False)
         drawing.axis(ax, "x", chart.panels[panel])
         ax.set_yticks(range(len(rows)), [labels[row] for row in rows])
         ax.set_ylim(len(rows) - 0.5, -0.5)
@@ -297,7 +387,7 @@ def _dots(
     (pale,) = ax.plot(seeds["value"], seeds["y"], marker=style.marker, color=style.colour, alpha=0.35, markersize=3,
                       linestyle="")  # fmt: skip
     singles = zip(seeds["row"], seeds["value"], strict=True)
-    drawing.mark(pale, style.cell, [f"{row}, one seed: {number(value, 4)}" for row, value in singles])
+    drawing.mark(pale, style.cell, [(f"{row}, one seed:", number(value, 4)) for row, value in singles])
     if estimates.empty:
         return
     known = estimates.dropna(subset="low").astype({"low": float, "high": float})
@@ -317,10 +407,10 @@ def _dots(
         ax.text(1.02, one["y"], text, transform=ax.get_yaxis_transform(), va="center", fontsize=7)
 
 
-def said(one: Mapping[Any, Any]) -> str:
-    """A row of an `Intervals` chart as text."""
-    text = f"{one['row']}: {number(one['value'], 4)}"
-    return text if pd.isna(one["low"]) else f"{text}, 95 % interval {number(one['low'], 4)} to {number(one['high'], 4)}"
+def said(one: Mapping[Any, Any]) -> Said:
+    """A row of an `Intervals` chart."""
+    interval = "" if pd.isna(one["low"]) else f", 95 % interval {number(one['low'], 4)} to {number(one['high'], 4)}"
+    return f"{one['row']}:", f"{number(one['value'], 4)}{interval}"
 
 
 def _bars(drawing: Drawing, chart: Bars, styles: Styles) -> None:
@@ -337,8 +427,11 @@ def _bars(drawing: Drawing, chart: Bars, styles: Styles) -> None:
                 edgecolor=[styles[name].colour for name in series], linewidth=0.7,
             )  # fmt: skip
             for bar, name, value in zip(bars, series, values, strict=True):
-                drawing.mark(bar, name, [f"{styles[name].label}, {part}: {number(value, 4)}"])
+                drawing.mark(bar, name, [(f"{styles[name].label}, {part}:", number(value, 4))])
             left += values
+        if chart.whole is not None:
+            longest = chart.whole[chart.whole["panel"] == panel].groupby("series")["value"].sum().max()
+            ax.update_datalim([(longest, 0.0)], updatey=False)
         drawing.axis(ax, "x", axis)
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set_yticks(range(len(series)), [fill(styles[name].label, 22) for name in series])
@@ -361,8 +454,10 @@ def matrices(chart: Heat) -> Iterator[tuple[str, pd.DataFrame]]:
 
 def _heat(drawing: Drawing, chart: Heat) -> None:
     rows = chart.frame.groupby("panel")["row"].nunique().max()
-    axes = drawing.panels(len(chart.panels), 1.1 + 0.22 * rows, share=False)
-    low, high = float(chart.frame["value"].min()), float(chart.frame["value"].max())
+    axes = drawing.panels(len(chart.panels), min(1.1 + 0.22 * rows, TALLEST), share=False)
+    every = -(-rows * 0.22 // TALLEST)  # rows that are named, where they are low
+    values = (chart.frame if chart.whole is None else chart.whole)["value"]
+    low, high = float(values.min()), float(values.max())
     if chart.middle is not None:
         reach = max(high - chart.middle, chart.middle - low, LEAST_REACH)
         low, high = chart.middle - reach, chart.middle + reach
@@ -373,15 +468,57 @@ def _heat(drawing: Drawing, chart: Heat) -> None:
             matrix.to_numpy(), vmin=low, vmax=high, cmap="cividis", edgecolors=PAPER, linewidth=0.3, snap=False
         )
         cells = [(row, column, matrix.loc[row, column]) for row in matrix.index for column in matrix.columns]
-        drawing.mark(mesh, "", [f"{panel}, {row}, {column}: {number(value)}" for row, column, value in cells])
+        drawing.mark(mesh, "", [(f"{panel}, {row},", f"{column}: {number(value)}") for row, column, value in cells])
         step = max(1, matrix.shape[1] // 8)
         ax.set_xticks(np.arange(0, matrix.shape[1], step) + 0.5, [str(name) for name in matrix.columns[::step]])
-        ax.set_yticks(np.arange(len(matrix)) + 0.5, [str(name) if first else "" for name in matrix.index])
+        places = np.arange(0, len(matrix), int(every))
+        ax.set_yticks(places + 0.5, [str(matrix.index[at]) if first else "" for at in places])
         ax.invert_yaxis()
-        ax.set(title=panel, xlabel=chart.columns.label, ylabel=chart.rows.label if first else "")
+        title = fill(panel, 44 if drawing.narrow else 72 // len(axes))
+        ax.set(title=title, xlabel=chart.columns.label, ylabel=chart.rows.label if first else "")
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
         ax.grid(visible=False)
     if mesh is not None:
         where = "bottom" if drawing.narrow else "right"
         drawing.figure.colorbar(mesh, ax=axes, label=chart.value.label, location=where).outline.set_visible(False)
+
+
+def _fits(drawing: Drawing, chart: Fits) -> None:
+    axes = drawing.panels(len(chart.panels), 2.6, share=False)
+    handles = {}
+    for ax, (panel, (x, y)) in zip(axes, chart.panels.items(), strict=True):
+        if panel in chart.one:
+            ax.axhline(chart.one[panel], color=INK, linewidth=0.8)
+        for name, style in chart.series.items():
+            own = chart.frame[(chart.frame["panel"] == panel) & (chart.frame["series"] == name)]
+            if len(own):
+                handles[style.label] = _fitted(drawing, ax, own, style)
+        drawing.axis(ax, "x", x)
+        drawing.axis(ax, "y", y)
+    drawing.legend(list(handles.values()), list(handles))
+
+
+def _fitted(drawing: Drawing, ax: Axes, own: pd.DataFrame, style: CellStyle) -> Artist:
+    """One series: its line and band, its points, and its open marks with their intervals; what its legend shows."""
+    fit, measured, foretold = (own[own["role"] == role] for role in ("fit", "measured", "foretold"))
+    look = {"color": style.colour, "dashes": style.dash or (None, None)}
+    (line,) = ax.plot(fit["x"], fit["y"], **look)
+    drawing.mark(line, "")
+    if len(fit):
+        drawing.mark(
+            ax.fill_between(fit["x"], fit["low"], fit["high"], color=style.colour, alpha=0.15, linewidth=0), ""
+        )
+    for part, fill_colour in ((measured, style.colour), (foretold, PAPER)):
+        if len(part):
+            drawing.mark(ax.vlines(part["x"], part["low"], part["high"], color=style.colour, linewidth=1.2), "")
+            (dots,) = ax.plot(part["x"], part["y"], marker=style.marker, color=style.colour, linestyle="", markersize=5,
+                              markerfacecolor=fill_colour, markeredgewidth=1.0)  # fmt: skip
+            drawing.mark(dots, "", [(f"{style.label},", fitted_words(one)) for one in part.to_dict("records")])
+    return ax.plot([], [], marker=style.marker, markersize=4, **look)[0]
+
+
+def fitted_words(one: Mapping[Any, Any]) -> str:
+    """A point of a `Fits` chart as text."""
+    text = f"{one['role']}: {number(one['y'], 4)} at {one['x']:.3g}"
+    return text if pd.isna(one["low"]) else f"{text} ({number(one['low'], 4)} to {number(one['high'], 4)})"

@@ -36,6 +36,7 @@ def loss_sentence(subject: str, other: str, condition: str, one: Comparison) -> 
     if decided(estimate) and estimate.value * one.loss_bias > 0:
         return f"At {condition} the comparison of {subject} and {other} is {PLANNED} ({one.early}): {where} as read."
     early = "" if one.ends else f" (read before the end{f': {one.early}' if one.early else ''})"
+    early = " (both planned for that length)" if one.planned_ends and one.ends else early
     if decided(estimate):
         direction = "below" if estimate.value < 0 else "above"
         verb = "ends" if one.ends else "lies"
@@ -54,7 +55,8 @@ def ratio_sentence(subject: str, other: str, resource: str, one: Comparison) -> 
         return f"Whether {subject} needs fewer {resource} than {other} is {PLANNED}{early}: {where} as read."
     if decided(ratio, 1.0):
         fewer = "fewer" if ratio.value < 1 else "more"
-        return f"For the same loss {subject} needs {fewer} {resource} than {other}: {where}."
+        planned = ", both planned for the length that it takes" if one.planned_ends else ""
+        return f"For the same loss {subject} needs {fewer} {resource} than {other}{planned}: {where}."
     return f"Whether {subject} needs fewer {resource} than {other} for the same loss is not decided: {where}."
 
 

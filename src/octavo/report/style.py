@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from octavo.evidence.names import cell_label
+from octavo.evidence.names import cell_label, family_of
 
 HUES = (
     ("#0072B2", "#56B4E9", "#00466e", "#9fd3f2"),
@@ -21,7 +21,7 @@ HUES = (
     ("#009E73", "#6fcfb0", "#005c43", "#b0e5d4"),
     ("#CC79A7", "#e3b5cf", "#7d3f62", "#f0d8e6"),
 )
-"""By architecture, then by precision."""
+"""By architecture, then by precision; of a ladder by family, then by size."""
 DASHES: tuple[tuple[float, ...], ...] = ((), (4, 1.5), (1, 1), (6, 1.5, 1, 1.5))
 MARKERS = ("o", "s", "^", "D")
 
@@ -50,13 +50,18 @@ def cell_styles(
     architectures = list(dict.fromkeys([*architectures, *cells["architecture"]]))
     precisions = list(dict.fromkeys(["bf16", *cells["precision"]]))
     ablations = list(dict.fromkeys([*ablations, *cells["ablation"].dropna()]))
+    families: dict[str, list[str]] = {}
+    for name in architectures:
+        families.setdefault(family_of(name), []).append(name)
     styles = {}
     for row in cells.itertuples():
-        place = architectures.index(row.architecture) % len(HUES)
+        family = family_of(row.architecture)
+        again, place = divmod(list(families).index(family), len(HUES))
         shade = precisions.index(row.precision)
+        size = families[family].index(row.architecture)
         if isinstance(row.ablation, str):  # another hue than its baseline's
             place, shade = (place + 2) % len(HUES), ablations.index(row.ablation)
-        turn = (shade + shade // 4) % 4  # colours come again after four, with other lines
+        turn = (shade + shade // 4 + again) % 4  # colours come again after four, with other lines
         styles[row.cell] = CellStyle(
             cell=row.cell,
             label=cell_label(
@@ -65,9 +70,9 @@ def cell_styles(
                 row.ablation if isinstance(row.ablation, str) else None,
                 emulated=bool(row.emulated),
             ),
-            colour=HUES[place][shade % 4],
+            colour=HUES[place][(shade if len(families[family]) == 1 else size) % 4],
             dash=DASHES[turn],
-            marker=MARKERS[place],
+            marker=MARKERS[(place + again) % len(MARKERS)],
         )
     return styles
 

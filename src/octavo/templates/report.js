@@ -27,7 +27,7 @@ for (const figure of document.querySelectorAll("figure")) {
     }, [REACH, null]);
     tip.hidden = !mark;
     if (!mark) return;
-    tip.textContent = mark.dataset.number;
+    tip.textContent = `${mark.closest("[data-what]").dataset.what} ${mark.dataset.number}`;
     tip.style.left = Math.max(8, Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 8)) + "px";
     tip.style.top = Math.max(8, event.clientY - tip.offsetHeight - 12) + "px";
   });

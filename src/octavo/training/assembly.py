@@ -66,6 +66,8 @@ def _wrap(run: RunConfig, config: TransformerConfig, model: GPTModel, *, first: 
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         model.cuda()
+    if run.parallelism.tensor > 1:
+        _reduce_experts_over_their_ranks(model)
     options = DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         overlap_grad_reduce=on_gpu and run.parallelism.data > 1,
@@ -73,6 +75,18 @@ def _wrap(run: RunConfig, config: TransformerConfig, model: GPTModel, *, first: 
         fp8_param_gather=run.precision.fp8_parameters,
     )
     return DistributedDataParallel(config, options, Float16Module(config, model), disable_bucketing=not first)
+
+
+def _reduce_experts_over_their_ranks(model: GPTModel) -> None:
+    """Let experts' gradients be summed over the tensor-parallel ranks that each hold whole experts.
+
+    Without expert parallelism Megatron-Core 0.16.1 sums them over the data-parallel ranks alone: the copies that
+    tensor-parallel ranks have of an expert (experts are not split, and each rank routes its own tokens) would drift
+    apart, and say nothing. `allreduce` is its mark of parameters that the ranks of a dense layer share.
+    """
+    for name, parameter in model.named_parameters():
+        if ".experts." in name:
+            parameter.allreduce = False  # type: ignore[attr-defined]
 
 
 def unwrapped(chunk: DistributedDataParallel) -> GPTModel:

@@ -82,9 +82,14 @@ def global_names(model: GPTModel) -> Iterator[tuple[str, nn.Parameter]]:
 
 def _normal(name: str, shape: tuple[int, ...], seed: int, deviation: float) -> Tensor:
     """Normal values that depend on the seed, the name and the shape alone."""
-    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    generator = torch.Generator().manual_seed(seed_of(seed, name))
     return torch.randn(shape, generator=generator).mul_(deviation)
+
+
+def seed_of(*parts: int | str) -> int:
+    """A generator's seed, below 2^63, that depends on all parts."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def _keep_unrounded(parameter: nn.Parameter, values: Tensor) -> None:

@@ -4,7 +4,7 @@ Metrics are appended line by line and flushed, so that a killed run loses at mos
 torn line off and appends: the steps after its checkpoint appear a second time (`octavo.records.read_metrics` leaves out
 the lines that they replace). Attempts are few: their file is written anew, atomically, whenever one begins or ends. The
 next attempt closes one that was stopped without writing its end (SIGKILL, power) as `killed`, at the time of its last
-line.
+line; or, where only its leading rank left no word, as the others said.
 """
 
 from __future__ import annotations
@@ -19,10 +19,21 @@ from pathlib import Path
 from typing import IO, Any
 
 from octavo.errors import OctavoError
+from octavo.experiment.run import RunIdentity
 from octavo.files import atomic_path, read_json, unwritable, write_text
 from octavo.layout import RunFolder
 from octavo.privacy import redact
-from octavo.records import AttemptRecord, ExitReason, MetricsRecord, Result, last_line, read_lines, read_record
+from octavo.records import (
+    AttemptRecord,
+    ExitReason,
+    MetricsRecord,
+    Result,
+    last_line,
+    read_lines,
+    read_record,
+    whole_lines,
+)
+from octavo.training.ranks import rank_times, read_ending
 from octavo.training.seal import saved_steps
 
 MADE_BY = "octavo train {folder}"
@@ -46,8 +57,9 @@ def only_trainer(folder: RunFolder) -> Iterator[None]:
         yield
 
 
-def finished(folder: RunFolder, fingerprint: str, data_manifest_sha256: str | None) -> Result | None:
-    """The run's result, if it is complete and was made under this configuration and on this data set.
+def finished(folder: RunFolder, identity: RunIdentity, data_manifest_sha256: str | None) -> Result | None:
+    """The run's result, if it is complete and was made under this configuration (of another layout, where resharding is
+    allowed) and on this data set.
 
     None for the data set: there is none now that it could differ from.
     """
@@ -58,17 +70,17 @@ def finished(folder: RunFolder, fingerprint: str, data_manifest_sha256: str | No
     except OctavoError:
         return None  # cut short, or another version's: it is made again, and what it cost stays in the attempts
     same_data = data_manifest_sha256 in (None, result.data_manifest_sha256)
-    return result if result.run_fingerprint == fingerprint and same_data else None
+    return result if same_data and identity.holds(result) else None
 
 
-def supersede(folder: RunFolder, fingerprint: str, data_manifest_sha256: str) -> Path | None:
+def supersede(folder: RunFolder, identity: RunIdentity, data_manifest_sha256: str) -> str | None:
     """Move what another configuration, or the same on other text, left in the folder to `superseded/`, where it is
-    still paid for; say where to."""
+    still paid for; say what and where to."""
     attempts = close_dangling(folder)
-    earlier = {attempt.run_fingerprint for attempt in attempts} - {fingerprint}
+    earlier = [attempt for attempt in attempts if not identity.holds(attempt)]
     if not earlier and _trained_on(folder) in (None, data_manifest_sha256):
         return None
-    name = min(earlier, default=fingerprint)[:12]
+    name = min((attempt.run_fingerprint for attempt in earlier), default=identity.run_fingerprint)[:12]
     target = folder.superseded / name
     number = 1
     while target.exists():
@@ -79,7 +91,11 @@ def supersede(folder: RunFolder, fingerprint: str, data_manifest_sha256: str) ->
     for path in (folder.config, folder.metrics, folder.attempts, folder.provenance, folder.routing, folder.result):
         if path.exists():
             path.replace(target / path.name)
-    return target
+    what = "what an earlier configuration, or earlier text, left"
+    if earlier and all(one.computation_fingerprint == identity.computation_fingerprint for one in earlier):
+        layouts = " and ".join(dict.fromkeys(one.layout or "another layout" for one in earlier))
+        what = f"training.checkpoints.resharding is forbid, and the run begins anew: what it left under {layouts}"
+    return f"{what} was moved to {target}"
 
 
 def _trained_on(folder: RunFolder) -> str | None:
@@ -106,14 +122,18 @@ def close_dangling(folder: RunFolder) -> list[AttemptRecord]:
     if all(attempt.end for attempt in attempts):
         return attempts
     cut_torn_line(folder.metrics)
+    ending = read_ending(folder)
     for index, attempt in enumerate(attempts):
         if attempt.end is None:
             seen = last_line(folder.metrics, attempt.attempt)
+            last = ending.time if ending else seen.time if seen else None
             attempts[index] = attempt.model_copy(
                 update={
-                    "end": datetime.fromtimestamp(seen.time, UTC) if seen else attempt.start,
-                    "exit_reason": "killed",
+                    "end": datetime.fromtimestamp(last, UTC) if last else attempt.start,
+                    "exit_reason": ending.reason if ending else "killed",
+                    "error": ending and redact(ending.said),
                     "last_step": seen.step if seen else attempt.first_step,
+                    "ranks": rank_times(folder),
                 }
             )
     write_attempts(folder, attempts)
@@ -137,10 +157,8 @@ def cut_torn_line(path: Path) -> None:
     """Remove a last line that a killed writer left without its newline."""
     if not path.exists():
         return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
+    with path.open("r+b") as file:
+        file.truncate(whole_lines(file))
 
 
 class Journal:

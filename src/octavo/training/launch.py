@@ -19,12 +19,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from octavo.errors import OctavoError
+from octavo.layout import RunFolder
+from octavo.training.ranks import write_killed
 
 STARTED = datetime.now(UTC)
 """When this process began, near enough: this module is among the first that it imports."""
 
 RESTART = 75
 """Exit status (EX_TEMPFAIL of sysexits.h) of a run that was told to stop, saved, and can go on where it was."""
+
+STOPS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""Signals that tell a run to save and leave: SIGUSR1 is Slurm's warning before a time limit, SIGINT is Ctrl-C."""
+
+ALLOCATION = "OCTAVO_ALLOCATION"
+"""Environment variable: the Slurm job in which the pipeline runs that started this run, as a step beside others."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +61,15 @@ def find_process(world_size: int) -> Process | None:
     environment = os.environ
     if "RANK" in environment and "WORLD_SIZE" in environment:
         _check("torchrun", int(environment["WORLD_SIZE"]), world_size)
+        port = int(environment.get("MASTER_PORT", 0))
+        if world_size > 1 and not port:  # each rank would train alone
+            raise OctavoError("the ranks have no port to meet at", where="MASTER_PORT", fix="torchrun --master-port")
         return Process(
             int(environment["RANK"]),
             world_size,
             int(environment.get("LOCAL_RANK", 0)),
             environment.get("MASTER_ADDR", "127.0.0.1"),
-            int(environment.get("MASTER_PORT", 0)),
+            port,
         )
     # a batch script without srun has SLURM_PROCID and SLURM_NTASKS too; the step's variables are srun's alone
     tasks = int(environment.get("SLURM_STEP_NUM_TASKS", 1))
@@ -73,6 +84,11 @@ def find_process(world_size: int) -> Process | None:
             20_000 + (job * 101 + step) % 10_000,
         )
     return Process(0, 1, 0) if world_size == 1 else None
+
+
+def started_together() -> int:
+    """Processes that torchrun or srun started as this one; 1: it was started alone."""
+    return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
 
 
 def _check(launcher: str, found: int, expected: int) -> None:
@@ -94,17 +110,29 @@ def first_host(nodes: str) -> str:
     return prefix + (number or "")
 
 
+def slurm_job() -> str | None:
+    """What Slurm accounts this attempt under: its job, or its step where the job is not this run's alone."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is not None and job == os.environ.get(ALLOCATION):
+        return f"{job}.{os.environ['SLURM_STEP_ID']}" if "SLURM_STEP_ID" in os.environ else None
+    return job
+
+
 def nodes() -> list[str]:
     """The nodes that the run is on, as Slurm names them; this host where there is no Slurm."""
     listed = os.environ.get("SLURM_STEP_NODELIST")
     return [listed] if listed else [socket.gethostname()]
 
 
-def start_ranks(world_size: int, arguments: Sequence[str], grace_seconds: float) -> int:
-    """Start `octavo <arguments>` once per rank on this machine and wait; the exit status of the run.
+def start_ranks(
+    world_size: int, arguments: Sequence[str], grace_seconds: float, folder: RunFolder | None = None
+) -> int:
+    """Start `octavo <arguments>` once per rank on this machine and wait; the worst exit status.
 
-    SIGTERM and SIGUSR1 go on to the ranks, which save and leave. When one rank fails the others, which may wait for it
-    forever, are told to leave and after `grace_seconds` are killed.
+    In the run's `folder`, where they train one, a rank that is killed is named.
+
+    STOPS go on to the ranks, which save and leave. When one rank fails the others, which may wait for it
+    forever, are told to leave; `grace_seconds` after one has left without a result, those still there are killed.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -120,26 +148,36 @@ def start_ranks(world_size: int, arguments: Sequence[str], grace_seconds: float)
         for process in ranks:
             process.send_signal(number)
 
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in STOPS:
         signal.signal(number, pass_on)
-    return _wait(ranks, grace_seconds)
+    return _wait(ranks, grace_seconds, folder)
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]], grace_seconds: float) -> int:
-    """The first failure's exit status, RESTART if that is the worst there was, or 0."""
-    failed, since = 0, 0.0
-    while any(process.poll() is None for process in ranks):
+def _wait(ranks: list[subprocess.Popen[bytes]], grace_seconds: float, folder: RunFolder | None) -> int:
+    """The first failure's exit status, RESTART if that is the worst there was, or 0. A rank that is killed is named."""
+    codes: dict[int, int] = {}
+    failed, end = 0, float("inf")
+    while len(codes) < len(ranks):
         time.sleep(0.05)
-        codes = [process.poll() for process in ranks]
-        if not failed and (worst := next((code for code in codes if code not in (None, 0, RESTART)), None)):
-            failed, since = worst, time.monotonic()
+        left = {rank: code for rank, one in enumerate(ranks) if (code := one.poll()) is not None and rank not in codes}
+        codes |= left
+        if any(left.values()) and end == float("inf"):
+            end = time.monotonic() + grace_seconds
+        for rank, code in left.items():
+            if code in (0, RESTART) or failed:
+                continue
+            failed = code
+            if code < 0:
+                said = f"rank {rank} was killed by signal {-code}"
+                if folder:
+                    write_killed(folder, rank, ranks[rank].pid, said)
+                print(said, file=sys.stderr, flush=True)
             for process in ranks:
                 process.terminate()
-        if failed and time.monotonic() - since > grace_seconds:
+        if time.monotonic() > end:
+            failed = failed or RESTART  # one that has to be killed stood still: its end is no failure of its own
             for process in ranks:
                 process.kill()
-    codes = [process.returncode for process in ranks]
-    worst = failed or next((code for code in codes if code not in (0, RESTART)), 0)
-    if worst:
-        return 128 - worst if worst < 0 else worst
-    return RESTART if RESTART in codes else 0
+    if failed:
+        return 128 - failed if failed < 0 else failed
+    return RESTART if RESTART in codes.values() else 0

@@ -1,12 +1,13 @@
 """An architecture -> Megatron-Core's configuration, layer specs and GPTModel.
 
-Everything that an `Architecture` says is either expressed in Megatron-Core 0.16.1's own options or refused: a model
+Everything that an `Architecture` says is either expressed in Megatron-Core's own options or refused: a model
 that is nearly the one asked for is not built. Which linear layers, norms and attention the specs are made of is the
 `BackendSpecProvider`'s to say (`octavo.precision.megatron`, `octavo.cpu.layers`).
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import fields
 from typing import Any
 
@@ -32,17 +33,21 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from octavo.errors import OctavoError
-from octavo.experiment.config import Parallelism
+from octavo.experiment.config import Parallelism, Training
 from octavo.experiment.run import CellConfig
+from octavo.megatron_versions import INSTALLED
 from octavo.models.architecture import Architecture, Experts, GroupedQueryAttention
 from octavo.models.stages import last_stage_layers
+
+# 0.19 tells at every start that a successor of GPTModel is planned
+logging.getLogger(GPTModel.__module__).setLevel(logging.ERROR)
 
 
 def transformer_config(cell: CellConfig, options_beside: dict[str, Any]) -> TransformerConfig:
     """Megatron-Core's configuration of a cell's model.
 
     `options_beside` are the fields that precision and device decide (fp8, fp8_recipe, ...). Raises OctavoError for what
-    Megatron-Core 0.16.1 cannot express.
+    Megatron-Core cannot express.
     """
     model = cell.model
     _check_expressible(model)
@@ -55,7 +60,9 @@ def transformer_config(cell: CellConfig, options_beside: dict[str, Any]) -> Tran
     section = MLATransformerConfig if model.attention.kind == "mla" else TransformerConfig
     unknown = options.keys() - {field.name for field in fields(section)}
     if unknown:
-        raise OctavoError(f"megatron-core has no option {', '.join(sorted(unknown))}", where="megatron-core 0.16.1")
+        raise OctavoError(
+            f"megatron-core has no option {', '.join(sorted(unknown))}", where=f"megatron-core {INSTALLED}"
+        )
     try:
         return section(**options)
     except (ValueError, AssertionError) as error:
@@ -114,7 +121,26 @@ def _general_options(cell: CellConfig) -> dict[str, Any]:
         "expert_tensor_parallel_size": 1,
         "sequence_parallel": layout.sequence,
         "deterministic_mode": training.deterministic,
+        **_recomputation(training),
     }
+
+
+RECOMPUTED = {
+    "norms": "layernorm",
+    "latent_projections": "mla_up_proj",
+    "expert_activations": "moe_act",
+    "dense_feed_forward": "mlp",
+}
+"""What is computed again, in Octavo's words and in those of `recompute_modules`."""
+
+
+def _recomputation(training: Training) -> dict[str, Any]:
+    if not training.recompute:
+        return {}
+    if "layers" in training.recompute:
+        return {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    modules = [RECOMPUTED[name] for name in training.recompute]
+    return {"recompute_granularity": "selective", "recompute_modules": modules}
 
 
 def _pipeline_communication(layout: Parallelism) -> dict[str, bool]:
@@ -172,7 +198,7 @@ def _expert_options(cell: CellConfig) -> dict[str, Any]:
         "num_moe_experts": experts.count,
         "moe_ffn_hidden_size": experts.size,
         "moe_router_topk": experts.top_k,
-        "moe_layer_freq": [int(layer >= experts.leading_dense_layers) for layer in range(cell.model.layers)],
+        "moe_layer_freq": [int(cell.model.is_mixed(layer)) for layer in range(cell.model.layers)],
         "moe_shared_expert_intermediate_size": experts.shared_size or None,
         "moe_router_score_function": router.score,
         "moe_router_pre_softmax": router.score == "softmax" and not router.normalise,
@@ -192,7 +218,9 @@ def _has_biases(model: Architecture) -> bool:
 
 
 def _check_expressible(model: Architecture) -> None:
-    """What Megatron-Core 0.16.1 has no option for."""
+    """What Megatron-Core has no option for, or this trainer no kernels."""
+    if not model.gated:
+        raise _inexpressible(model, "gated: false", "a gated feed-forward (SwiGLU): others are planned and not trained")
     if isinstance(model.attention, GroupedQueryAttention):
         _check_attention(model, model.attention)
     if model.experts is not None:
@@ -226,7 +254,7 @@ def _check_router(model: Architecture, experts: Experts) -> None:
 
 def _inexpressible(model: Architecture, found: str, expected: str) -> OctavoError:
     return OctavoError(
-        f"Megatron-Core 0.16.1 cannot train {found}",
+        f"Megatron-Core {INSTALLED} cannot train {found}",
         where=f"model {model.name}",
         expected=expected,
         fix="the model can be planned for (parameters, FLOPs, cost), but not trained",

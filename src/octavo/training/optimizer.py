@@ -6,7 +6,6 @@ this by overrides of parameter groups; `lr_mult` goes with them, since it tells 
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -66,19 +65,24 @@ def _learning_rate(training: Training, multiplier: float) -> dict[str, float]:
 def build_scheduler(optimizer: MegatronOptimizer, training: Training) -> OptimizerParamScheduler:
     """The learning rate at step n of N, from 1: linear up to the peak, then down so that step N + 1 has the minimum.
 
-    The caller steps it before each optimizer step: no step is spent at a learning rate of zero.
+    The caller steps it before each optimizer step: no step is spent at a learning rate of zero. Of a checkpoint it
+    takes the number of steps alone: one of a longer run has another end.
     """
-    steps, options = training.total_steps, training.optimizer
+    steps, options, decay = training.total_steps, training.optimizer, training.schedule.decay
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=options.learning_rate,
         min_lr=options.learning_rate * training.schedule.minimum,
-        lr_warmup_steps=min(math.ceil(steps * training.schedule.warmup_fraction), steps),
+        lr_warmup_steps=training.warmup_steps,
         lr_decay_steps=steps + 1,
-        lr_decay_style=training.schedule.decay,
+        lr_decay_style="WSD" if decay == "wsd" else decay,
+        wsd_decay_steps=steps + 1 - training.decay_begins_after(steps),
+        lr_wsd_decay_style="minus_sqrt",  # the best of arXiv 2405.18392, section 3
         start_wd=options.weight_decay,
         end_wd=options.weight_decay,
         wd_incr_steps=steps + 1,
         wd_incr_style="constant",
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
     )

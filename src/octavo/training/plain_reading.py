@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import enum
 import io
+import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,6 +23,9 @@ from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict as load_shards
+
+from octavo.megatron_versions import COMMON
 
 _DTYPES = {("torch", str(one).removeprefix("torch.")) for one in vars(torch).values() if isinstance(one, torch.dtype)}
 _CHECKPOINT = "torch.distributed.checkpoint"
@@ -42,7 +47,9 @@ SCALING_NAMES = {
     *_DTYPES,
     ("torch", "Size"),
     ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch.storage", "_load_from_bytes"),  # of a tensor's values; read with weights_only here
+    # of a tensor's values; read with weights_only here
+    ("torch.storage", "_load_from_bytes"),
+    ("megatron.core.safe_globals", "safe_load_from_bytes"),  # Megatron-Core 0.19 puts it in the place of torch's
     ("collections", "OrderedDict"),
     *(
         ("transformer_engine.common.recipe", name)
@@ -70,7 +77,7 @@ class _Unpickler(pickle.Unpickler):
             return _member
         if (module, name) not in self._names:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint of Octavo's does")
-        if name == "_load_from_bytes":
+        if name in ("_load_from_bytes", "safe_load_from_bytes"):
             return lambda content: torch.load(io.BytesIO(content), weights_only=True)
         return super().find_class(module, name)
 
@@ -114,6 +121,14 @@ class PlainPlanner(torch_strategy.MCoreLoadPlanner):
         set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], plain)
 
 
+def read_common(folder: str) -> dict[str, Any]:
+    """What is the same on all ranks, from a checkpoint that has it among its shards (Megatron-Core 0.19)."""
+    state: dict[str, Any] = {COMMON: io.BytesIO()}
+    load_shards(state, PlainReader(folder), planner=PlainPlanner(), no_dist=True)
+    (common,) = state[COMMON]
+    return common
+
+
 def check_scaling_state(state: Mapping[str, Any]) -> None:
     """Look through the states that Transformer Engine is going to unpickle. Raises UnpicklingError.
 
@@ -126,3 +141,21 @@ def check_scaling_state(state: Mapping[str, Any]) -> None:
             raise pickle.UnpicklingError(f"{name} is a {type(value).__name__}, and not the bytes of a state")
         if value.numel():
             _Unpickler(io.BytesIO(value.detach().cpu().numpy().tobytes()), SCALING_NAMES).load()
+
+
+@contextmanager
+def checked_scaling_state() -> Iterator[None]:
+    """Within it, Transformer Engine unpickles the states of delayed scaling: `check_scaling_state` looked through them.
+
+    By itself it refuses to, as a pickle may run code.
+    """
+    allowed = "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"
+    before = os.environ.get(allowed)
+    os.environ[allowed] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[allowed]
+        else:
+            os.environ[allowed] = before

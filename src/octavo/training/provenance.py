@@ -13,10 +13,11 @@ from importlib import metadata
 from pathlib import Path
 
 import octavo
+from octavo.cpu.processor import processor
 from octavo.errors import OctavoError
 from octavo.files import read_json, sha256
 from octavo.layout import image_file, repository
-from octavo.records import Provenance
+from octavo.records import LayoutSince, Provenance
 
 ALLOWED_ENVIRONMENT = (
     "ATEN_CPU_CAPABILITY",
@@ -54,15 +55,18 @@ PACKAGES = (
 )
 """Packages whose versions change numbers."""
 
-CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "asimd", "sve", "bf16")
-"""Instruction sets by which torch and its libraries choose kernels."""
-
 
 def collect(
-    *, threads: int, data_manifest_sha256: str, precision_built: dict[str, int], emulated: bool, deterministic: bool
+    *,
+    threads: int,
+    data_manifest_sha256: str,
+    precision_built: dict[str, int],
+    emulated: bool,
+    deterministic: bool,
+    layouts: list[LayoutSince],
 ) -> Provenance:
     """The provenance of the run that this process trains."""
-    commit, dirty = _commit()
+    commit, dirty = checkout_commit()
     image, packages = os.environ.get("OCTAVO_IMAGE_DIGEST"), _versions()
     return Provenance(
         octavo_version=octavo.__version__,
@@ -79,6 +83,7 @@ def collect(
         precision_built=precision_built,
         emulated=emulated,
         deterministic=deterministic,
+        layouts=layouts,
     )
 
 
@@ -90,7 +95,7 @@ def hardware() -> dict[str, str | int | float | None]:
 
     compiled = "torch" if library.COMPILED is None else "compiled"
     described: dict[str, str | int | float | None] = {
-        **_processor(),
+        **processor(),
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -109,22 +114,6 @@ def hardware() -> dict[str, str | int | float | None]:
             "driver": _driver(),
         }
     return described
-
-
-def _processor() -> dict[str, str | int | float | None]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {"cpu_model": platform.processor() or None, "cpu_flags": None}
-    rows = [line.partition(":")[::2] for line in text.split("\n\n")[0].splitlines()]
-    values = {key.strip(): value.strip() for key, value in rows}
-    flags = set(values.get("flags", values.get("Features", "")).split())
-    identity = [values[key] for key in ("cpu family", "model", "stepping") if key in values]
-    return {
-        "cpu_model": values.get("model name"),
-        "cpu_family_model_stepping": "/".join(identity) or None,
-        "cpu_flags": " ".join(flag for flag in CPU_FLAGS if flag in flags),
-    }
 
 
 def _driver() -> str | None:
@@ -150,12 +139,15 @@ def _versions() -> dict[str, str]:
 def lock_sha256(image: str | None, packages: dict[str, str]) -> str | None:
     """SHA-256 of the lock that this process's packages were installed from; None where that is not known.
 
-    In an image (its digest is given) it is the one that the image's record names. Elsewhere it is requirements.lock,
-    which `make setup` installs: not, though, where that names no or another version of one of `packages`.
+    In an image (its digest is given) it is the one that the image's record names. Elsewhere it is the one that `make
+    setup` installs, with GPU=1 or without: not, though, where it names no or another version of one of `packages`.
     """
     try:
         root = repository()
-        return _lock_of_image(root, image) if image else _lock_of(packages, root / "requirements.lock")
+        if image:
+            return _lock_of_image(root, image)
+        found = (_lock_of(packages, root / name) for name in ("requirements.lock", "requirements-gpu.lock"))
+        return next((lock for lock in found if lock), None)
     except (OctavoError, OSError):
         return None
 
@@ -167,12 +159,14 @@ def _lock_of_image(root: Path, digest: str) -> str | None:
 
 
 def _lock_of(packages: dict[str, str], lock: Path) -> str | None:
+    if not lock.exists():
+        return None
     locked = set(re.findall(r"^([\w.-]+)==([^\s;]+)", lock.read_text(encoding="utf-8"), re.MULTILINE))
     installed = {(name, version.partition("+")[0]) for name, version in packages.items() if name != "octavo"}
     return sha256(lock) if installed <= locked else None
 
 
-def _commit() -> tuple[str | None, bool | None]:
+def checkout_commit() -> tuple[str | None, bool | None]:
     """The checkout's commit, and whether tracked files differ from it; None, None outside a checkout."""
     if named := os.environ.get("OCTAVO_COMMIT"):  # in a container there is no git: whoever started it says
         commit, _, state = named.partition(" ")
@@ -190,3 +184,9 @@ def _commit() -> tuple[str | None, bool | None]:
     except (OctavoError, OSError, subprocess.CalledProcessError):
         return None, None
     return commit.stdout.strip(), bool(changes.stdout.strip())
+
+
+def commit_as_named() -> str:
+    """What OCTAVO_COMMIT says to a process that finds no git: the checkout's commit, and whether files differ."""
+    commit, dirty = checkout_commit()
+    return f"{commit or ''}{' dirty' if dirty else ''}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,11 +16,13 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker, get_moe_layer_wise_logging_tracker
 from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 from torch import Tensor
 
 from octavo.experiment.run import RunConfig
+from octavo.megatron_versions import load_balancing_loss
+from octavo.precision.history import AmaxHistory
+from octavo.training.initial_values import seed_of
 
 Batch = dict[str, Tensor]
 """tokens, labels, loss_mask and position_ids, each [sequences, length]."""
@@ -39,6 +42,43 @@ class StepResult:
     memory_bytes: int
     stop: bool
     """Whether any rank was signalled to stop."""
+    work_seconds: float
+    """This rank's alone, up to the reduction of gradients (`_Work`)."""
+
+
+class _Work:
+    """How long this rank works at a step before it waits for all others: up to the reduction of gradients.
+
+    What comes after it takes all ranks as long as the slowest. On a GPU it is the device's time between two events of
+    its stream: Python is ahead of the device. There the reduction of what is ready begins in the backward pass, on
+    another stream, and a rank that waits in it has a few multiprocessors less meanwhile. Ranks that exchange within a
+    pass (tensor, context, expert and pipeline parallelism) wait for one another in it: each takes as long as the
+    slowest of them.
+    """
+
+    def __init__(self, config: Any, *, on_gpu: bool) -> None:
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if on_gpu else []
+        self._began = self._ended = 0.0
+        self._reduce: Callable[..., Any] = config.finalize_model_grads_func
+        config.finalize_model_grads_func = self._end
+
+    def begin(self) -> None:
+        """The step begins."""
+        self._began = time.perf_counter()
+        if self._events:
+            self._events[0].record()
+
+    def _end(self, *arguments: Any, **named: Any) -> Any:
+        self._ended = time.perf_counter()
+        if self._events:
+            self._events[1].record()
+        return self._reduce(*arguments, **named)
+
+    def seconds(self) -> float:
+        """Of the step that has ended, on the device as well."""
+        if self._events:
+            return self._events[0].elapsed_time(self._events[1]) / 1000
+        return self._ended - self._began
 
 
 class Stepper:
@@ -52,14 +92,21 @@ class Stepper:
         scheduler: OptimizerParamScheduler,
     ) -> None:
         self._run, self._chunks, self._optimizer, self._scheduler = run, chunks, optimizer, scheduler
+        self._histories = [one for chunk in chunks for one in chunk.modules() if isinstance(one, AmaxHistory)]
         self._schedule: Any = get_forward_backward_func()
         self._on_gpu = torch.cuda.is_available()
+        self._work = _Work(chunks[0].config, on_gpu=self._on_gpu)
         experts = run.model.experts
         self._aux_weight = experts.router.aux_loss_weight if experts and experts.router.balance == "aux_loss" else None
 
     def step(self, step: int, sequences: Any, *, signalled: bool) -> StepResult:
         """Train on a step's sequences (`sequences[i]` is the run's i-th)."""
+        self._work.begin()
+        if self._on_gpu:  # NVFP4's stochastic rounding draws from it: a run that goes on draws what it would have drawn
+            torch.cuda.manual_seed(seed_of(self._run.seed, torch.distributed.get_rank(), step))
         batches = self._micro_batches(step, sequences)
+        for history in self._histories:
+            history.begin_step()
         for chunk in self._chunks:
             chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
@@ -131,15 +178,15 @@ class Stepper:
             learning_rate=next(group["lr"] for group in self._optimizer.param_groups if group["default_config"]),
             memory_bytes=int(max(columns[4])),
             stop=any(columns[5]),
+            work_seconds=self._work.seconds(),
         )
 
     def _side_losses(self, device: Any) -> tuple[Tensor, Tensor]:
         """This rank's auxiliary loss (weighted, over layers) and multi-token-prediction loss; summed over batches."""
         aux = prediction = torch.zeros((), device=device)
-        tracked = get_moe_layer_wise_logging_tracker().get("load_balancing_loss")
-        if tracked is not None and self._aux_weight is not None:
-            aux = tracked["values"].sum() * self._aux_weight
-            clear_aux_losses_tracker()
+        by_layer = load_balancing_loss()
+        if by_layer is not None and self._aux_weight is not None:
+            aux = by_layer.sum() * self._aux_weight
         if "values" in MTPLossLoggingHelper.tracker:
             prediction = MTPLossLoggingHelper.tracker["values"].mean()
             MTPLossLoggingHelper.tracker["values"].zero_()

@@ -13,16 +13,17 @@ from __future__ import annotations
 import gc
 import hashlib
 import math
-import os
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import takewhile
 from typing import Any, Literal
 
 import torch
 import torch.distributed
+from torch.distributed.checkpoint.api import CheckpointException
 
 from octavo.data.manifest import data_set_folder, read_manifest
 from octavo.data.sampling import PreparedData, open_dataset
@@ -31,30 +32,33 @@ from octavo.experiment.load import vocabulary_size
 from octavo.experiment.run import RunConfig
 from octavo.files import sha256, write_text
 from octavo.layout import RunFolder
+from octavo.metrics import training_figures
 from octavo.models.matched import matched_quantity
 from octavo.precision.diagnostics import diagnose
 from octavo.records import (
     AttemptRecord,
     ExitReason,
+    LayoutSince,
     MetricsRecord,
     Result,
-    trained_steps,
-    training_figures,
+    lines_from_the_end,
     write_table,
 )
-from octavo.training import journal, provenance, seal
+from octavo.training import journal, provenance, ranks, seal, trunk
 from octavo.training.assembly import build_chunks, unwrapped
 from octavo.training.checkpoint import Checkpointer
 from octavo.training.energy import EnergyMeter
 from octavo.training.initial_values import global_names
-from octavo.training.launch import RESTART, STARTED, Process, nodes
+from octavo.training.launch import RESTART, STARTED, STOPS, Process, nodes, slurm_job
 from octavo.training.optimizer import build_optimizer, build_scheduler
 from octavo.training.process import set_up_process
 from octavo.training.progress import Progress
 from octavo.training.requirements import late_to_save
 from octavo.training.routing import RouterProbe
 from octavo.training.step import Stepper, StepResult
+from octavo.training.step_proof import StepWatch, check_step
 from octavo.training.validation import Validation, Validator
+from octavo.training.watch import Watch
 
 DIVERGED_LOSS = 1.5
 DIVERGED_STEPS = 50
@@ -82,50 +86,68 @@ class _Trainer:
         self.progress = Progress(f"{run.cell}/seed-{run.seed}", self.total_steps)
         self.journal: journal.Journal | None = None
         self.signalled = False
-        self.done = 0
+        self.lost = trunk.diverged_early(run, folder)
+        """Whether it has diverged before it begins."""
+        self.done = 0 if self.lost else run.begins_after
         """Steps done."""
+        self.layouts: list[LayoutSince] = []
+        """Those that its steps were trained under; the leading rank's, who writes them down."""
         self.save_seconds: float | None = None
         """The longest that a checkpoint took."""
+        stage = process.rank * run.parallelism.pipeline // process.world_size  # the outermost of the ranks' dimensions
+        self.watch = Watch(folder, process, stage, self.training.checkpoints, self._close_for)
 
     def train(self) -> int:
         """The story of a run, and of how it may end."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in STOPS:
             signal.signal(number, self._receive)
+        self.watch.start()
         try:
             if self.process.leads:  # first: a try that fails on the way is an attempt, too
                 self._open_folder()
             set_up_process(self.run, self.process)
             self.energy = EnergyMeter(torch.cuda.current_device() if self.on_gpu else None)
             torch.distributed.barrier()
+            self.watch.met()
             self._build()
             gc.freeze()  # lives to the end: the collector need not look at it, neither between steps nor at the end
-            ending = self._loop()
+            ending = "diverged" if self.lost else self._loop()
             if ending == "signalled":
                 self._close(ending)
             else:
                 self._write_result(ending)
         except BaseException as error:
+            if _may_be_a_connection(error):
+                self.watch.settle()
             self._close_failed(error)
             raise
+        self.watch.stop(None)
         return RESTART if ending == "signalled" else 0
 
     def _receive(self, *_: object) -> None:
-        """Stop after the step at hand: SIGTERM, or SIGUSR1, Slurm's warning before the time limit."""
+        """Stop after the step at hand."""
         self.signalled = True
 
     # --- beginning ----------------------------------------------------------------------------------------------------
 
     def _open_folder(self) -> None:
         run, folder = self.run, self.folder
+        journal.close_dangling(folder)  # first: where this start fails, its end is not the last attempt's
+        ranks.clear(folder)
         data = data_set_folder(run.data, run.tokenizer)
         read_manifest(data)  # nothing is moved or discarded for a data set that is missing
         manifest = sha256(data / "manifest.json")
-        if moved := journal.supersede(folder, run.run_fingerprint, manifest):
-            self.progress.say(f"what an earlier configuration, or earlier text, left was moved to {moved}")
+        own = bool(seal.saved_steps(folder.checkpoints))
+        trunk.check_trunk(run, folder, manifest)  # nor for a trunk that is
+        if moved := journal.supersede(folder, run.own_identity, manifest):
+            self.progress.say(moved)
         write_text(folder.config, run.to_yaml())
-        attempts = journal.close_dangling(folder)
-        for wrong in seal.discard_unsound(folder.checkpoints, run.run_fingerprint, manifest):
+        attempts = journal.read_attempts(folder)
+        for wrong in seal.discard_unsound(folder.checkpoints, run.own_identity, manifest):
             self.progress.say(f"not going on from a checkpoint: {wrong}")
+        if own:  # of its own there may be none left, and the trunk's was not looked at
+            trunk.check_trunk(run, folder, manifest)
+        self._take_up_layouts()
         attempt = AttemptRecord(
             attempt=len(attempts) + 1,
             start=STARTED,
@@ -133,15 +155,34 @@ class _Trainer:
             nodes=nodes(),
             device_kind=torch.cuda.get_device_name() if self.on_gpu else "cpu",
             device_count=self.process.world_size,
-            first_step=max(seal.saved_steps(folder.checkpoints), default=0),
-            slurm_job_id=os.environ.get("SLURM_JOB_ID"),
+            first_step=max(seal.saved_steps(folder.checkpoints), default=self.done),
+            slurm_job_id=slurm_job(),
             run_fingerprint=run.run_fingerprint,
+            computation_fingerprint=run.own_identity.computation_fingerprint,
+            layout=run.layout,
         )
         self.journal = journal.Journal(folder, attempt)
 
+    def _take_up_layouts(self) -> None:
+        """The layouts of the checkpoint that the run goes on from, and its own from there on."""
+        steps = seal.saved_steps(self.folder.checkpoints)
+        newest = self.folder.checkpoint(steps[-1]) if steps else trunk.trunk_checkpoint(self.run, self.folder)
+        done = seal.step_of(newest) if newest else 0
+        earlier = seal.read_seal(newest).layouts if newest else []
+        own = LayoutSince(after_step=done if earlier else 0, layout=self.run.layout, devices=self.process.world_size)
+        same = bool(earlier) and earlier[-1].layout == own.layout
+        self.layouts = earlier if same else [*earlier, own]
+        if earlier and not same:
+            self.progress.say(
+                f"goes on after step {done} from a checkpoint of {earlier[-1].layout} under {own.layout}: the losses "
+                "stay within the tolerance, and are no longer to the last bit those of a run under one layout"
+            )
+
     def _build(self) -> None:
         run = self.run
+        self.watch.doing("start", self.done)
         self.data = self._open_data()
+        self.watch.doing("start", self.done)
         config, self.chunks, built = build_chunks(run)
         optimizer = build_optimizer(self.chunks, self.training, on_gpu=self.on_gpu)
         scheduler = build_scheduler(optimizer, self.training)
@@ -152,11 +193,13 @@ class _Trainer:
         self.checkpoints = Checkpointer(
             self.folder.checkpoints,
             self.training.checkpoints.keep,
+            self.training.branch_steps,
             self.chunks,
             optimizer,
             scheduler,
             leads=self.process.leads,
-            run_fingerprint=run.run_fingerprint,
+            identity=run.own_identity,
+            layouts=self.layouts,
             data_manifest_sha256=self.data.manifest_sha256,
         )
         if self.process.leads:
@@ -167,9 +210,11 @@ class _Trainer:
                 precision_built=built,
                 emulated=self.emulated,
                 deterministic=self.training.deterministic,
+                layouts=self.layouts,
             )
             journal.write_record(self.folder.provenance, found)
-        self.done = self.checkpoints.load_newest()
+            self.provenance = found
+        self.done = self.checkpoints.load_newest(trunk.trunk_checkpoint(run, self.folder))
         if self.done and self.process.leads:
             self.progress.say(f"going on from the checkpoint after step {self.done}")
         self.flops_per_token = self._quantity("flops_per_token")
@@ -196,13 +241,22 @@ class _Trainer:
         training = self.training
         limit = DIVERGED_LOSS * math.log(self.run.model.vocabulary_size or 1)
         high = self._steps_above(limit)
-        for step in range(self.done + 1, self.total_steps + 1):
+        first = self.done + 1
+        for step in range(first, self.total_steps + 1):
+            self.watch.doing("step", step)
             began = time.perf_counter()
             probes = bool(self.routers.layers) and step % training.logging.expert_load_interval == 0
             self.routers.switch(probes)
-            with diagnose() if self._examines(step) else nullcontext() as numbers:
+            watch = StepWatch() if step == first and self.on_gpu and not self.run.precision.emulate else None
+            with (
+                diagnose() if self._examines(step) else nullcontext() as numbers,
+                watch.on() if watch else nullcontext(),
+            ):
                 result = self.stepper.step(step, self.sequences, signalled=self.signalled)
             seconds = time.perf_counter() - began
+            self.watch.worked(result.work_seconds)
+            if watch:
+                self._prove(watch)
             self.done = step
             self._log_step(
                 result, seconds, self._expert_load() if probes else None, numbers.fields() if numbers else {}
@@ -213,24 +267,51 @@ class _Trainer:
             if step == self.total_steps:
                 break
             if step % training.evaluation.interval == 0:
+                self.watch.doing("validation", step)
                 self._log_validation(self.validator.validate(training.evaluation.sequences))
-            if step % training.checkpoints.interval == 0 or result.stop:
+            if step % training.checkpoints.interval == 0 or step in training.branch_steps or result.stop:
                 self._save(step, seconds)
             if result.stop:
                 return "signalled"
         return "completed"
 
+    def _prove(self, watch: StepWatch) -> None:
+        """Write what the first step did, and stop the run if that is not what its name says."""
+        models: Any = [unwrapped(chunk) for chunk in self.chunks]
+        proof = watch.proof(models)
+        if self.process.leads:
+            journal.write_record(self.folder.provenance, self.provenance.model_copy(update={"step_proof": proof}))
+        batch = self.training.micro_batch_size * self.run.parallelism.data
+        batches = self.training.global_batch_size // batch
+        check_step(proof, models, self.run.precision, batches, recomputes=bool(self.training.recompute))
+
     def _steps_above(self, limit: float) -> int:
         """Steps on end with a loss above the limit, up to the checkpoint that the run goes on from."""
         high = [0]
         if self.done and self.process.leads:
-            losses = {step: line.loss or 0.0 for step, line in trained_steps(self.folder.metrics).items()}
-            high = [sum(1 for _ in takewhile(lambda step: losses.get(step, 0.0) > limit, range(self.done, 0, -1)))]
+            high = [sum(1 for _ in takewhile(lambda loss: loss > limit, self._losses_backwards()))]
         if self.process.world_size > 1:
             torch.distributed.broadcast_object_list(high, src=0)
         return high[0]
 
+    def _losses_backwards(self) -> Iterator[float]:
+        """The losses of the steps up to the checkpoint that the run goes on from, the last one first.
+
+        Of a step that was trained more than once the last line counts, and that comes first from the end.
+        """
+        lasting = [(self.folder.metrics, self.done)]
+        if self.run.trunk and self.folder.trunk:
+            lasting.append((self.folder.trunk.metrics, self.run.begins_after))
+        step = self.done
+        for path, last in lasting:
+            step = min(step, last)
+            for line in lines_from_the_end(path, MetricsRecord):
+                if line.trained and line.step <= step:
+                    yield (line.loss or 0.0) if line.step == step else 0.0
+                    step = line.step - 1
+
     def _save(self, step: int, step_seconds: float) -> None:
+        self.watch.doing("checkpoint", step)
         began = time.perf_counter()
         if self.journal:
             self.journal.keep()
@@ -307,6 +388,7 @@ class _Trainer:
     def _write_result(self, ending: Ending) -> None:
         """End the attempt, then write the result, which holds the hash of the attempts."""
         run, validation = self.run, None
+        self.watch.doing("end", self.done)
         if ending == "completed":
             probe = self.routers if self.routers.layers else None
             evaluation = self.training.evaluation
@@ -321,8 +403,7 @@ class _Trainer:
         if not self.process.leads:
             return
         files = (self.folder.attempts, self.folder.provenance, self.folder.routing)
-        steps = trained_steps(self.folder.metrics)
-        training_loss, training_seconds = training_figures(steps.values(), self.total_steps)
+        _, training_loss, training_seconds = training_figures(self.folder.metrics, self.total_steps)
         result = Result(
             experiment=run.experiment,
             cell=run.cell,
@@ -331,6 +412,8 @@ class _Trainer:
             ablation=run.ablation,
             seed=run.seed,
             run_fingerprint=run.run_fingerprint,
+            computation_fingerprint=run.own_identity.computation_fingerprint,
+            layouts=self.layouts,
             status="completed" if ending == "completed" else "diverged",
             steps=self.done,
             tokens=self.done * self.training.tokens_per_step,
@@ -366,34 +449,52 @@ class _Trainer:
         return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def _close(self, reason: ExitReason) -> None:
-        """End the attempt, with the energy of all its GPUs, or of this machine's processors."""
+        """End the attempt, with the energy of all its GPUs, or of this machine's processors, and the ranks' times."""
         joules = self.energy.joules()
         if self.on_gpu and self.process.world_size > 1:
             every: list[float | None] = [None] * self.process.world_size
             torch.distributed.all_gather_object(every, joules)
             joules = None if None in every else sum(one or 0.0 for one in every)
+        if self.process.world_size > 1:
+            self.watch.beat()
+            torch.distributed.barrier()
         if self.journal:
-            source = self.energy.source if joules is not None else None
             self.journal.close(
-                reason, self.done, energy_joules=joules, energy_source=source, save_seconds=self.save_seconds
+                reason,
+                self.done,
+                energy_joules=joules,
+                energy_source=self.energy.source if joules is not None else None,
+                save_seconds=self.save_seconds,
+                ranks=ranks.rank_times(self.folder),
             )
 
     def _close_failed(self, error: BaseException) -> None:
         """End the attempt as well as can be: what ended it is the error that is told, whatever comes on top."""
-        if self.journal is None:
-            return
         reason: ExitReason = "failed"
         if isinstance(error, MemoryError | torch.OutOfMemoryError):
             reason = "out_of_memory"
-        elif isinstance(error, KeyboardInterrupt):
-            reason = "cancelled"
         lines = str(error).splitlines()
+        named, rank = lines[0] if lines else type(error).__name__, self.process.rank
+        ending = ranks.Ending(reason=reason, rank=rank, said=named if self.process.leads else f"rank {rank}: {named}")
+        self.watch.stop(ending)
+        self._close_for(ending)
+
+    def _close_for(self, ending: ranks.Ending) -> None:
+        """End the attempt with what ended this rank or another; its energy is not known then."""
+        if self.journal is None:
+            return
         try:
             last_step = max(self.done, self.journal.attempt.first_step)
-            named = lines[0] if lines else type(error).__name__
-            self.journal.close(reason, last_step, named, save_seconds=self.save_seconds)
+            times = ranks.rank_times(self.folder)
+            self.journal.close(ending.reason, last_step, ending.said, save_seconds=self.save_seconds, ranks=times)
         except (OctavoError, OSError):
             self.progress.say(f"the attempt could not be closed in {self.folder.attempts}")
+
+
+def _may_be_a_connection(error: BaseException) -> bool:
+    """Whether an error may be that of a collective whose other side is gone."""
+    cause = error.__cause__ if isinstance(error, OctavoError) else error
+    return isinstance(cause, RuntimeError | CheckpointException) and not isinstance(cause, torch.OutOfMemoryError)
 
 
 def _finite(value: float | None) -> float | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from octavo.data.sampling import PreparedData
 from octavo.experiment.run import RunConfig
+from octavo.precision.megatron import share_newest_magnitudes
 from octavo.training.routing import RouterProbe
 from octavo.training.step import Stepper
 
@@ -74,7 +75,7 @@ class Validator:
         own = [
             index + offset for index in range(rank * size, padded, size * ranks) for offset in range(size)
         ]  # past the end, the first sequences once more: every micro-batch has one shape, and their losses are left out
-        items = [_item(sequences[index % len(sequences)][1]) for index in own]
+        items = [item(sequences[index % len(sequences)][1]) for index in own]
         batches = [self._stepper.batch(items[start : start + size]) for start in range(0, len(items), size)]
         if probe:
             probe.switch(True)
@@ -84,6 +85,7 @@ class Validator:
             losses = self._stepper.run_schedule(batches, forward_only=True)
         for chunk in self._chunks:
             chunk.train()
+            share_newest_magnitudes(chunk)
         sums = self._over_ranks(losses, own, padded)[: len(sequences)]
         tokens = probe.tokens(padded, own)[:, : len(domains)].round().long().cpu() if probe else None
         return self._summary(domains, sums, tokens)
@@ -114,7 +116,8 @@ class Validator:
         )
 
 
-def _item(sequence: Tensor) -> dict[str, Tensor]:
+def item(sequence: Tensor) -> dict[str, Tensor]:
+    """A sequence with the token after it, as the model takes it."""
     tokens, labels = sequence[:-1].long(), sequence[1:].long()
     return {
         "tokens": tokens,

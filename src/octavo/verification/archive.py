@@ -35,7 +35,7 @@ RATIO = 30
 """Metrics, the largest part, are packed to a seventh; deflate reaches 1 to 1,032."""
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}"
-_RUN = rf"runs/{_PART}/seed-[0-9]{{1,10}}/(superseded/{_PART}/)?"
+_RUN = rf"runs/{_PART}/seed-[0-9]{{1,10}}/(horizon-[0-9]{{1,10}}/)?(superseded/{_PART}/)?"
 _RUN_FILES = r"(config\.yaml|metrics\.jsonl|attempts\.jsonl|provenance\.json|routing\.parquet|result\.json)"
 _MADE = (
     r"((runs|steps|attempts)\.parquet|(claims|comparisons|report\.hashes|seeds|looks/[0-9]{1,4})\.json|report\.(html|pdf)"
@@ -50,7 +50,8 @@ ALLOWED = re.compile(
             rf"configs/(models|data|clusters|claims|published)/({_PART}/)?{_PART}\.(yaml|csv)",
             r"results/data/[0-9a-f]{16}/manifest\.json",
             rf"results/(?P<experiment>(?!data/){_PART})/("
-            rf"(plan\.csv|plan\.pdf|verification\.json|sacct\.json|{_MADE})|ablations/{_PART}/{_MADE}|{_RUN}{_RUN_FILES})",
+            rf"plan\.(csv|pdf)|ladder\.csv|(leverage|plan|prediction|verification|sacct)\.json|{_MADE}|ablations/{_PART}/{_MADE}"
+            rf"|{_RUN}{_RUN_FILES})",
         ]
     )
 )

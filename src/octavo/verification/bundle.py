@@ -26,6 +26,7 @@ from typing import Any
 
 import octavo
 from octavo.errors import OctavoError, shown
+from octavo.evidence.verdicts import named_plans, read_claims
 from octavo.experiment.config import FileTokenizer
 from octavo.experiment.load import load_experiment
 from octavo.experiment.run import Experiment, data_identifier
@@ -56,8 +57,8 @@ MADE = (
     "report.pdf",
 )
 """What is made of the runs, beside the figures, of an experiment and of each ablation that has a report."""
-
-VERBS = ("aggregate", "claims", "figures", "report")
+LADDER = ("ladder.csv", "leverage.json")
+"""What is made besides of an experiment with a ladder of sizes."""
 
 
 def write_bundle(folder: ExperimentFolder, target: Path, *, host_names: bool = False) -> Path:
@@ -68,7 +69,8 @@ def write_bundle(folder: ExperimentFolder, target: Path, *, host_names: bool = F
     experiment = load_experiment(folder.name)
     root = repository()
     files = dict(sorted(_files(experiment, folder, root)))
-    missing = [name for name in MADE if f"results/{folder.name}/{name}" not in files]
+    made = [*MADE, *(LADDER if experiment.rungs else ())]
+    missing = [name for name in made if f"results/{folder.name}/{name}" not in files]
     if missing or not folder.figures.is_dir():
         raise OctavoError(
             f"the experiment has no {missing[0] if missing else 'figures'} yet",
@@ -131,15 +133,17 @@ def _make_again(root: Path, experiment: str, folder: Path, ablation: str | None)
     with tempfile.TemporaryDirectory() as name:
         kept = Path(name) / "kept"
         shutil.copytree(folder, kept)
-        for made in [*MADE, "figures"]:
+        ladder = [name for name in LADDER if (kept / name).exists()]
+        files = [*MADE, *ladder]
+        for made in [*files, "figures"]:
             shutil.rmtree(folder / made) if (folder / made).is_dir() else (folder / made).unlink(missing_ok=True)
-        for verb in VERBS:
+        for verb in ("aggregate", *(("ladder",) if ladder else ()), "claims", "figures", "report"):
             _run(verb, root, experiment, ablation)
         figures = sorted({f"figures/{path.name}" for path in [*kept.glob("figures/*"), *folder.glob("figures/*")]})
         what = f"{experiment}/{ablation}" if ablation else experiment
         different = [
             made
-            for made in [*MADE, *figures]
+            for made in [*files, *figures]
             if not (kept / made).exists()
             or not (folder / made).exists()
             or (kept / made).read_bytes() != (folder / made).read_bytes()
@@ -148,7 +152,7 @@ def _make_again(root: Path, experiment: str, folder: Path, ablation: str | None)
             place = f"ablations/{ablation}/{made}" if ablation else made
             yield _check(place, "made again it has other bytes", "different")
         if not different:
-            note = f"{len(MADE)} files and {len(figures)} of figures, made again from the runs, are the same bytes"
+            note = f"{len(files)} files and {len(figures)} of figures, made again from the runs, are the same bytes"
             yield _check(what, note, "identical")
 
 
@@ -160,7 +164,13 @@ def _files(experiment: Experiment, folder: ExperimentFolder, root: Path) -> Iter
     results = f"results/{folder.name}"
     tokenizer = experiment.file.tokenizer
     data = data_folder(data_identifier(experiment.file.data, tokenizer)) / "manifest.json"
-    wanted = [root / "configs" / "experiments" / f"{experiment.name}.yaml", root / data, root / "requirements.lock"]
+    published = (
+        [experiment.file.ladder.published] if experiment.file.ladder and experiment.file.ladder.published else []
+    )
+    planned = named_plans(read_claims(experiment.configs, experiment), experiment.configs)
+    names = dict.fromkeys((experiment.name, *published, *planned))
+    wanted = [root / "configs" / "experiments" / f"{name}.yaml" for name in names]
+    wanted += [root / data, root / "requirements.lock"]
     wanted += [root / "Snakefile", *(path for path in (root / "workflow").rglob("*"))]
     for part in ("models", "data", "clusters", "claims", "published"):
         wanted += (root / "configs" / part).rglob("*")
@@ -179,13 +189,21 @@ def _files(experiment: Experiment, folder: ExperimentFolder, root: Path) -> Iter
         path
         for scope, _ in _reported(folder)
         for path in [
-            *(scope.path / one for one in MADE),
+            *(scope.path / one for one in (*MADE, *LADDER)),
             scope.seed_plans,
             *scope.path.glob("looks/*.json"),
             *scope.figures.glob("[!.]*"),  # Snakemake's timestamp is hidden
         ]
     ]
-    for path in [folder.plan_csv, folder.plan_pdf, folder.verification, folder.sacct, *made]:
+    for path in [
+        folder.plan_csv,
+        folder.plan_pdf,
+        folder.plan_steps,
+        folder.prediction,
+        folder.verification,
+        folder.sacct,
+        *made,
+    ]:
         if path.exists():
             yield f"{results}/{path.relative_to(folder.path).as_posix()}", path
     for run in folder.run_folders():
@@ -212,6 +230,8 @@ def _label_hosts(crate: Path, folder: ExperimentFolder) -> None:
     for attempt in sorted((one for lines in attempts.values() for one in lines), key=lambda one: str(one["start"])):
         attempt["nodes"] = [labels.of(nodes) for nodes in attempt["nodes"]]
         attempt["host"] = labels.of(attempt["host"])
+        for rank in attempt.get("ranks", []):
+            rank["node"] = labels.of(rank["node"])
     for path, lines in attempts.items():
         for attempt in lines:
             attempt["error"] = attempt.get("error") and labels.within(attempt["error"])

@@ -12,15 +12,19 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from octavo.accounting import results
 from octavo.errors import OctavoError
-from octavo.experiment.run import CellConfig, Experiment, RunConfig, data_identifier, read_run_config
+from octavo.experiment.run import CellConfig, Experiment, RunConfig, RunIdentity, data_identifier, read_run_config
 from octavo.files import changed_files, sha256
 from octavo.layout import ExperimentFolder, RunFolder, data_folder, repository
+from octavo.metrics import metrics_columns, training_figures
 from octavo.models.matched import matched_quantity
 from octavo.records import (
     TABLE_FIELDS,
@@ -31,12 +35,13 @@ from octavo.records import (
     Result,
     TableName,
     VerificationCheck,
+    laid_out,
+    read_last_lines,
     read_lines,
-    read_metrics,
     read_record,
     read_table,
-    training_figures,
 )
+from octavo.scaling.prediction import read_prediction
 from octavo.training import seal
 from octavo.verification.archive import METADATA, described_hashes
 
@@ -46,7 +51,7 @@ CLOCK_SECONDS = 0.01
 """How far two times of one process may be out of order: they are rounded to microseconds, and the clock is steered."""
 
 
-MONEY = ("cost", "cost_final", "cost_all_in", "currency", "energy_kwh", "energy_kwh_all_in")
+MONEY = ("cost", "cost_low", "cost_high", "cost_final", "cost_all_in", "currency", "energy_kwh", "energy_kwh_all_in")
 """Columns of tables and of the plan that follow from the cluster file's prices and power."""
 
 
@@ -97,6 +102,8 @@ def check_files(experiment: Experiment, folder: ExperimentFolder) -> list[Verifi
         if scope.figures.is_dir() or scope.report_pdf.exists() or scope.report_html.exists():
             well = "figures and report have the hashes that they were made with"
             checks += _collect(f"{name}report", well, partial(_check_figures, scope), partial(_check_report, scope))
+    if folder.prediction.exists():
+        checks += _collect("prediction", "the seal fits what is foretold", partial(_check_prediction, folder))
     return checks
 
 
@@ -118,7 +125,7 @@ def check_run(experiment: Experiment, cell: CellConfig, seed: int, folder: RunFo
     return _problems(
         partial(_check_result, experiment, cell, seed, folder),
         partial(_check_attempts, folder),
-        partial(_check_checkpoints, folder),
+        partial(_check_checkpoints, folder, cell.identity(seed)),
     )
 
 
@@ -127,19 +134,21 @@ def _check_result(experiment: Experiment, cell: CellConfig, seed: int, folder: R
     made_by = MADE_BY.format(folder=folder.path)
     result = read_record(folder.result, Result, made_by=made_by)
     run = experiment.run(cell.cell, seed)
-    if result.run_fingerprint != run.run_fingerprint:
+    if not run.own_identity.holds(result):
         yield f"result.json is of another configuration ({result.run_fingerprint[:12]}) than the experiment's run"
     asked = read_run_config(folder.config) if folder.config.exists() else None
     if asked is None or asked.run_fingerprint != result.run_fingerprint:
         yield "config.yaml is not the configuration that result.json was made under"
     yield from results.changed_files(folder, result)
     provenance = read_record(folder.provenance, Provenance, made_by=made_by)
-    yield from _result_follows(result, run, folder, experiment, provenance)
+    made = asked if asked and asked.run_fingerprint == result.run_fingerprint else run  # under its own layout
+    yield from _result_follows(result, made, folder, experiment, provenance)
     for name, value in (
         ("data_manifest_sha256", result.data_manifest_sha256),
         ("emulated", result.emulated),
         ("threads", run.training.threads),
         ("deterministic", run.training.deterministic),
+        ("layouts", result.layouts),
     ):
         if (found := getattr(provenance, name)) != value:
             yield f"provenance.json is another run's: {name} is {found!r} instead of {value!r}"
@@ -149,11 +158,23 @@ def _check_result(experiment: Experiment, cell: CellConfig, seed: int, folder: R
     if attempts and attempts[-1].device_kind != result.device_kind:
         yield f"attempts.jsonl names {attempts[-1].device_kind!r} for the run, result.json {result.device_kind!r}"
     for one in attempts:
-        if one.device_count != run.parallelism.world_size:
-            devices = f"{one.device_count} devices instead of {run.parallelism.world_size}"
+        if one.run_fingerprint == result.run_fingerprint and one.device_count != made.parallelism.world_size:
+            devices = f"{one.device_count} devices instead of {made.parallelism.world_size}"
             yield f"attempts.jsonl says that attempt {one.attempt} held {devices}"
+    yield from _check_layouts(result, attempts, made)
     if folder.routing.exists():
         read_table(folder.routing, "routing", made_by=made_by)
+
+
+def _check_layouts(result: Result, attempts: list[AttemptRecord], run: RunConfig) -> Iterator[str]:
+    """Whether the layouts of a result's own steps are those of its attempts; those before were its trunk's."""
+    by_attempts = results.layouts_by_attempts(attempts)
+    if not by_attempts:
+        return
+    own = {max(one.after_step, run.begins_after): one for one in result.layouts}
+    said = [one.model_copy(update={"after_step": step}) for step, one in own.items()]
+    if said != by_attempts:
+        yield f"result.json names the layouts {laid_out(said)!r}, attempts.jsonl {laid_out(by_attempts)!r}"
 
 
 def _check_attempts(folder: RunFolder) -> Iterator[str]:
@@ -161,20 +182,22 @@ def _check_attempts(folder: RunFolder) -> Iterator[str]:
     attempts = read_lines(folder.attempts, AttemptRecord)
     if [one.attempt for one in attempts] != list(range(1, len(attempts) + 1)):
         yield "attempts.jsonl lacks an attempt"
-    logged: dict[int, list[MetricsRecord]] = {}
-    for line in read_lines(folder.metrics, MetricsRecord):
-        logged.setdefault(line.attempt, []).append(line)
+    lines = metrics_columns(folder.metrics, ("time", "step_seconds"))
+    numbers, first = np.unique(lines["attempt"], return_index=True)
+    last = len(lines["attempt"]) - 1 - np.unique(lines["attempt"][::-1], return_index=True)[1]
+    began = lines["time"][first] - np.nan_to_num(lines["step_seconds"][first])
+    logged = dict(zip(numbers.tolist(), zip(began.tolist(), lines["time"][last].tolist(), strict=True), strict=True))
     if unknown := sorted(logged.keys() - {one.attempt for one in attempts}):
         yield f"attempts.jsonl lacks attempt {unknown[0]}, which metrics.jsonl has lines of"
     for one in attempts:
         if one.end and one.end < one.start:
             yield f"attempts.jsonl says that attempt {one.attempt} ended before it began"
-        if not (lines := logged.get(one.attempt)):
+        if one.attempt not in logged:
             continue
-        began, last = lines[0].time - (lines[0].step_seconds or 0.0), lines[-1].time
-        if one.start.timestamp() > began + CLOCK_SECONDS:
+        first_begun, last_written = logged[one.attempt]
+        if one.start.timestamp() > first_begun + CLOCK_SECONDS:
             yield f"attempts.jsonl says that attempt {one.attempt} began after the first step that it logged"
-        if one.end and one.end.timestamp() < last - CLOCK_SECONDS:
+        if one.end and one.end.timestamp() < last_written - CLOCK_SECONDS:
             yield f"attempts.jsonl says that attempt {one.attempt} ended before the last line that it logged"
 
 
@@ -182,10 +205,8 @@ def _result_follows(
     result: Result, run: RunConfig, folder: RunFolder, experiment: Experiment, provenance: Provenance
 ) -> Iterator[str]:
     """Whether a result says what its metrics, its configuration and its provenance say."""
-    lines = read_metrics(folder.metrics)
-    steps = {line.step: line for line in lines.values() if line.trained}
-    final = next((line for line in reversed(lines.values()) if line.final_validation_loss is not None), None)
-    training_loss, training_seconds = training_figures(steps.values(), run.training.total_steps)
+    steps, training_loss, training_seconds = training_figures(folder.metrics, run.training.total_steps)
+    final = next(iter(read_last_lines(folder.metrics, MetricsRecord)), None)
     complete = result.status == "completed"
     by_domain = final.final_validation_loss_by_domain if complete and final else None
     logged: dict[str, Any] = {
@@ -195,8 +216,8 @@ def _result_follows(
         "precision": run.precision.recipe,
         "ablation": run.ablation,
         "seed": run.seed,
-        "steps": max(steps, default=0),
-        "tokens": max(steps, default=0) * run.training.tokens_per_step,
+        "steps": steps,
+        "tokens": steps * run.training.tokens_per_step,
         "training_loss": training_loss if complete else None,
         "validation_loss": final.final_validation_loss if complete and final else None,
         "validation_bits_per_byte": final.final_validation_bits_per_byte if complete and final else None,
@@ -223,11 +244,12 @@ def _result_follows(
                 yield f"result.json does not follow from {source}: {name} is {found!r} instead of {value!r}"
 
 
-def _check_checkpoints(folder: RunFolder) -> Iterator[str]:
+def _check_checkpoints(folder: RunFolder, identity: RunIdentity) -> Iterator[str]:
     """Whether the checkpoints that are kept are the run's, byte for byte."""
     result = read_record(folder.result, Result, made_by=MADE_BY.format(folder=folder.path))
+    identity = replace(identity, run_fingerprint=result.run_fingerprint)  # of its own layout
     for checkpoint in sorted(folder.checkpoints.glob("step-*")):
-        for problem in seal.problems(checkpoint, result.run_fingerprint, result.data_manifest_sha256):
+        for problem in seal.problems(checkpoint, identity, result.data_manifest_sha256):
             yield f"checkpoints/{problem}"
 
 
@@ -264,16 +286,18 @@ def _check_manifests(folder: Path, finished: list[tuple[CellConfig, int, RunFold
 
 
 def _check_plan(experiment: Experiment, folder: ExperimentFolder) -> Iterator[str]:
-    """The plan against what planning makes of the same configuration."""
+    """The plan against what planning makes of the same configuration, and of what was measured when it was made."""
     from octavo.forecast.document import write_plan
+    from octavo.forecast.measured import planned_steps
     from octavo.forecast.plan import plan_frame, plan_record
 
     if not folder.plan_csv.exists():  # a bundle's, or a report's without one
         return
     with tempfile.TemporaryDirectory() as name:
         fresh = ExperimentFolder(Path(name) / folder.name)
-        frame = plan_frame(experiment)
-        write_plan(fresh, frame, plan_record(experiment, frame))
+        steps = planned_steps(experiment, folder.plan_steps)
+        frame = plan_frame(experiment, steps)
+        write_plan(fresh, frame, plan_record(experiment, frame, steps))
         outdated = _configuration_changed(experiment, folder) and _same_but_for_money(folder.plan_csv, fresh.plan_csv)
         yield from _byte_differences((folder.plan_csv, folder.plan_pdf), fresh.path, "the configuration", outdated)
 
@@ -307,6 +331,7 @@ def _check_tables(
     """Tables and verdicts of the experiment or of one ablation against what aggregation makes of the same runs."""
     from octavo.accounting.ledger import attempts_frame
     from octavo.evidence.aggregate import aggregate
+    from octavo.evidence.ladder import write_ladder
     from octavo.evidence.verdicts import write_verdicts
     from octavo.layout import configs
 
@@ -326,6 +351,9 @@ def _check_tables(
             write_verdicts(whole, configs(), ablation)
             source = "the tables and configs/claims"
             yield from _byte_differences((scope.claims, scope.comparisons), fresh.path, source, changed or moving)
+        if experiment.rungs and ablation is None and scope.leverage.exists():
+            write_ladder(whole, experiment)
+            yield from _byte_differences((scope.ladder, scope.leverage), fresh.path, "the tables", changed or moving)
 
 
 def _was_provisional(scope: ExperimentFolder) -> bool:
@@ -336,6 +364,11 @@ def _was_provisional(scope: ExperimentFolder) -> bool:
         return bool(provisional(read_table(scope.attempts_table, "attempts", made_by=f"octavo aggregate {scope.path}")))
     except OctavoError:  # named where the table is compared
         return False
+
+
+def _check_prediction(folder: ExperimentFolder) -> Iterator[str]:
+    read_prediction(folder.prediction)
+    yield from ()
 
 
 def _check_figures(scope: ExperimentFolder) -> Iterator[str]:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from octavo.errors import OctavoError
@@ -41,32 +42,32 @@ def begin(folder: RunFolder, run: RunConfig) -> Path:
     return asked
 
 
-def train(folder: RunFolder, config: Path, *, stop_at: int | None = None, kill_at: int | None = None) -> bool:
+def train(
+    folder: RunFolder,
+    config: Path,
+    *,
+    stop_at: int | None = None,
+    kill_at: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    seconds: float | None = None,
+) -> bool:
     """Train the run, or go on with it, until it ends, is stopped once `stop_at` steps are logged, or is killed once
     `kill_at` are; whether it was killed.
 
-    Raises OctavoError when it fails.
+    `environment`: another one than this process has. Raises OctavoError when it fails, or takes more than `seconds`.
     """
     train = ["-m", "octavo", "train", str(folder.path), "--config", str(config)]
     command = [sys.executable, "-c", WITH_PARENT, str(os.getpid()), *train]
     log = folder.path.with_name(f"{folder.path.name}.log")
-    signalled = False
     with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, env=environment)
         try:
-            while process.poll() is None:
-                time.sleep(POLL_SECONDS)
-                if stop_at is None and kill_at is None:
-                    process.wait()
-                    break
-                step = last_step(folder.metrics)
-                if kill_at is not None and step >= kill_at and not folder.result.exists():
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-                    return True
-                if stop_at is not None and step >= stop_at and not signalled:
-                    process.terminate()
-                    signalled = True
+            if stop_at is None and kill_at is None:
+                process.wait(seconds)
+            elif _watched(process, folder, stop_at, kill_at, seconds):
+                return True
+        except subprocess.TimeoutExpired:
+            raise OctavoError(f"the run was not over after {seconds:.0f} s", where=log) from None
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -75,8 +76,33 @@ def train(folder: RunFolder, config: Path, *, stop_at: int | None = None, kill_a
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         reason = next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "")
         raise OctavoError(
-            f"a run made again failed with status {process.returncode}: {reason.removeprefix('error: ')}", where=log
+            f"the run failed with status {process.returncode}: {reason.removeprefix('error: ')}", where=log
         )
+    return False
+
+
+def _watched(
+    process: subprocess.Popen[bytes],
+    folder: RunFolder,
+    stop_at: int | None,
+    kill_at: int | None,
+    seconds: float | None,
+) -> bool:
+    """Wait for the run, and stop or kill it at its step; whether it was killed. Raises TimeoutExpired."""
+    end = None if seconds is None else time.monotonic() + seconds
+    signalled = False
+    while process.poll() is None:
+        time.sleep(POLL_SECONDS)
+        if seconds is not None and end is not None and time.monotonic() > end:
+            raise subprocess.TimeoutExpired(process.args, seconds)
+        step = last_step(folder.metrics)
+        if kill_at is not None and step >= kill_at and not folder.result.exists():
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return True
+        if stop_at is not None and step >= stop_at and not signalled:
+            process.terminate()
+            signalled = True
     return False
 
 

@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from octavo.errors import OctavoError
 from octavo.evidence.cells import MEANS, SUMS, summary
+from octavo.evidence.lengths import ALL_IN, whole_lengths
 from octavo.files import sha256
+from octavo.forecast.machine import speed_files
 from octavo.forecast.published import files_behind
-from octavo.layout import ExperimentFolder, RunFolder, configs, repository
+from octavo.layout import ExperimentFolder, RunFolder, configs, repository, split_horizon
 from octavo.records import (
     AttemptRecord,
     ClaimsFile,
@@ -26,6 +30,7 @@ from octavo.records import (
     Provenance,
     Result,
     TableName,
+    laid_out,
     read_lines,
     read_metrics,
     read_record,
@@ -131,14 +136,17 @@ def _in_comparisons(folder: ExperimentFolder, name: str, rest: str) -> Number:
     one = by_key[key]
     said = f"{one.cell} against {one.against} at equal {one.axis}"
     table = _runs_table(folder)
-    runs = _names(table[table["cell"].isin([one.cell, one.against]) & (table["status"] != "unfinished")])
+    named = [split_horizon(cell) for cell in table["cell"]]
+    of_pair = [cell in (one.cell, one.against) and (one.planned_ends or not steps) for cell, steps in named]
+    runs = _names(table[np.array(of_pair) & (table["status"] != "unfinished")])
     value = _descend(one.model_dump(mode="json"), rest[len(key) :], name)
     return Number(value, _file(folder.comparisons), said, runs)
 
 
 def _in_cells(folder: ExperimentFolder, name: str, rest: str) -> Number:
     """A mean over the completed seeds of a cell, or a sum over all of them."""
-    table = _runs_table(folder)
+    every_run = _runs_table(folder)
+    table = whole_lengths(every_run)
     cells = summary(table)
     cell, _, column = rest.rpartition(".")
     if cell not in cells or column not in cells[cell].columns:
@@ -151,6 +159,8 @@ def _in_cells(folder: ExperimentFolder, name: str, rest: str) -> Number:
         said = f"mean of column {column} over {len(own)} completed seeds of {cell}"
     elif column in SUMS:
         said = f"sum of column {column} over {len(own)} seeds of {cell}"
+        if column in ALL_IN:
+            own = every_run[[split_horizon(one)[0] == cell for one in every_run["cell"]]]
     else:
         said = f"{column} of {cell}"
     shown = value.model_dump(mode="json") if isinstance(value, Estimate) else value
@@ -207,7 +217,9 @@ def _in_plan(folder: ExperimentFolder, name: str, rest: str) -> Number:
     if rows.empty or column not in table.columns or cell not in experiment.cells:
         raise _unknown(name, f"plan.<cell>.<column>; cells: {', '.join(table['cell'])}; columns: {', '.join(table)}")
     calibration = configs().clusters / "calibration" / f"{experiment.device.kind}.yaml"
-    files = [*_configuration(folder), calibration]
+    files = [*_configuration(folder), calibration, *speed_files(experiment.cluster, experiment.device)]
+    if folder.plan_steps.exists():  # it keeps what was measured, of which these files know nothing
+        files.append(folder.plan_steps)
     basis = f"it is a forecast, from {_files(files)}; cell fingerprint {experiment.cells[cell].fingerprint}"
     return Number(rows.iloc[0][column], _file(folder.plan_csv), f"column {column} of {cell}", [], basis)
 
@@ -239,6 +251,7 @@ def _run(folder: RunFolder, name: str) -> Iterator[str]:
         "result": _file(folder.result),
         "validation loss": f"{result.validation_loss}" + _validated(folder),
         "configuration": f"{result.run_fingerprint} ({folder.config})",
+        **({"layouts": laid_out(result.layouts)} if result.layouts else {}),
         "data": result.data_manifest_sha256,
         "image": made.image_digest or "none: it ran outside a container",
         "lock": made.lock_sha256 or "unknown",

@@ -1,6 +1,7 @@
 """The gates: files that are whole, and a sample of the runs made again beside the originals, never over them.
 
-- *Repeatability*: a run made again is the same to the last bit, in every logged number and in the final parameters.
+- *Repeatability*: a run made again is the same to the last bit, in every logged number and in the final parameters. A
+  run that began from its trunk's checkpoint is made again from the first step on.
 - *Restart replay*: so is a run that was killed at a random step and went on from its checkpoint.
 - *Baseline equivalence*: under another layout (data, expert and tensor parallelism, threads: each in turn) the order of
   sums is another, and the bits may be. The loss may then differ by no more than it does between two seeds
@@ -9,7 +10,8 @@
 
 The first two are the contract that Megatron-LM's determinism effort states for one environment. Where the environment
 is another than the original's (processor, GPU, versions), bits may differ for good reason: the note says what is
-different, and the third gate's tolerance applies.
+different, and the third gate's tolerance applies. So it does where the original was resharded, that is, went on from a
+checkpoint of another layout, or was trained under another layout than the experiment has now.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from octavo.records import (
     Result,
     VerificationCheck,
     VerificationFile,
+    laid_out,
     read_lines,
     read_record,
 )
@@ -71,6 +74,8 @@ def verify(
         for cell, number in experiment.runs()
         if folder.run(cell.cell, number).result.exists() and f"{cell.cell}/seed-{number}" not in broken
     ]
+    if steps is not None:  # of a run that begins from its trunk's checkpoint after them there is nothing to compare
+        runs = [run for run in runs if run.begins_after < steps]
     if sample and unpacked_bundle():
         note = "an unpacked bundle has no text to train on: its report is made again by octavo verify-bundle"
         said = {"run": "all", "status": "not testable here", "note": note}
@@ -149,7 +154,7 @@ class _Gates:
 
     def _repeat(self, run: RunConfig, _: random.Random) -> VerificationCheck:
         again = self.folder.rerun("repeatability", run.cell, run.seed)
-        rerun.train(again, rerun.begin(again, run), stop_at=self._stop(run))
+        rerun.train(again, rerun.begin(again, run.by_itself()), stop_at=self._stop(run))
         return self._bitwise("repeatability", run, again, "made again")
 
     def _restart(self, run: RunConfig, draw: random.Random) -> VerificationCheck:
@@ -162,7 +167,7 @@ class _Gates:
             return _check("restart", run, "not testable here", note)
         kill_at = draw.randint(first, last - 1)
         for _ in range(3):  # a fast run may be over before it is seen at a late step
-            config = rerun.begin(again, run)
+            config = rerun.begin(again, run.by_itself())
             if rerun.train(again, config, kill_at=kill_at, stop_at=self._stop(run)):
                 break
             kill_at = max(first, kill_at // 2)
@@ -176,9 +181,11 @@ class _Gates:
 
     def _relayout(self, run: RunConfig, other: RunConfig, layout: str) -> VerificationCheck:
         again = self.folder.rerun(f"baseline/{layout}", run.cell, run.seed)
-        rerun.train(again, rerun.begin(again, other), stop_at=self._stop(run))
+        rerun.train(again, rerun.begin(again, other.by_itself()), stop_at=self._stop(run))
         what = _changes(run, other)
         difference = self._first_difference(run, again)
+        if laid := self._laid_otherwise(run):
+            return self._within_tolerance("baseline", run, again, difference, f"{what}; {laid}")
         if difference is None and self._same_parameters(run, again) is not False:
             shutil.rmtree(again.checkpoints, ignore_errors=True)  # they are the original's
             return _check("baseline", run, "identical", f"{what}: every bit is the same{self._up_to(run)}")
@@ -198,7 +205,9 @@ class _Gates:
 
     def _first_difference(self, run: RunConfig, again: RunFolder) -> Difference | None:
         until = self._stop(run)
-        return first_difference(counted_metrics(self._original(run).metrics), counted_metrics(again.metrics), until)
+        made = counted_metrics(again.metrics)  # the trunk's part with it, where the original began from its checkpoint
+        own = {step: line for step, line in made.items() if step > run.begins_after}
+        return first_difference(counted_metrics(self._original(run).metrics), own, until)
 
     def _same_parameters(self, run: RunConfig, again: RunFolder) -> bool | None:
         """Whether the final parameters are the same bits; None where a run was stopped before its end."""
@@ -209,6 +218,8 @@ class _Gates:
     def _bitwise(self, gate: Gate, run: RunConfig, again: RunFolder, what: str) -> VerificationCheck:
         difference, parameters = self._first_difference(run, again), self._same_parameters(run, again)
         original = self._original(run)
+        if laid := self._laid_otherwise(run):
+            return self._within_tolerance(gate, run, again, difference, f"{what} under {run.layout}; {laid}")
         if difference is None and parameters is not False:
             shutil.rmtree(again.checkpoints, ignore_errors=True)  # they are the original's
             final = ", final parameters" if parameters else ""
@@ -224,6 +235,14 @@ class _Gates:
         shown = ", ".join([*fields, *tensors][:6])
         note = f"{what}: step {step} is the first that differs, in {shown}{_commits(original, again)}"
         return _check(gate, run, "different", note, first_step=step, differs=[*fields, *tensors])
+
+    def _laid_otherwise(self, run: RunConfig) -> str | None:
+        """Why the original is not compared to the bit with what is trained under the run's layout; None: it is."""
+        result = _result(self._original(run))
+        if result.made_under(run.run_fingerprint):
+            return None
+        how = "resharded" if result.resharded else "trained under another layout"
+        return f"the original was {how} ({laid_out(result.layouts)}), and is not compared to the bit"
 
     def _within_tolerance(
         self, gate: Gate, run: RunConfig, again: RunFolder, first: Difference | None, what: str
@@ -296,7 +315,7 @@ def relaid(experiment: Experiment, run: RunConfig, layout: str) -> RunConfig | N
         if share and share % training.micro_batch_size:
             training = training.model_copy(update={"micro_batch_size": share})
         changed = run.model_copy(update={"parallelism": ranks, "training": training})
-        check_experiment(replace(experiment, cells={changed.cell: changed}))
+        check_experiment(replace(experiment, cells={**experiment.cells, changed.cell: changed}))
     except (OctavoError, ValueError):
         return None
     held = max(cell.parallelism.world_size for cell in experiment.cells.values())  # workflow/rules/verify.smk

@@ -57,12 +57,10 @@ class Sample:
     """Sign of a systematic error of `values` (`octavo.evidence.schedule`)."""
     early: str | None = None
     """Who was read too early, where there is a bias, in words."""
-    least: float | None = None
-    """Below which no value can be, on the scale of `values`."""
-    seeds_tell: bool = True
-    """Whether further seeds of its cells could decide it."""
     of_losses: bool = True
     """Whether it needs runs of some length, as everything that training brings forth does."""
+    fitted_to: int | None = None
+    """`values` are draws of the effect itself, from a fit to so many seeds; None: a number per seed."""
 
     @property
     def short(self) -> bool:
@@ -91,6 +89,10 @@ class Measurement:
     """What the experiment would need, where there is nothing to test."""
     arithmetic: list[tuple[Part, str]] = field(default_factory=list)
     """Parts that follow from figures or settings, no seeds involved, and their sentences."""
+    computed_for: str = ""
+    """What an arithmetic is of, where the experiment itself cannot say: `in the plan of h100-node (8 H100)`."""
+    undecided: str = ""
+    """What parts of an arithmetic that are inconclusive depend on, in a sentence."""
     data: dict[str, Any] = field(default_factory=dict)
     remark: str = ""
     """A further sentence, made from numbers too."""

@@ -7,58 +7,76 @@ from collections.abc import Mapping
 import numpy as np
 
 from octavo.evidence.grid import Cell, Grid
-from octavo.evidence.metrics.base import Expectation, Measurement, NoParameters, Sample, times
-from octavo.records import Estimate
+from octavo.evidence.metrics.arithmetic import holds
+from octavo.evidence.metrics.base import Expectation, Measurement, NoParameters
+from octavo.layout import split_horizon
+from octavo.records import Estimate, Part
 
 
 def all_in_cost(grid: Grid, parameters: NoParameters, expectation: Expectation) -> Measurement:
-    """Cost of all that was run (failed and repeated attempts, ablations, dropped configurations) over the cost of the
-    grid's final runs, by seed; what belongs to no seed of the grid is spread evenly."""
+    """All that was taken over what the final runs took: research, failed and repeated runs besides and before them.
+
+    The claim is about the research that led to a final run, which no single experiment holds: it is answered by what
+    others published of theirs (`configs/published/research.yaml`). What this experiment took besides its final runs is
+    told beside it, and decides nothing. Planned ablations are no such excess: they are a line of their own.
+    """
+    from octavo.forecast.published import published_research
+
     del parameters
-    column = "cost" if grid.runs["cost_all_in"].notna().all() and grid.runs["cost_all_in"].sum() > 0 else "device_hours"
-    runs, attempts = grid.runs, grid.attempts
-    in_grid = runs["ablation"].isna()
-    final = runs[in_grid & runs["status"].isin(("completed", "diverged"))].groupby("seed")[f"{column}_final"]
-    complete = final.count() == in_grid.groupby(runs["seed"]).sum().reindex(final.count().index)
-    seeds = sorted(complete.index[complete])
-    if not seeds or attempts.empty:
-        return Measurement(missing="the attempts of complete runs, with their hours")
-    known = set(zip(runs["cell"], runs["seed"], strict=True))
-    listed = [(cell, seed) in known for cell, seed in zip(attempts["cell"], attempts["seed"], strict=True)]
-    spent = attempts.loc[listed].groupby("seed")[column].sum()
-    elsewhere = float(attempts.loc[~np.array(listed), column].sum())
-    base = final.sum().loc[seeds]
-    all_in = spent.reindex(seeds).fillna(0.0) + elsewhere / len(seeds)
-    ratios = np.log((all_in / base).to_numpy(dtype=float))
-    if not np.isfinite(ratios).all():
-        return Measurement(missing="the attempts of complete runs, with their hours")
-    if np.all(np.abs(ratios) < 1e-9):
-        return Measurement(missing="something besides the final runs: here nothing failed, was repeated or was ablated")
-    total, alone = float(attempts[column].sum()), float(runs.loc[in_grid, f"{column}_final"].sum())
-    unit = grid.currency if column == "cost" else "device-hours"
-
-    def phrase(effect: Estimate) -> str:
-        return (
-            f"all that was run cost {times(effect)} times the final runs of the grid, "
-            f"{amount(total)} against {amount(alone)} {unit}"
+    arithmetic = []
+    for name, one in published_research().items():
+        ratio = one.all_in_over_final
+        part = Part(
+            label=name, effect=Estimate(value=ratio, n=0, unit="ratio"),
+            verdict=holds(ratio, expectation.relation, expectation.margin),
+            note=f"{one.text} ({one.measured}; {one.source})",
+        )  # fmt: skip
+        arithmetic.append((part, f"{name}: all of it took {ratio:.2f} times the final runs ({one.measured})"))
+    if not arithmetic:
+        return Measurement(missing="what others published of research before their final runs (configs/published)")
+    parts, unit = _here(grid)
+    remark = ""
+    if parts and parts["final runs"]:
+        excess = parts["failed, repeated and superseded attempts"] + parts[ABANDONED]
+        remark = (
+            f"In this experiment the final runs took {amount(parts['final runs'])} {unit}, what failed, was repeated "
+            f"or was abandoned {amount(excess)} more ({1 + excess / parts['final runs']:.2f} times as much in all), "
+            f"and planned ablations {amount(parts['planned ablations'])}. Searches in other experiments are not "
+            "counted."
         )
+    data = {"part": list(parts), "amount": list(parts.values()), "unit": [unit] * len(parts)} if parts else {}
+    return Measurement(arithmetic=arithmetic, data=data, remark=remark)
 
-    ablations = float(attempts.loc[listed].merge(runs[["cell", "seed", "ablation"]], on=["cell", "seed"])
-                      .loc[lambda frame: frame["ablation"].notna(), column].sum())  # fmt: skip
-    parts = {
-        "final runs": alone,
-        "failed, repeated and superseded attempts": total - ablations - elsewhere - alone,
-        "ablations": ablations,
-        "cells and seeds that the experiment no longer has": elsewhere,
-    }
-    sample = Sample(
-        label="this experiment", values=ratios, unit="ratio", relation=expectation.relation,
-        margin=float(np.log(expectation.margin)), phrase=phrase, cells=tuple(grid.cells.values()),
-        runs=[f"{cell}/seed-{seed}" for cell, seed in sorted(known)], least=0.0, of_losses=False, seeds_tell=False,
-    )  # fmt: skip
-    return Measurement(
-        [sample], data={"part": list(parts), "amount": list(parts.values()), "unit": [unit] * len(parts)}
+
+ABANDONED = "cells and seeds that the experiment no longer has"
+
+
+def _here(grid: Grid) -> tuple[dict[str, float], str]:
+    """What an experiment's attempts took, by what they were for, and its unit; nothing where they are not known."""
+    runs, whole = grid.runs, [split_horizon(cell) for cell in grid.attempts["cell"]]
+    if not whole:
+        return {}, ""
+    attempts = grid.attempts.assign(cell=[trunk for trunk, _ in whole])
+    shorter = np.array([steps is not None for _, steps in whole], dtype=bool)
+    column = "cost" if runs["cost_all_in"].notna().all() and runs["cost_all_in"].sum() > 0 else "device_hours"
+    ended = runs["status"].isin(("completed", "diverged"))
+    final, planned = (
+        float(runs.loc[ended & of, f"{column}_final"].sum())
+        for of in (runs["ablation"].isna(), runs["ablation"].notna())
     )
+    known = set(zip(runs["cell"], runs["seed"], strict=True))
+    listed = np.array([one in known for one in zip(attempts["cell"], attempts["seed"], strict=True)])
+    elsewhere = float(attempts.loc[~listed, column].sum())
+    lengths = float(attempts.loc[shorter & listed, column].sum())
+    lost = float(attempts[column].sum()) - final - planned - elsewhere - lengths
+    parts = {
+        "final runs": final,
+        "failed, repeated and superseded attempts": lost if lost > 1e-9 * final else 0.0,  # what rounding leaves
+        ABANDONED: elsewhere,
+        **({"runs of shorter horizons": lengths} if shorter.any() else {}),
+        "planned ablations": planned,
+    }
+    return parts, grid.currency or "" if column == "cost" else "device-hours"
 
 
 def amount(value: float) -> str:

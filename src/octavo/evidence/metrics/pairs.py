@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -23,6 +23,8 @@ from octavo.evidence.comparisons import (
 )
 from octavo.evidence.grid import Cell, Grid, Kind, Pair
 from octavo.evidence.metrics.base import Expectation, Measurement, Phrase, Sample, divergence, number_like, times
+from octavo.evidence.metrics.leverage import AXES as LEVERAGE_AXES
+from octavo.evidence.metrics.leverage import ladder_ratio
 from octavo.records import Axis, Estimate
 
 
@@ -124,7 +126,8 @@ def _samples_of_pairs(
             Sample(
                 label=label, values=measured.values, unit=unit, relation=expectation.relation,
                 margin=float(np.log(expectation.margin)) if unit == "ratio" else expectation.margin,
-                phrase=measured.phrase, cells=(pair.cell, pair.against), runs=pair.names_of(seeds), diverged=lost,
+                phrase=measured.phrase, cells=(pair.cell, pair.against), diverged=lost,
+                runs=[*pair.names_of(seeds), *measured.shorter_runs],
                 bias=measured.bias, early=measured.early, of_losses=of_losses,
             )
         )  # fmt: skip
@@ -143,6 +146,8 @@ class Measured:
 
     values: np.ndarray
     phrase: Phrase
+    shorter_runs: list[str] = field(default_factory=list)
+    """Those of shorter horizons that it rests on, too."""
     bias: int = 0
     early: str | None = None
 
@@ -164,13 +169,18 @@ def loss_difference(grid: Grid, parameters: Pairs, expectation: Expectation) -> 
         if np.isnan(found.loss).any():
             return NO_COMMON_POINT
         early = "; ".join(read_early(grid, pair, found))
-        return Measured(found.loss, _ends(pair, found, early), found.loss_bias.sign, early)
+        in_curves = found.planned and AXES[parameters.axis] != "tokens"
+        shorter = grid.shorter_runs(pair, pair.seeds) if in_curves else []
+        phrase = _ends(pair, found, early, parameters.axis)
+        return Measured(found.loss, phrase, shorter, found.loss_bias.sign, early)
 
     timed = parameters.axis in TIMED_AXES
     return _samples_of_pairs(grid, parameters, expectation, "%", measure, timed=timed)
 
 
-def _ends(pair: Pair, found: Paired, early: str) -> Phrase:
+def _ends(pair: Pair, found: Paired, early: str, axis: Axis) -> Phrase:
+    in_final = AXES[axis] == "tokens"
+
     def phrase(effect: Estimate) -> str:
         in_bits = found.losses == "bits per byte"
         away = f"{number_like(abs(effect.value), effect)} % {'above' if effect.value > 0 else 'below'}"
@@ -178,13 +188,17 @@ def _ends(pair: Pair, found: Paired, early: str) -> Phrase:
         said = f"{pair.cell.label} {verb} {away} the {'bits per byte' if in_bits else 'loss'} of {pair.against.label}"
         alike = abs(found.share[1] - found.share[0]) < EQUAL and not found.loss_bias.sign
         where = f"after {100 * found.share[0]:.0f} % of the runs" if alike else early
+        if found.planned and not in_final:
+            return f"{said}, both planned for equal {words(axis)}"
         return said if found.ends else f"{said} where the two can be compared ({where})"
 
     return phrase
 
 
 def resource_ratio(grid: Grid, parameters: Pairs, expectation: Expectation) -> Measurement:
-    """What a cell spends for the same loss, over what another spends."""
+    """What a cell spends for the same loss, over what another spends; of architectures on a ladder, by its fit."""
+    if parameters.pairs == "architecture" and grid.ladder is not None and parameters.axis in LEVERAGE_AXES:
+        return ladder_ratio(grid, LEVERAGE_AXES[parameters.axis], expectation)
     spent = words(parameters.axis)
 
     def measure(pair: Pair) -> Measured | str:
@@ -193,12 +207,15 @@ def resource_ratio(grid: Grid, parameters: Pairs, expectation: Expectation) -> M
             return refusal(grid, pair) or NOT_SAID
 
         def phrase(effect: Estimate) -> str:
+            planned = ", both planned for the length that it takes" if found.planned else ""
             return (
                 f"{pair.cell.label} needs {times(effect)} times the {spent} of {pair.against.label} for the same loss"
+                f"{planned}"
             )
 
         bias = found.ratio_bias
-        return Measured(found.ratio, phrase, bias.sign, biased_words(grid, pair, bias) if bias.sign else None)
+        shorter = grid.shorter_runs(pair, pair.seeds) if found.planned else []
+        return Measured(found.ratio, phrase, shorter, bias.sign, biased_words(grid, pair, bias) if bias.sign else None)
 
     timed = parameters.axis in TIMED_AXES
     return _samples_of_pairs(grid, parameters, expectation, "ratio", measure, timed=timed)

@@ -8,16 +8,19 @@ import numpy as np
 import pandas as pd
 
 from octavo.evidence.cells import SIZES, summary
+from octavo.evidence.grid import looks_of
 from octavo.evidence.names import listed
 from octavo.evidence.verdicts import p_words
-from octavo.records import ClaimResult, Comparison, Estimate, Verdict
+from octavo.records import ClaimResult, Comparison, Estimate, FirstReport, Verdict
 from octavo.report.charts import Chart, Curves
 from octavo.report.document import Block, Picture, ReportSection, Strip, Table, Text, Tile, Tiles
 from octavo.report.figures import MARGIN
 from octavo.report.inputs import Inputs, shared
+from octavo.report.sections import scale
 from octavo.report.sections.phrases import (
     capitalised,
     comparison_key,
+    cost_words,
     effect_words,
     filled,
     loss_words,
@@ -25,9 +28,9 @@ from octavo.report.sections.phrases import (
     provisional_ledger,
 )
 from octavo.report.style import MISSING, count, duration, money, number, percent
-from octavo.statistics import ALPHA, test
+from octavo.statistics import ALPHA, once, test
 
-HOURS, FP8_LOSS = "01-moe-saves-device-hours", "02-fp8-loss-error"
+HOURS, FP8_LOSS, TENTH = "01-moe-saves-device-hours", "02-fp8-loss-error", "12-a-tenth-of-the-money"
 """The claims that page one asks about, by their files in configs/claims."""
 LOSS_HEADER = "loss (nats per token)"
 
@@ -44,9 +47,10 @@ def answer(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     blocks: list[Block] = [Tiles(tiles)] if (tiles := [tile for tile in questions(inputs) if tile]) else []
     compared = [one for one in inputs.comparisons.comparisons if one.kind != "ablation"]
     blocks += [Text(said, "note") for said in diverged_runs(inputs) + unknown_text(compared)]
-    blocks += provisional_ledger(inputs)
+    blocks += [*provisional_ledger(inputs), *scale.picture(charts)]
     if "answer" in charts:
         early = any(one.ratio_bias > 0 for one in inputs.compared("architecture"))
+        planned = any(one.planned_ends for one in inputs.compared("architecture"))
         hollow = " Hollow: rests on the time of emulated FP8, not on FP8's own speed." if inputs.emulated else ""
         blocks.append(
             Picture(
@@ -54,8 +58,8 @@ def answer(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
                 "Left: what a mixture of experts needs to reach the dense model's loss, as a multiple of what the "
                 "dense model needs (logarithmic scale). Right: how far FP8's final loss is from BF16's; grey: "
                 f"within {MARGIN:g} %. Pale: single seeds. Bars: 95 % intervals over paired seeds.{hollow}"
-                + " A run read before its decay needs more than one planned for that length."
-                * early,
+                + " A run read before its decay needs more than one planned for that length." * early
+                + " Read between the ends of runs planned for their lengths." * planned,
                 "Dot plots of what a mixture needs for the dense model's loss and of FP8's change of the loss.",
             )
         )
@@ -63,9 +67,14 @@ def answer(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
         blocks.append(
             Picture(
                 "loss_differences",
-                "The loss on the way, as a difference from the dense model's in BF16 at equal tokens and at equal "
-                f"{inputs.hours} of training (below zero: better). Lines: means over seeds; bands: lowest to highest "
-                "seed. On the way learning rates have not decayed: whole runs meet at the right end alone.",
+                f"The loss {'of runs planned for their lengths' if inputs.horizons else 'on the way'}, as a difference "
+                f"from the dense model's in BF16 at equal tokens and at equal {inputs.hours} of training (below zero: "
+                "better). Lines: means over seeds; bands: lowest to highest seed. "
+                + (
+                    "Every point is the end of a run of either, read against the other's between its runs' ends."
+                    if inputs.horizons
+                    else "On the way learning rates have not decayed: whole runs meet at the right end alone."
+                ),
                 "Line charts of each cell's loss difference from the dense model in BF16.",
             )
         )
@@ -125,9 +134,13 @@ def curves(inputs: Inputs, charts: dict[str, Chart]) -> list[Block]:
 
 
 def questions(inputs: Inputs) -> tuple[Tile | None, Tile | None, Tile | None]:
-    """Page one's tiles: loss at equal tokens, hours for the same loss, FP8's loss; None where nothing is compared."""
+    """Page one's tiles: loss at equal tokens, hours for the same loss, FP8's loss; None where nothing is compared.
+
+    A ladder's sizes end at losses of their own: there the first is about the money for the same loss.
+    """
     claims = {claim.name: claim for claim in inputs.claims.claims}
-    return _loss_at_equal_tokens(inputs), _fewer_hours(inputs, claims.get(HOURS)), _fp8_loss(claims.get(FP8_LOSS))
+    first = _loss_at_equal_tokens(inputs) if inputs.leverage is None else _a_tenth(claims.get(TENTH))
+    return first, _fewer_hours(inputs, claims.get(HOURS)), _fp8_loss(claims.get(FP8_LOSS))
 
 
 def _loss_at_equal_tokens(inputs: Inputs) -> Tile | None:
@@ -140,18 +153,40 @@ def _loss_at_equal_tokens(inputs: Inputs) -> Tile | None:
         return None
     found = one.loss_difference
     tests = 1 + sum(claim.p_adjusted is not None for claim in inputs.claims.claims)
-    tested = test(np.array(one.loss_differences), "below", 0.0)
+    looks = looks_of(inputs.experiment)
+    tested = test(np.array(one.loss_differences), "below", 0.0, looked=looks or once)
     diverged = set(inputs.runs.loc[inputs.runs["status"] == "diverged", "cell"])
     fair = found.value * one.loss_bias <= 0 and not diverged & {one.cell, one.against} and one.unlike is None
     decided = fair and tested is not None and tests * min(tested.supports, tested.refutes) <= ALPHA
     verdict: Verdict = "inconclusive" if not decided else "supported" if found.value < 0 else "refuted"
+    could_tell = fair and found.n > 1 and not before_first_look(inputs)
     words = {
         "supported": "yes",
         "refuted": "no: higher",
-        "inconclusive": "too close to call" if fair else "not decided",
+        "inconclusive": "too close to call" if could_tell else "not decided",
     }
     key = comparison_key(one, "loss_difference")
     return Tile("Lower loss at equal tokens?", rounded(found.value), _interval(found), verdict, words[verdict], key)
+
+
+def _a_tenth(claim: ClaimResult | None) -> Tile | None:
+    """The claim about a tenth of the money."""
+    if claim is None:
+        return None
+    share = claim.effect and _share(claim.effect)
+    value = f"{_whole(share.value)} of it" if share else MISSING
+    claim = claim.model_copy(update={"effect": share})
+    return _of_claim("A tenth of the money for the same loss?", claim, value, WORDS[claim.verdict], _whole)
+
+
+def _share(leverage: Estimate) -> Estimate:
+    """What a mixture spends of the dense model's money (%), where that spends so many times the mixture's."""
+    low, high = (None if end is None else 100 / end for end in (leverage.high, leverage.low))
+    return leverage.model_copy(update={"value": 100 / leverage.value, "low": low, "high": high, "unit": "%"})
+
+
+def _whole(value: float) -> str:
+    return f"{value:.0f} %"
 
 
 def _fewer_hours(inputs: Inputs, claim: ClaimResult | None) -> Tile | None:
@@ -236,20 +271,21 @@ def finding(inputs: Inputs) -> str:
         return "Nothing is compared: no two cells here differ in one thing"
     if inputs.seeds == 1:
         return "One seed decides nothing: every verdict that rests on runs is inconclusive"
-    loss = text and {"supported": "lower", "refuted": "higher"}.get(text.verdict)
-    mixture, open_questions = [], []
-    if text and loss:
-        mixture.append(f"reaches a {text.value.lstrip('+−')} {loss} loss at equal tokens")
-    elif text:
-        open_questions.append("a mixture of experts reaches a lower loss at equal tokens")
+    clauses: list[str] = []
+    mixture: list[str] = []
+    known, unknown = _about_the_loss(inputs, text)
+    if known:
+        (clauses if inputs.leverage is not None else mixture).append(known)
+    open_questions = [unknown] if unknown else []
     if hours and hours.verdict in ("supported", "refuted"):
         saved = hours.value if hours.value != MISSING else "fewer" if hours.verdict == "supported" else "not fewer"
         saved = _range_saved(claims[HOURS]) or saved
         mixture.append(f"needs {saved} {inputs.hours} for the same loss{_refuted_by(claims[HOURS])}")
     elif hours and hours.verdict == "inconclusive":
         open_questions.append(f"a mixture needs fewer {inputs.hours} for the same loss")
-    against = text and hours and {text.verdict, hours.verdict} == {"supported", "refuted"}
-    clauses = ["a mixture of experts " + (" but " if against else " and ").join(mixture)] if mixture else []
+    if mixture:
+        against = text and hours and {text.verdict, hours.verdict} == {"supported", "refuted"}
+        clauses.append("a mixture of experts " + (" but " if against else " and ").join(mixture))
     if bits and bits.verdict in ("supported", "refuted"):
         clauses.append(f"FP8 {_error(claims[FP8_LOSS])}{_refuted_by(claims[FP8_LOSS])}")
     elif bits and bits.verdict == "inconclusive":
@@ -257,7 +293,21 @@ def finding(inputs: Inputs) -> str:
     if open_questions:
         undecided = " or ".join(filter(None, (", ".join(open_questions[:-1]), open_questions[-1])))
         clauses.append(f"it is not decided whether {undecided}")
-    return f"At this size {'; '.join(clauses)}" if clauses else "None of the three questions can be tested here"
+    size = "At this size" if inputs.leverage is None else "At these sizes"
+    return f"{size} {'; '.join(clauses)}" if clauses else "None of the three questions can be tested here"
+
+
+def _about_the_loss(inputs: Inputs, text: Tile | None) -> tuple[str, str]:
+    """What is known of a mixture's loss at equal tokens, or of a ladder's leverage; else what is open. One is empty."""
+    if inputs.leverage is not None:
+        known = scale.lead(inputs.leverage["leverage"])
+        return known or "", "" if known else "a mixture needs fewer model FLOPs for the same loss"
+    if text is None:
+        return "", ""
+    loss = {"supported": "lower", "refuted": "higher"}.get(text.verdict)
+    if loss is None:
+        return "", "a mixture of experts reaches a lower loss at equal tokens"
+    return f"reaches a {text.value.lstrip('+−')} {loss} loss at equal tokens", ""
 
 
 def _range_saved(claim: ClaimResult) -> str | None:
@@ -277,6 +327,31 @@ def _refuted_by(claim: ClaimResult) -> str:
     return f" ({claim.effect_of.replace(' (emulated)', '')})"
 
 
+def still_running(first: FirstReport) -> str:
+    """`First report, after 3 of up to 9 seeds; more are running`."""
+    return f"First report, after {first.seeds} of up to {first.most} seeds; more are running"
+
+
+def before_first_look(inputs: Inputs) -> bool:
+    """Whether it is a first report from before the first look at the evidence, which could decide something."""
+    return inputs.first is not None and inputs.first.seeds < inputs.first.first_look
+
+
+def so_far(inputs: Inputs, first: FirstReport) -> list[str]:
+    """What a first report has found, and what it is worth."""
+    said = [f"{still_running(first)}."]
+    if before_first_look(inputs):
+        said.append(
+            f"These are first estimates: no verdict on runs is reached before {first.first_look} seeds of every cell."
+        )
+    elif inputs.ablation is None:
+        said.append(f"So far: {finding(inputs)}.")
+    return [
+        *said,
+        "The whole report takes this one's place, in this file, when the last seed that is needed is trained.",
+    ]
+
+
 def facts(inputs: Inputs) -> str:
     """Runs, seeds, tokens, machine, cost, and what is emulated."""
     runs = inputs.complete
@@ -291,7 +366,7 @@ def facts(inputs: Inputs) -> str:
         "" if pd.isna(runs["tokens"].max()) else f"up to {count(runs['tokens'].max())} tokens each",
         "" if pd.isna(devices) else f"{int(devices)} {device}{'s' * bool(devices != 1)} a run",
         "" if pd.isna(hours) else f"{duration(3600 * hours)} of {inputs.device_time}",
-        "" if pd.isna(cost) else money(cost, inputs.currency),
+        "" if pd.isna(cost) else cost_words(inputs, cost),
         "FP8 is emulated: its numbers are real, its speed is not and is not judged" if inputs.emulated else "",
     ]
     return " · ".join(filter(None, said))
@@ -307,8 +382,9 @@ def _foot(inputs: Inputs) -> str:
     said = [
         f"Commit {shared([(one.git_commit or 'unknown')[:10] for one in found])}" if found else "",
         f"text {shared([one.data_manifest_sha256[:10] for one in found])}" if found else "",
-        "" if inputs.imported else verified,
-        f"trace a number: octavo trace --results results/{inputs.whole.name} KEY (report.html shows the keys)",
+        "" if inputs.imported or inputs.first else verified,
+        "numbers of a first report cannot be traced: its tables are not kept" if inputs.first
+        else f"trace a number: octavo trace --results results/{inputs.whole.name} KEY (report.html shows the keys)",
     ]  # fmt: skip
     text = " · ".join(filter(None, said))
     return text[0].upper() + text[1:]
@@ -381,10 +457,16 @@ def _in_short(effect: Estimate | None) -> str:
     if effect is None:
         return MISSING
     if effect.unit.startswith("% of"):
-        return f"{effect.value:.1f} {effect.unit}"
+        return f"an expert tells {effect.value:.1f} {effect.unit}"
     if effect.unit == "USD":
         return money(effect.value, effect.unit)
     return effect_words(effect.model_copy(update={"low": None, "high": None}))
+
+
+def _of_what(claim: ClaimResult) -> str:
+    """A claim's effect without its interval, and what it was computed for, where that is not the experiment."""
+    effect = _in_short(claim.effect)
+    return f"{effect} {claim.computed_for}" if claim.computed_for and claim.effect else effect
 
 
 def strip(results: list[ClaimResult]) -> Strip:
@@ -403,8 +485,7 @@ def strip(results: list[ClaimResult]) -> Strip:
     ]
     return Strip(
         [
-            Tile(f"{one.number} {one.title}", _in_short(one.effect), "", one.verdict,
-                 one.verdict + (f" ({one.reason})" if one.reason else ""),
+            Tile(f"{one.number} {one.title}", _of_what(one), "", one.verdict, one.verdict,
                  f"claims.{one.number}.effect")
             for one in tested
         ],

@@ -6,13 +6,19 @@ import math
 from dataclasses import replace
 
 from octavo.accounting.ledger import provisional
+from octavo.accounting.money import hour_price, price_range
+from octavo.accounting.stragglers import slowness, stragglers
 from octavo.evidence.metrics.base import decimals_like
-from octavo.records import Comparison, Estimate
+from octavo.evidence.names import listed
+from octavo.records import Comparison, Estimate, RankTime
 from octavo.report.document import Table, Text
 from octavo.report.figures import axis_name
 from octavo.report.inputs import Inputs
 from octavo.report.sentences import loss_sentence, ratio_sentence
-from octavo.report.style import MISSING, number, percent
+from octavo.report.style import MISSING, money, number, percent
+
+NODES_SHOWN = 6
+"""Sets of nodes, or of slow nodes, that a note names."""
 
 
 def loss_words(inputs: Inputs, one: Comparison) -> str:
@@ -67,9 +73,69 @@ def provisional_ledger(inputs: Inputs) -> list[Text]:
     reasons = provisional(inputs.attempts)
     if not reasons:
         return []
-    again = f"snakemake {inputs.folder.report_pdf}"
+    again = f"snakemake {inputs.scope.report_pdf}"
     said = f"The ledger is provisional: {'; '.join(reasons)}. {again} asks again and makes the report anew."
     return [Text(said, "note")]
+
+
+def cost_words(inputs: Inputs, cost: float) -> str:
+    """A cost at the middle of its price, and its range where the price has one: `$2.80 ($1.86 to $4.67)`."""
+    said = money(cost, inputs.currency)
+    if inputs.experiment is None or inputs.currency is None:
+        return said
+    cluster, device = inputs.experiment.cluster, inputs.experiment.device
+    middle, (low, high) = hour_price(cluster, device).total, price_range(cluster, device)
+    if not middle or low == high or not math.isfinite(cost):
+        return said
+    least, most = (money(cost * end / middle, inputs.currency) for end in (low, high))
+    if most.endswith(" cents"):
+        least = least.removesuffix(" cents")
+    return f"{said} ({least} to {most})"
+
+
+def nodes_apart(inputs: Inputs) -> list[Text]:
+    """A note where Slurm gave the final runs of cells that are compared different nodes; nothing elsewhere."""
+    final = inputs.attempts[(inputs.attempts["state"] == "completed") & ~inputs.attempts["superseded"]]
+    on = final[final["job"].notna()].groupby("cell")["nodes"].agg(lambda nodes: " and ".join(sorted(set(nodes))))
+    if on.nunique() < 2:
+        return []
+    places = [
+        f"{listed([inputs.label(cell) for cell in sorted(cells.index)])} on {nodes}" for nodes, cells in on.groupby(on)
+    ]
+    shown = "; ".join(places[:NODES_SHOWN]) + (
+        f"; and {len(places) - NODES_SHOWN} more" if places[NODES_SHOWN:] else ""
+    )
+    return [
+        Text(
+            f"The cells were trained on different nodes: {shown}. How fast those nodes are is part of every comparison "
+            "of speed, hours and money between them.",
+            "note",
+        )
+    ]
+
+
+def ranks_apart(inputs: Inputs) -> list[Text]:
+    """How far apart the ranks of final runs are in time, and the nodes that slow a run down; nothing of one rank."""
+    final = inputs.attempts[
+        (inputs.attempts["state"] == "completed") & ~inputs.attempts["superseded"] & inputs.attempts["ranks"].notna()
+    ]
+    runs = {
+        f"{inputs.label(cell)}, seed {seed}": [RankTime.model_validate(one) for one in ranks]
+        for cell, seed, ranks in zip(final["cell"], final["seed"], final["ranks"], strict=True)
+    }
+    if not runs:
+        return []
+    apart = [share for ranks in runs.values() for share in slowness(ranks).values()]
+    of = "The final run" if len(runs) == 1 else f"The {len(runs)} final runs"
+    said = (
+        f"{of} of several ranks: what a rank works at a step, before all wait for the slowest in the reduction of "
+        f"gradients, lies between {1 + min(apart):.2f} and {1 + max(apart):.2f} times the median of the ranks."
+    )
+    slow = [f"{run}: {one}" for run, ranks in runs.items() for one in stragglers(ranks)]
+    if not slow:
+        return [Text(said)]
+    more = f"; and {len(slow) - NODES_SHOWN} more" if slow[NODES_SHOWN:] else ""
+    return [Text(f"{said} Runs that were slowed down: {'; '.join(slow[:NODES_SHOWN])}{more}.", "note")]
 
 
 def capitalised(text: str) -> str:

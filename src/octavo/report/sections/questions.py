@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
 from octavo.evidence.cells import LOSS_UNIT, mean
 from octavo.evidence.comparisons import estimate
 from octavo.evidence.names import words
+from octavo.forecast.rows import published_beside
 from octavo.records import ClaimResult, Comparison
 from octavo.report.charts import Chart
 from octavo.report.document import Block, Picture, ReportSection, Table, Text
 from octavo.report.figures import MARGIN, held_equal, losses_of, pair_name, rates
 from octavo.report.inputs import Inputs
 from octavo.report.sections.answer import EMULATED, curves, grid_table, verdict_table
-from octavo.report.sections.phrases import effect_words, filled, loss_words, mean_words, ratio_words
+from octavo.report.sections.phrases import (
+    effect_words,
+    filled,
+    loss_words,
+    mean_words,
+    nodes_apart,
+    ranks_apart,
+    ratio_words,
+)
 from octavo.report.sentences import rate_sentence
 from octavo.report.style import MISSING, count, number, percent
 
@@ -105,7 +116,7 @@ def fairness(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
         ]
         for equal, one in held_equal(inputs)
     ]
-    blocks: list[Block] = []
+    blocks: list[Block] = [*nodes_apart(inputs)] if rows else []
     if "fair_axes" in charts:
         blocks.append(
             Picture(
@@ -268,7 +279,22 @@ def speed(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     rate = rates(inputs).set_index(["cell", "seed"])["rate"]
     pairs = [*inputs.compared("architecture"), *inputs.compared("precision")]
     said = [_rate_sentence(inputs, one, rate) for one in pairs if one.axis == "tokens"]
-    return ReportSection("Throughput", [*blocks, *(Text(text) for text in said if text)])
+    said += _published(inputs, rate)
+    where = [*nodes_apart(inputs), *ranks_apart(inputs)]
+    return ReportSection("Throughput", [*blocks, *where, *(Text(text) for text in said if text)])
+
+
+def _published(inputs: Inputs, rate: pd.Series) -> Iterator[str]:
+    """How fast cells of the grid ran, beside what was published for their model, device and recipe."""
+    if inputs.experiment is None:
+        return
+    measured = rate.groupby("cell").mean()
+    for name, cell in inputs.experiment.cells.items():
+        if name not in measured.index or cell.ablation or cell.trunk:
+            continue
+        if found := published_beside(cell.model, inputs.experiment.device, cell.precision.recipe):
+            own = number(measured[name])
+            yield f"{inputs.label(name)}: {own} tokens/s per device here; published for its model: {found}."
 
 
 def _rate_sentence(inputs: Inputs, one: Comparison, rate: pd.Series) -> str | None:
@@ -290,9 +316,10 @@ def traffic(inputs: Inputs) -> ReportSection:
     if claim is None:
         return ReportSection("Traffic between devices", [])
     frame = pd.DataFrame(claim.data)
-    columns = [name for name in frame.columns if name != "cell"]
-    rows = [[inputs.label(row["cell"]), *(number(row[name]) for name in columns)] for row in frame.to_dict("records")]
-    caption = "Bytes that a device sends per token in training, computed from model and parallel layout."
+    columns = [name for name in frame.columns if name not in ("cell", "label")]
+    rows = [[row["label"], *(number(row[name]) for name in columns)] for row in frame.to_dict("records")]
+    where = f" {claim.computed_for}" if claim.computed_for else ""
+    caption = f"Bytes that a device sends per token in training{where}, computed from model and parallel layout."
     header = ["cell", *(words(name.removesuffix("_bytes_per_token")) for name in columns)]
-    table = Table(header, rows, "l" + "r" * len(columns), caption, small=True)
+    table = filled(Table(header, rows, "l" + "r" * len(columns), caption, small=True))
     return ReportSection("Traffic between devices", [Text(claim.sentence), table])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from octavo.evidence.metrics.base import LEAST_STEPS
 from octavo.evidence.names import PRECISIONS, listed, words
 from octavo.experiment.config import Optimizer, SeedsUntilDecided, Training
 from octavo.experiment.run import Experiment
+from octavo.models.parameters import TRAINED
 from octavo.precision.recipes import RECIPES
-from octavo.records import SeedPlans, read_record
+from octavo.records import SeedPlans, StepProof, read_record
 from octavo.report.document import Block, ReportSection, Table, Text
 from octavo.report.inputs import Inputs, shared
 from octavo.report.sections.phrases import filled
@@ -35,6 +36,7 @@ def methods(inputs: Inputs) -> ReportSection:
             "reach. A seed in which a run diverged, or whose curve begins below that loss, has no ratio: it is "
             "censored, and the notes say so."
         ),
+        *_planned_lengths(inputs),
         Text(
             "Statistics. Student's t on paired differences; equivalence by two one-sided tests; p values adjusted over "
             f"claims by Holm. With one seed, or runs of fewer than {LEAST_STEPS} steps, every verdict on training is "
@@ -59,6 +61,22 @@ def methods(inputs: Inputs) -> ReportSection:
         ),
     ]
     return ReportSection("Methods", blocks)
+
+
+def _planned_lengths(inputs: Inputs) -> list[Block]:
+    """How runs of several lengths are made and compared."""
+    if not inputs.horizons:
+        return []
+    lengths = listed([f"{steps:,}" for steps in inputs.horizons])
+    return [
+        Text(
+            f"Planned lengths. Besides the whole length, runs are planned for {lengths} steps: each begins from a "
+            "checkpoint of the run of the whole length, whose rate is still at its peak there, trains the decay of its "
+            "own length, and is to the last bit the run of that length. Curves over a resource go through the ends of "
+            "these runs, interpolated in the logarithms of both; no loss is read on the way. What a run of a length "
+            "takes is its part of the common beginning and its own decay."
+        )
+    ]
 
 
 def _looks(inputs: Inputs) -> str:
@@ -95,7 +113,7 @@ def how_trained(experiment: Experiment) -> list[Text]:
             f"Training. {training.total_steps:,} steps of {training.global_batch_size} sequences of "
             f"{training.sequence_length} tokens ({count(training.total_steps * training.tokens_per_step)} a run), "
             f"AdamW with {_learning_rates(optimizer)}, weight decay {optimizer.weight_decay:g}, "
-            f"{training.schedule.decay} decay after {training.schedule.warmup_fraction:.0%} warm-up. "
+            f"{_schedule(training)}. "
             f"{_initial_values(training)} Seeds {seeds}. "
             f"Differences between architectures: {overrides or 'none but the model itself'}."
         ),
@@ -104,6 +122,16 @@ def how_trained(experiment: Experiment) -> list[Text]:
             "the shapes of their parameters agree. Differences are taken seed by seed."
         ),
     ]
+
+
+def _schedule(training: Training) -> str:
+    schedule = training.schedule
+    if schedule.decay_fraction is not None:
+        return (
+            f"{schedule.warmup_fraction:.0%} warm-up, a constant rate and a decay by 1 - sqrt(its share) in the last "
+            f"{schedule.decay_fraction:.0%} of the steps"
+        )
+    return f"{schedule.decay} decay after {schedule.warmup_fraction:.0%} warm-up"
 
 
 def _learning_rates(optimizer: Optimizer) -> str:
@@ -152,12 +180,14 @@ def limits(inputs: Inputs) -> ReportSection:
         f"{inputs.seeds} seed{'s' if inputs.seeds != 1 else ''}: differences smaller than their intervals are not "
         "shown to be zero.",
     ]
+    said += [one for one in [under_trained(inputs)] if one]
     said.append(
         "With three seeds nothing shows that noise is skewed: where it is, a claim of a small difference is supported "
         f"falsely more often than in {100 * ALPHA:.0f} of 100 ({SKEWED})."
     )
     said += [one for one in [seeds_not_planned(inputs)] if one]
     said += scattered_times(inputs)
+    said += other_layouts(inputs)
     if inputs.emulated:
         said.append("Nothing here measures the speed, energy or cost of FP8: it was emulated.")
     if set(inputs.runs["device_kind"].dropna()) == {"cpu"}:
@@ -169,6 +199,22 @@ def limits(inputs: Inputs) -> ReportSection:
         domains = sorted({source.domain for source in inputs.experiment.file.data.sources})
         said.append(f"The text is of {len(domains)} kind{'s' if len(domains) > 1 else ''} ({', '.join(domains)}).")
     return ReportSection("Limits", [Text(text) for text in said])
+
+
+def under_trained(inputs: Inputs) -> str | None:
+    """How many tokens an active parameter saw, and that this is few, where it is."""
+    runs = inputs.complete
+    seen = (runs["tokens"] / runs["active_parameters"]).dropna()
+    if seen.empty:
+        return None
+    span = " to ".join(dict.fromkeys(number(end) for end in (seen.min(), seen.max())))
+    said = f"Runs saw {span} tokens per active parameter"
+    if round(seen.min()) >= TRAINED:
+        return f"{said}."
+    return (
+        f"{said}: under-trained models are compared, where compute-optimal training takes about {TRAINED} "
+        "(arXiv 2203.15556). What is cheaper here need not be where models are trained longer."
+    )
 
 
 def seeds_not_planned(inputs: Inputs) -> str | None:
@@ -195,14 +241,35 @@ def seeds_not_planned(inputs: Inputs) -> str | None:
 def scattered_times(inputs: Inputs) -> Iterator[str]:
     """That times are unsteady, where a cell's seeds, which do the same work, differ by more than SCATTER in them."""
     runs = inputs.complete.assign(step=inputs.complete["training_seconds"] / inputs.complete["steps"])
-    spread = runs.groupby("cell")["step"].agg(["min", "max"])
-    more = (100 * (spread["max"] / spread["min"] - 1)).dropna()
+    layouts = runs["layouts"].fillna("")  # not the same work: another number of devices
+    spread = runs.groupby(["cell", layouts])["step"].agg(["min", "max"]).droplevel(1)
+    more = (100 * (spread["max"] / spread["min"] - 1)).dropna().groupby("cell", sort=False).max()
     if len(more) and more.max() > SCATTER:
         cells = listed([inputs.label(str(cell)) for cell in more[more > SCATTER].index])
         yield (
             f"Seeds of a cell do the same work, yet their mean step times differ by up to {number(more.max())} % "
             f"(more than {SCATTER} %: {cells}). Speeds, hours and money here rest on an unsteady machine."
         )
+
+
+def other_layouts(inputs: Inputs) -> Iterator[str]:
+    """The runs that were not trained from end to end under the layout that the experiment has now."""
+    if inputs.experiment is None:
+        return
+    for several, what in (
+        (True, "went on from a checkpoint of another layout (resharded), which changes the order of sums: their losses "
+         "are held to the tolerance of verification, not to the last bit"),
+        (False, "were trained under another layout than the experiment has now, and were kept"),
+    ):  # fmt: skip
+        found = {
+            f"{row.cell}/seed-{row.seed}": str(row.layouts)
+            for frame in (inputs.runs, inputs.shorter)
+            for row in frame.itertuples()
+            if (";" in str(row.layouts)) == several and row.layouts != inputs.experiment.cells[str(row.cell)].layout
+        }
+        if found:
+            runs = "; ".join(f"{name} ({layouts.replace(';', ',')})" for name, layouts in found.items())
+            yield f"{len(found)} run{'s' * (len(found) > 1)} {what}: {runs}."
 
 
 def _or_unknown(text: str) -> str:
@@ -283,6 +350,7 @@ def provenance(inputs: Inputs) -> ReportSection:
                   "The precision asked for is the precision built: layers counted before the first step.",
                   [1.6, 4], small=True)
         )  # fmt: skip
+        blocks += _what_ran({name: inputs.provenance[name].step_proof for name in built})
     if inputs.manifest:
         rows = [
             [source["name"], source["license"] or "", str(source["documents"]), ", ".join(source["sha256"].values())]
@@ -292,8 +360,43 @@ def provenance(inputs: Inputs) -> ReportSection:
             Table(["source", "licence", "documents", "SHA-256"], rows, "llrl",
                   "The text.", [1.4, 1.8, 0.9, 4.4], small=True)
         )  # fmt: skip
+        held = sum(domain["tokens"] for domain in inputs.manifest["splits"]["train"].values())
+        blocks.append(Text(how_often_read(float(inputs.runs["tokens"].max()), float(held))))
     blocks += run_list(inputs).blocks
     return ReportSection("Provenance", blocks)
+
+
+def how_often_read(tokens: float, held: float) -> str:
+    """Whether the longest run, of so many tokens, reads the training text, which holds so many, more than once.
+
+    Text that is read again teaches less than new text (Muennighoff et al. 2023, arXiv 2305.16264).
+    """
+    said = f"The training text holds {count(held)} tokens; the longest run reads {count(tokens)}"
+    if tokens <= held:
+        return f"{said}, none of them twice."
+    return f"{said}: all of it {tokens / held:.2g} times over. Text that is read again teaches less than new text."
+
+
+def _what_ran(proofs: Mapping[str, StepProof | None]) -> list[Block]:
+    """What the first step of runs on GPUs did; nothing where no run was on one."""
+    rows = [
+        [
+            name,
+            "; ".join(
+                f"{words(product)}: {times} x {kinds}"
+                for product, seen in proof.products.items()
+                for kinds, times in seen.items()
+            ),
+            proof.attention,
+            f"{proof.fused_weight_gradients} weights, {proof.fused_permutations} permutations",
+            listed(proof.dispatchers) if proof.dispatchers else MISSING,
+        ]
+        for name, proof in proofs.items()
+        if proof is not None
+    ]
+    header = ["run", "products in the first step", "attention", "fused", "dispatcher"]
+    caption = "What ran, counted where Transformer Engine calls its kernels."
+    return [Table(header, rows, "lllll", caption, [1.6, 3.4, 1.4, 1.2, 1.4], small=True)] if rows else []
 
 
 def run_list(inputs: Inputs) -> ReportSection:
