@@ -16,7 +16,8 @@ dense model. The noise of each comparison's differences is its own:
 All are scaled to a variance of 1 on average. (Two cells of different spread are no case of their own: differences of
 normal runs are normal, with one variance.) The design looks after 3 to 8 seeds and trains the cells of undecided
 comparisons alone, as the pipeline does. For the rates every truth lies on its margin; for the savings truths and
-spreads are those of `laptop`'s eight seeds. At the end: what three seeds cannot see, with skewed noise.
+spreads are those of eight seeds of `laptop-dense` and `laptop-moe`. At the end: what three seeds cannot see, with
+skewed noise.
 
 Tests of all experiments are worked out together; the first 20 are worked out by `octavo.statistics.test` too, and must
 agree. Claims are decided by Octavo's functions.
