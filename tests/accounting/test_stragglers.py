@@ -20,6 +20,7 @@ def test_the_rank_that_takes_more_than_5_percent_longer_is_named_with_its_node()
     (found,) = stragglers(ranks)
     assert (found.node, found.ranks, found.all_ranks) == ("gpu2", (3,), False)
     assert found.slower == pytest.approx(1.12 / 1.01 - 1)
+    assert found.seconds == pytest.approx(1.12 - 1.01)
     assert str(found) == "gpu2, rank 3, works 11% longer at a step than the median rank"
 
 

@@ -47,11 +47,13 @@ def leave(
     seconds: dict[int, float],
     load: list[list[float]] | None = None,
     attempts: tuple[tuple[int, int], ...] = ((1, 150),),
+    ranks: tuple[tuple[str, float], ...] = (),
 ) -> None:
     """What a finished run leaves: 4 s of start, steps of so many seconds, 0.01 s between them, validations of 2 s after
     every 50th and the last step, checkpoints of 0.5 s after every 50th but the last, 1 s at the end.
 
-    `seconds`: of the steps that differ from key 0's. `attempts`: their first and last steps.
+    `seconds`: of the steps that differ from key 0's. `attempts`: their first and last steps. `ranks`: node and seconds
+    of work at a step, of the last attempt.
     """
     run = experiment.run(cell, 1)
     folder, clock = experiment.folder.run(cell, 1), START
@@ -76,6 +78,9 @@ def leave(
              "device_kind": "cpu", "device_count": 1, "first_step": first - 1,
              "run_fingerprint": run.run_fingerprint}
         )  # fmt: skip
+    kept[-1]["ranks"] = [
+        {"rank": rank, "node": node, "stage": 0, "seconds": worked} for rank, (node, worked) in enumerate(ranks)
+    ]
     for path, values in ((folder.metrics, lines), (folder.attempts, kept)):
         path.write_text("".join(json.dumps(value) + "\n" for value in values))
     # the times are those of the metrics
@@ -130,6 +135,40 @@ def test_the_part_that_differs_is_named(quickstart: Experiment) -> None:
         assert list(off.values()) == pytest.approx([0.0] * len(off), abs=1e-9)
     assert cells["dense-bf16"]["difference_made_by"] == []
     assert cells["dense-fp8_tensorwise"]["times_as_fast"] == pytest.approx(1)
+
+
+def test_what_a_slow_node_costs_of_the_step_is_a_part_and_the_node_is_named(quickstart: Experiment) -> None:
+    """Of the dense cell in BF16 one rank worked 100 ms at a step and the others 80: 25 % longer, and its step took
+    20 ms more than forecast. That is no part of what FP8 or experts add."""
+    for name, step in forecast_cells(quickstart).items():
+        longer = 0.02 if name == "dense-bf16" else 0.0
+        ranks = (("gpu1", 0.08), ("gpu1", 0.08), ("gpu2", 0.08), ("gpu2", 0.08 + longer))
+        leave(quickstart, name, {0: step.seconds + longer}, ranks=ranks)
+    cells = {one["cell"]: one for one in explain(quickstart)["cells"]}
+    for name, cell in cells.items():
+        off = {one["part"]: one["measured"] - one["forecast"] for one in cell["parts"]}
+        if name == "dense-bf16":
+            assert off.pop("waiting for the slowest rank") == pytest.approx(0.02)
+            assert cell["difference_made_by"] == ["waiting for the slowest rank"]
+        else:
+            assert cell["stragglers"] == cell["difference_made_by"] == []
+        assert list(off.values()) == pytest.approx([0.0] * len(off), abs=1e-9)
+    shown = CliRunner().invoke(app, ["explain", "quickstart"]).stdout
+    took = 1000 * cells["dense-bf16"]["step_seconds"]["measured"]
+    assert (
+        "  Seed 1, attempt 1: gpu2, rank 3, works 25% longer at a step than the median rank; all ranks wait for it, "
+        f"20.0 ms of each step ({100 * 20 / took:.0f} %).\n"
+    ) in shown
+
+
+def test_a_slow_node_of_one_attempt_cost_its_own_steps_alone(quickstart: Experiment) -> None:
+    """The second attempt trained 100 of the 150 steps, of each of which 30 ms were a wait for one node."""
+    ranks = (("gpu1", 0.07), ("gpu2", 0.07), ("gpu3", 0.1))
+    leave(quickstart, "dense-bf16", {0: 0.1}, attempts=((1, 50), (51, 150)), ranks=ranks)
+    _, steps = run_time(quickstart.run("dense-bf16", 1), quickstart.folder.run("dense-bf16", 1))
+    # three steps of each attempt are its first ones, which as they took as long as the others are no part
+    assert steps.waited == pytest.approx(0.03 * 97 / (47 + 97))
+    assert steps.plain + steps.waited == pytest.approx(steps.mean) == pytest.approx(0.1)
 
 
 def test_parts_add_up_to_the_forecast_and_to_the_measured_step(quickstart: Experiment) -> None:

@@ -23,6 +23,8 @@ class Straggler:
     node: str
     slower: float
     """By how much the slowest of them takes longer, as a share of the median."""
+    seconds: float
+    """The same in seconds: so long all ranks wait for it in every step."""
     ranks: tuple[int, ...]
     """Those that do."""
     all_ranks: bool
@@ -36,21 +38,32 @@ class Straggler:
 def stragglers(ranks: Sequence[RankTime]) -> list[Straggler]:
     """The nodes that slow a run down, the worst first."""
     on_node: dict[str, list[RankTime]] = defaultdict(list)
-    slower = slowness(ranks)
+    middle = _medians(ranks)
     for one in ranks:
         on_node[one.node].append(one)
     found = []
     for node, own in on_node.items():
-        if slow := [one.rank for one in own if slower[one.rank] > SLOWER]:
-            worst = max(slower[rank] for rank in slow)
-            found.append(Straggler(node, worst, tuple(slow), len(slow) == len(own)))
+        if slow := [one for one in own if _slower(one, middle) > SLOWER]:
+            worst = max(slow, key=lambda one: _slower(one, middle))
+            beyond = worst.seconds - middle[worst.stage]
+            ranks_of_it = tuple(one.rank for one in slow)
+            found.append(Straggler(node, _slower(worst, middle), beyond, ranks_of_it, len(slow) == len(own)))
     return sorted(found, key=lambda one: -one.slower)
 
 
 def slowness(ranks: Sequence[RankTime]) -> dict[int, float]:
     """Rank -> how much longer it takes than the median of its stage's ranks, as a share of that."""
+    middle = _medians(ranks)
+    return {one.rank: _slower(one, middle) for one in ranks}
+
+
+def _medians(ranks: Sequence[RankTime]) -> dict[int, float]:
+    """Stage -> seconds of its median rank."""
     by_stage: dict[int, list[float]] = defaultdict(list)
     for one in ranks:
         by_stage[one.stage].append(one.seconds)
-    middle = {stage: median(seconds) for stage, seconds in by_stage.items()}
-    return {one.rank: one.seconds / middle[one.stage] - 1 if middle[one.stage] else 0.0 for one in ranks}
+    return {stage: median(seconds) for stage, seconds in by_stage.items()}
+
+
+def _slower(one: RankTime, middle: dict[int, float]) -> float:
+    return one.seconds / middle[one.stage] - 1 if middle[one.stage] else 0.0

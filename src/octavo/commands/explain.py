@@ -83,6 +83,11 @@ def _step(cell: dict[str, Any]) -> Iterator[str]:
         yield f"  {word.capitalize()} than forecast, most of all by: {'; '.join(cell['difference_made_by'])}."
     else:
         yield "  As forecast."
+    for one in cell["stragglers"]:
+        yield (
+            f"  Seed {one['seed']}, attempt {one['attempt']}: {one['in_words']}; all ranks wait for it, "
+            f"{_seconds(one['seconds'])} of each step ({_percent(one['seconds'] / step['measured'])})."
+        )
     if len(cell["forecast_parts"]) > 1:
         whole = sum(cell["forecast_parts"].values())
         shares = (f"{part} {_percent(seconds / whole)}" for part, seconds in cell["forecast_parts"].items())

@@ -2,8 +2,9 @@
 
 What a run's files say of its steps is how long each took, and what was done between them. A step's parts are told apart
 by cells that differ in one thing: what FP8 adds is a cell's step less that of the same model in BF16, forecast and
-measured alike; what experts add is a mixture's step less its dense partner's. Finer parts are forecast (products,
-attention, messages), and only a profile could say how long each took.
+measured alike; what experts add is a mixture's step less its dense partner's. What all ranks wait for a slow node is
+told by how long each rank worked (`octavo.accounting.stragglers`). Finer parts are forecast (products, attention,
+messages), and only a profile could say how long each took.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from octavo.experiment.run import CellConfig, Experiment
 from octavo.forecast.measured import kept_steps
 from octavo.forecast.plan import STEP_GROUPS
 from octavo.forecast.rows import published_beside
-from octavo.forecast.run_time import FIRST, SLOW, RunTime, StepTimes, run_time
+from octavo.forecast.run_time import FIRST, SLOW, RunTime, StepTimes, run_time, slow_nodes
 from octavo.forecast.steps import StepForecast, forecast_step
 from octavo.layout import RunFolder, accept_file, repository
 from octavo.metrics import read_metrics_table
@@ -126,6 +127,7 @@ def _record(experiment: Experiment, cell: _Cell, found: dict[str, _Cell]) -> dic
         "inside": low <= steps.mean <= high,
         "times_as_fast": forecast.seconds / steps.mean,
         "parts": parts,
+        "stragglers": [*_stragglers(experiment, cell)],
         "difference_made_by": _made_by(parts, steps.mean - forecast.seconds, forecast.seconds),
         "forecast_parts": {
             group: seconds
@@ -151,12 +153,21 @@ def _parts(experiment: Experiment, cell: _Cell, found: dict[str, _Cell]) -> Iter
         yield _part(name, more.forecast.seconds - less.forecast.seconds, more.steps.plain - less.steps.plain)
     steps = cell.steps
     for name, seconds in (
+        ("waiting for the slowest rank", steps.waited),
         (f"the first {FIRST} steps of an attempt", steps.first),
         ("steps that look at experts' loads or FP8's numbers", steps.examined),
         (f"steps of {SLOW:g} times the median and more", steps.slow),
     ):
         if abs(seconds) > ROUNDING * steps.mean:
             yield _part(name, 0.0, seconds)
+
+
+def _stragglers(experiment: Experiment, cell: _Cell) -> Iterator[dict[str, Any]]:
+    """The nodes that slowed a cell's runs down, with what each cost of a step of its attempt."""
+    for seed in cell.seeds:
+        for attempt, nodes in slow_nodes(experiment.folder.run(cell.config.cell, seed)).items():
+            for one in nodes:
+                yield {"seed": seed, "attempt": attempt, **asdict(one), "in_words": str(one)}
 
 
 def _part(name: str, forecast: float, measured: float) -> dict[str, Any]:

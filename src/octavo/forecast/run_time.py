@@ -1,7 +1,8 @@
 """Where the time of a run went, by the times in `attempts.jsonl` and `metrics.jsonl`.
 
 A line of the metrics is written when a step or a validation has ended, and a step's line says how long it took: what
-lies between is told apart by what the configuration says was done there.
+lies between is told apart by what the configuration says was done there. How long steps waited for a slow node the
+attempts say, by how long each rank worked.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from octavo.accounting.stragglers import Straggler, stragglers
 from octavo.experiment.run import RunConfig
 from octavo.layout import RunFolder
 from octavo.metrics import metrics_columns
@@ -49,9 +51,11 @@ class StepTimes:
     steps: int
     mean: float
     plain: float
-    """The mean of the steps that are in none of the other parts."""
+    """The mean of the steps that are in none of the other parts, without what they waited for slow ranks."""
+    waited: float
+    """What these steps waited for a rank that is a straggler: what it worked beyond the median of its stage's ranks."""
     first: float
-    """What the FIRST steps of each attempt take beyond a plain one, per step of the run."""
+    """What the FIRST steps of each attempt take beyond a plain one that waited, per step of the run."""
     examined: float
     """The same of steps that look at experts' loads or at the numbers of FP8."""
     slow: float
@@ -62,6 +66,7 @@ def run_time(run: RunConfig, folder: RunFolder) -> tuple[RunTime, StepTimes]:
     """Of a finished run. Raises OctavoError for files that cannot be read."""
     lines = metrics_columns(folder.metrics, ("time", "step_seconds"))
     step, attempt, seconds = lines["step"], lines["attempt"], lines["step_seconds"]
+    for_slowest = np.zeros(len(step))
     trained = ~np.isnan(seconds)
     counts = lines_that_count(step, attempt, trained) & trained
     spent = dict.fromkeys(("start_up", "validation", "checkpoints", "between", "end"), 0.0)
@@ -82,9 +87,16 @@ def run_time(run: RunConfig, folder: RunFolder) -> tuple[RunTime, StepTimes]:
         spent["between"] += float(waited[~saved].sum())
         spent["end"] += max(0.0, one.end.timestamp() - own[-1]) if one.end else 0.0
         first[mine[trained[mine]][:FIRST]] = True
+        for_slowest[mine] = max((slow.seconds for slow in stragglers(one.ranks)), default=0.0)
     of_steps = float(seconds[counts].sum())
     time = RunTime(**spent, steps=of_steps, trained_again=float(seconds[trained].sum()) - of_steps)
-    return time, _step_times(run, step[counts], seconds[counts], first[counts])
+    return time, _step_times(run, step[counts], seconds[counts], first[counts], for_slowest[counts])
+
+
+def slow_nodes(folder: RunFolder) -> dict[int, list[Straggler]]:
+    """Attempt at a run -> the nodes that slowed it down, the worst first, of attempts that there are any of."""
+    attempts = read_lines(folder.attempts, AttemptRecord)
+    return {one.attempt: found for one in attempts if (found := stragglers(one.ranks))}
 
 
 def _saves(run: RunConfig, step: np.ndarray) -> np.ndarray:
@@ -93,7 +105,9 @@ def _saves(run: RunConfig, step: np.ndarray) -> np.ndarray:
     return (interval | np.isin(step, list(run.training.branch_steps))) & (step < run.training.total_steps)
 
 
-def _step_times(run: RunConfig, step: np.ndarray, seconds: np.ndarray, first: np.ndarray) -> StepTimes:
+def _step_times(
+    run: RunConfig, step: np.ndarray, seconds: np.ndarray, first: np.ndarray, waited: np.ndarray
+) -> StepTimes:
     logging = run.training.logging
     examined = np.zeros(len(step), dtype=bool)
     if run.model.experts:
@@ -105,7 +119,8 @@ def _step_times(run: RunConfig, step: np.ndarray, seconds: np.ndarray, first: np
     if not rest.any():  # a run of a few steps
         rest, first, examined = np.ones_like(rest), np.zeros_like(first), np.zeros_like(examined)
     slow = rest & (seconds >= SLOW * np.median(seconds[rest]))
-    plain = float(seconds[rest & ~slow].mean())
+    usual = rest & ~slow
+    plain, wait = float(seconds[usual].mean()), float(waited[usual].mean())
 
     def beyond(which: np.ndarray) -> float:
         return float((seconds[which] - plain).sum()) / len(seconds)
@@ -113,7 +128,8 @@ def _step_times(run: RunConfig, step: np.ndarray, seconds: np.ndarray, first: np
     return StepTimes(
         steps=len(seconds),
         mean=float(seconds.mean()),
-        plain=plain,
+        plain=plain - wait,
+        waited=wait,
         first=beyond(first),
         examined=beyond(examined),
         slow=beyond(slow),
