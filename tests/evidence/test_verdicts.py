@@ -171,6 +171,16 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             },
         }},
     ),
+    "6 inconclusive, unequal tokens and one diverged": (
+        "06-many-small-experts", "inconclusive",
+        {**MANY, "seeds": FIVE, "diverged": [("moe-bf16+few_experts", 2)], "ablations": {
+            **EXPERT_COUNTS,
+            "many_experts": {
+                **EXPERT_COUNTS["many_experts"],
+                "change": {**EXPERT_COUNTS["many_experts"]["change"], "training.steps": 30},
+            },
+        }},
+    ),
     "6 not testable": ("06-many-small-experts", "not testable here", {"precisions": BF16, "ablations": {}}),
     # claim 7: a domain prefers its own experts
     "7 supported": ("07-experts-specialise", "supported", {"precisions": BF16, "truth": Truth(specialisation=0.5)}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,33 +32,23 @@ def expert_count(grid: Grid, parameters: ExpertCount, expectation: Expectation) 
     incomplete = False
     rows: dict[str, list[Any]] = {"cell": [], "experts": [], "expert_size": [], "seed": [], "loss": []}
     for base in [cell for cell in grid.cells.values() if cell.mixture and cell.experts and not cell.ablation]:
-        others = [one for one in grid.cells.values() if one.ablation and one.baseline == base.name]
-        others = [one for one in others if one.experts not in (None, 0, base.experts)]
-        apart = {one.label: why for one in others if (why := _not_finer(one, base))}
+        arms, apart = _arms(grid, base)
         untested |= apart
-        arms = sorted([base, *(one for one in others if one.label not in apart)], key=lambda cell: cell.experts or 0)
         if len(arms) < 2:
             continue
-        kept, lost = [arm for arm in arms if len(arm.runs)], _lost_arms(arms)
-        seeds = sorted(set.intersection(*(set(arm.runs.index) for arm in kept))) if len(kept) > 1 else []
-        losses, why = _losses_of_arms(kept, seeds)
-        if lost is None and (why or len(kept) < len(arms)):
-            untested[base.label] = why or "not every arm has a complete run"
+        lines = _lines(arms)
+        if lines.why is not None:
+            untested[base.label] = lines.why
             incomplete = True
             continue
-        for arm, of_arm in zip(kept, losses, strict=False):
-            for seed, loss in zip(seeds, of_arm, strict=True):
-                for column, value in zip(
-                    rows, (arm.name, arm.experts, arm.expert_size, seed, float(loss)), strict=True
-                ):
-                    rows[column].append(value)
-        doublings = np.log2([arm.experts or 1 for arm in kept])
+        for row in lines.rows():
+            for column, value in zip(rows, row, strict=True):
+                rows[column].append(value)
         samples.append(
             Sample(
-                label=base.label, values=100 * np.polyfit(doublings, np.log(losses), 1)[0] if seeds else np.empty(0),
-                unit="% per doubling", relation=expectation.relation, margin=expectation.margin,
-                phrase=_per_doubling(base, kept), cells=tuple(arms),
-                runs=[f"{arm.name}/seed-{seed}" for arm in kept for seed in seeds], diverged=lost,
+                label=base.label, values=lines.slopes(), unit="% per doubling", relation=expectation.relation,
+                margin=expectation.margin, phrase=_per_doubling(base, lines.arms), cells=tuple(arms),
+                runs=[f"{arm.name}/seed-{seed}" for arm in lines.arms for seed in lines.seeds], diverged=lines.lost,
             )
         )  # fmt: skip
     if not samples and not untested:
@@ -67,6 +59,52 @@ def expert_count(grid: Grid, parameters: ExpertCount, expectation: Expectation) 
             label = f"{parameters.many} experts and more in {sample.label}"
             untested[label] = f"the runs go up to {_most(sample)} experts"
     return Measurement(far or samples, untested, incomplete, decides=bool(far), data=rows)
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """Losses of cells that differ in the number of their experts, a line for each seed that all of them have."""
+
+    arms: list[Cell]
+    """Those with a complete run, by their number of experts."""
+    seeds: list[int]
+    losses: np.ndarray
+    """By [arm, seed]."""
+    lost: Divergence | None
+    why: str | None
+    """Why they tell nothing, if so."""
+
+    def slopes(self) -> np.ndarray:
+        """By seed: % of the loss with every doubling."""
+        if not self.losses.size:
+            return np.empty(0)
+        doublings = np.log2([arm.experts or 1 for arm in self.arms])
+        return 100 * np.polyfit(doublings, np.log(self.losses), 1)[0]
+
+    def rows(self) -> Iterator[tuple[Any, ...]]:
+        """Name, experts, size of an expert, seed and loss of every run."""
+        for arm, losses in zip(self.arms, self.losses, strict=False):
+            for seed, loss in zip(self.seeds, losses, strict=True):
+                yield arm.name, arm.experts, arm.expert_size, seed, float(loss)
+
+
+def _arms(grid: Grid, base: Cell) -> tuple[list[Cell], dict[str, str]]:
+    """A cell and its ablations with more or fewer experts, by that number; and why others are none of them."""
+    others = [one for one in grid.cells.values() if one.ablation and one.baseline == base.name]
+    others = [one for one in others if one.experts not in (None, 0, base.experts)]
+    apart = {one.label: why for one in others if (why := _not_finer(one, base))}
+    arms = [base, *(one for one in others if one.label not in apart)]
+    return sorted(arms, key=lambda cell: cell.experts or 0), apart
+
+
+def _lines(arms: list[Cell]) -> _Lines:
+    """What was lost by divergence is a finding of its own: then runs that are missing are no reason to say nothing."""
+    kept, lost = [arm for arm in arms if len(arm.runs)], _lost_arms(arms)
+    seeds = sorted(set.intersection(*(set(arm.runs.index) for arm in kept))) if len(kept) > 1 else []
+    losses, why = _losses_of_arms(kept, seeds)
+    if why is None and len(kept) < len(arms):
+        why = "not every arm has a complete run"
+    return _Lines(kept, seeds, losses, lost, why if lost is None else None)
 
 
 def _most(sample: Sample) -> int:
