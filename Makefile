@@ -10,11 +10,14 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 LOCKED := $(PIP) --no-deps --require-hashes
 
+# Each of hundreds of processes would compile what it imports again; a third of the start of a short one.
+unexport PYTHONDONTWRITEBYTECODE
+
 # GPU=1: requirements-gpu.lock, for GPUs without a container (docs/sites/none.md). What was set up once stays of its kind.
 GPU ?= $(if $(wildcard $(VENV)/.complete-gpu),1)
 COMPLETE := $(VENV)/.complete$(if $(GPU),-gpu)
 
-.PHONY: help setup report test coverage lint verify accept clean distclean
+.PHONY: help setup report test test-cluster test-faults coverage lint verify accept clean distclean
 help: ## show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
@@ -41,8 +44,8 @@ $(COMPLETE): pyproject.toml setup.py $(wildcard src/octavo/cpu/*.[ch])
 	@$(PYTHON) -m venv $(if $(wildcard $(VENV)/.complete$(if $(GPU),,-gpu)),--clear) $(VENV)
 	$(if $(GPU),$(GPU_PACKAGES),$(CPU_PACKAGES))
 	@$(PIP) --no-deps --no-build-isolation --editable .
-	@# once for all that runs later, also where the environment forbids Python to keep what it compiled
-	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -W ignore -c 'from octavo.cpu.backend import install; install(); \
+	@# once for all that runs later
+	@$(BIN)/python -W ignore -c 'from octavo.cpu.backend import install; install(); \
 	  import octavo.training.trainer, torch._dynamo, snakemake.cli, octavo.report.figures, octavo.report.html, \
 	  octavo.report.pdf, scipy.stats, matplotlib.backends.backend_pdf, matplotlib.backends.backend_svg'
 	@echo "Measuring how fast this machine trains ..."
@@ -52,15 +55,23 @@ $(COMPLETE): pyproject.toml setup.py $(wildcard src/octavo/cpu/*.[ch])
 report: setup ## train what is missing of the laptop experiment and typeset results/laptop/report.pdf
 	$(BIN)/snakemake --profile workflow/profiles/local --cores $(CORES) results/laptop/report.pdf
 
-# Tests that bring up a cluster, build an image or kill pipelines run one after another; the others side by side.
-WHOLE := cluster or container or faults
+# The quick tests run side by side, the longest files first (tests/conftest.py). Of tests that bring up a cluster or
+# build an image there is one at a time; beside them, for they mostly wait, run those that kill and break.
+SLOW := cluster or container or faults
+QUICK := --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder -m 'not ($(SLOW) or gpu_image)'
 test: setup ## run all tests that this machine can run
-	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile -m 'not ($(WHOLE) or gpu_image)'
-	$(BIN)/python -m pytest -m '$(WHOLE)'
+	$(BIN)/python -m pytest $(QUICK)
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-cluster test-faults
+
+test-cluster: setup
+	$(BIN)/python -m pytest -m 'cluster or container' tests/cluster
+
+test-faults: setup
+	$(BIN)/python -m pytest -m faults tests/faults
 
 coverage: setup ## run the quick tests and show which lines of the package they never reach, subprocesses included
 	@rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest --numprocesses $(CORES) --dist loadfile -m 'not ($(WHOLE) or gpu_image)'
+	$(BIN)/coverage run -m pytest $(QUICK)
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 lint: setup ## ruff, pyright, the order of packages, and snakefmt

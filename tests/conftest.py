@@ -44,8 +44,44 @@ def pytest_configure() -> None:
         raise pytest.UsageError(f"{library.REFUSED}: run {command}")
 
 
+LONGEST = (
+    "training/test_every_layout",
+    "workflow/test_pipeline",
+    "training/test_ranks",
+    "training/test_gpu_branch",
+    "training/test_endings",
+    "training/test_resharding",
+    "acceptance/test_accept",
+    "workflow/test_ladder_pipeline",
+    "workflow/test_planned_lengths_pipeline",
+    "training/test_planned_lengths",
+    "training/test_parallel",
+    "precision/test_transformer_engine",
+    "verification/test_bundle",
+    "verification/test_integrity",
+    "verification/test_archive",
+    "training/test_megatron_versions",
+    "training/test_determinism",
+    "training/test_changed_text",
+    "workflow/test_seeds_until_decided",
+    "fuzz/test_hostile_files",
+    "forecast/test_fitting",
+    "workflow/test_logger",
+    "evidence/test_verdicts",
+    "data/test_prepare",
+    "report/test_html",
+    "report/test_many_cells",
+    "training/test_plain_reading",
+    "precision/test_recipes_on_gpus",
+)
+"""Files that take longest. Begun first, none of them is what a single process still works at in the end."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes 20 GB, unless its marker is named."""
+    """The longest files first. Leave out what takes 20 GB, unless its marker is named."""
+    place = {REPOSITORY / "tests" / f"{name}.py": number for number, name in enumerate(LONGEST)}
+    assert all(path.exists() for path in place)
+    items.sort(key=lambda item: place.get(item.path, len(place)))
     if "gpu_image" not in config.option.markexpr:
         chosen = [item for item in items if item.get_closest_marker("gpu_image") is None]
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])

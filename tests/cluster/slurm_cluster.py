@@ -89,13 +89,13 @@ class SlurmCluster:
                 jobs = _run("squeue", "-h", "-o", "%A").split()
                 if jobs:
                     _run("scancel", *jobs)
-                _wait(lambda: not _run("squeue", "-h"), 20, "jobs to end")
+                _wait(lambda: not _run("squeue", "-h"), 60, "jobs to end")
         for name in [*self.nodes, "slurmctld", "slurmdbd", "mariadbd", "munged"]:
             self.stop_daemon(name)
         for process in self.leftovers():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        _wait(lambda: not self.leftovers(), 10, "the last processes to end")
+        _wait(lambda: not self.leftovers(), 60, "the last processes to end")
         if CONFIG.is_symlink() and CONFIG.readlink() == self.folder / "slurm.conf":
             CONFIG.unlink()
         lines = HOSTS.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -262,7 +262,7 @@ class SlurmCluster:
         )
         self._start_database(mysql)
         self._start("slurmdbd", ["slurmdbd", "-D"])
-        _wait(lambda: bool(_run("sacctmgr", "-n", "show", "qos")), 30, "slurmdbd")
+        _wait(lambda: bool(_run("sacctmgr", "-n", "show", "qos")), 120, "slurmdbd")
         for arguments in (
             ["cluster", "octavo"],
             ["account", ACCOUNT, "cluster=octavo"],
@@ -279,7 +279,9 @@ class SlurmCluster:
         """Wait until every node is idle."""
         count = len(self.nodes)
         _wait(
-            lambda: _run("sinfo", "-h", "-N", "-p", "gpu", "-t", "idle", "-o", "%N").count("node") == count, 40, "nodes"
+            lambda: _run("sinfo", "-h", "-N", "-p", "gpu", "-t", "idle", "-o", "%N").count("node") == count,
+            120,
+            "nodes",
         )
 
     def _start_database(self, mysql: Path) -> None:
@@ -304,7 +306,7 @@ class SlurmCluster:
         statements = f"create database if not exists slurm_acct_db; {users}"
         _wait(
             lambda: subprocess.run([*client, "select 1"], check=False, capture_output=True).returncode == 0,
-            30,
+            120,
             "MariaDB",
         )
         subprocess.run([*client, statements], check=True, capture_output=True)
