@@ -433,8 +433,23 @@ def train_inputs(wildcards: Any) -> list[str]:
     runs = experiment(wildcards.experiment).folder
     if _made_under(wildcards):
         return []
+    if SUBMITS in os.environ or ALLOCATION in os.environ:
+        _check_startable(wildcards.experiment, cell.cell)
     trunk = [str(runs.run(cell.trunk, seed).result)] if cell.trunk else []
     return [*_before_training(wildcards.experiment), *trunk, *foretold_first(wildcards)]
+
+
+@cache
+def _check_startable(name: str, cell: str) -> None:
+    """End with the one message of why Slurm, or the allocation at hand, cannot be asked for a cell's runs.
+
+    While the graph is worked out, and so before anything starts; of an error in a function of resources Snakemake makes
+    a traceback, when all that goes before training is made.
+    """
+    try:
+        _asked_of_slurm(name, cell)
+    except OctavoError as error:
+        sys.exit(f"error: {error}")
 
 
 @cache
@@ -565,9 +580,13 @@ def _keys() -> Iterable[str]:
     return [*jobs.RESOURCES, *device_caps()]
 
 
-@cache
 @_told_by_snakemake
 def _job_resources(name: str, cell: str) -> dict[str, Any]:
+    return _asked_of_slurm(name, cell)
+
+
+@cache
+def _asked_of_slurm(name: str, cell: str) -> dict[str, Any]:
     of = experiment(name)
     if of.cluster.slurm is None:
         return {"mem_mb": 0, "runtime": 0}  # not asked for; of these two Snakemake wants numbers
