@@ -21,6 +21,7 @@ from octavo.experiment.run import Experiment
 from octavo.forecast.calibration import cpu_calibration
 from octavo.forecast.cpu import MULTIPLIES_BF16
 from octavo.forecast.document import typeset, write_plan
+from octavo.forecast.measured import forecast_cells
 from octavo.forecast.plan import COLUMNS, check_budget, plan_frame, plan_record
 from octavo.layout import ExperimentFolder
 
@@ -52,6 +53,16 @@ def laptop(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return load
 
 
+def frame_of(experiment: Experiment) -> pd.DataFrame:
+    """The plan as it is made now."""
+    return plan_frame(experiment, forecast_cells(experiment))
+
+
+def record_of(experiment: Experiment) -> dict[str, Any]:
+    """The same as one value."""
+    return plan_record(experiment, frame_of(experiment), forecast_cells(experiment))
+
+
 def two_seeds_and_an_ablation(value: dict[str, Any]) -> None:
     value["seeds"] = [1, 2]
     change = {"model.experts.top_k": 2}
@@ -59,7 +70,7 @@ def two_seeds_and_an_ablation(value: dict[str, Any]) -> None:
 
 
 def test_every_cell_has_a_row(laptop: Callable[..., Experiment]) -> None:
-    frame = plan_frame(laptop(two_seeds_and_an_ablation))
+    frame = frame_of(laptop(two_seeds_and_an_ablation))
     assert list(frame.columns) == list(COLUMNS)
     assert list(frame.cell) == [
         "dense-bf16", "dense-fp8_tensorwise", "moe-bf16", "moe-fp8_tensorwise", "moe-bf16+fewer",
@@ -68,7 +79,7 @@ def test_every_cell_has_a_row(laptop: Callable[..., Experiment]) -> None:
 
 
 def test_the_arithmetic_of_a_row(laptop: Callable[..., Experiment]) -> None:
-    row = plan_frame(laptop(two_seeds_and_an_ablation)).set_index("cell").loc["dense-bf16"]
+    row = frame_of(laptop(two_seeds_and_an_ablation)).set_index("cell").loc["dense-bf16"]
     # 3 layers of 4 x 96 x 96 attention, 3 x 96 x 288 feed-forward and 2 norms; the last norm; embedding and head
     body = 3 * (4 * 96 * 96 + 3 * 96 * 288 + 2 * 96) + 96
     assert row.total_parameters == body + 2 * 2048 * 96
@@ -96,7 +107,7 @@ def test_the_arithmetic_of_a_row(laptop: Callable[..., Experiment]) -> None:
 
 def test_optimizer_state_dominates_a_small_models_memory(laptop: Callable[..., Experiment]) -> None:
     """2 bytes of BF16, 4 of gradient, 12 of AdamW per parameter; logits of 1,024 tokens in FP32; then activations."""
-    row = plan_frame(laptop()).set_index("cell").loc["dense-bf16"]
+    row = frame_of(laptop()).set_index("cell").loc["dense-bf16"]
     fixed = 18 * row.total_parameters + 1024 * 2048 * 4
     # per token and layer: 2 residuals and 2 norms of 96, q, k, v and the output twice, gate, up, product, in BF16;
     # 3 softmax statistics in FP32; the embedded tokens
@@ -114,15 +125,15 @@ def test_a_model_that_does_not_fit_is_said_so(laptop: Callable[..., Experiment])
         size = {"layers": 4, "hidden_size": 4096, "feed_forward_size": 4096 * 8 // 3, "attention": attention}
         value["models"] = {"big": size}
 
-    frame = plan_frame(laptop(grow))
+    frame = frame_of(laptop(grow))
     assert not frame.memory_fits.any()
     assert (frame.memory_bytes_per_device > 14 * 2**30).all()
 
 
 def test_the_plan_as_one_value(laptop: Callable[..., Experiment]) -> None:
     experiment = laptop(two_seeds_and_an_ablation)
-    frame = plan_frame(experiment)
-    record = plan_record(experiment, frame)
+    frame = frame_of(experiment)
+    record = record_of(experiment)
     assert record["schema_version"] == 1
     assert record["runs"] == 5 * 2
     totals = record["totals"]
@@ -138,7 +149,7 @@ def test_the_plan_as_one_value(laptop: Callable[..., Experiment]) -> None:
 
 def test_gpus_have_gpu_hours_a_budget_and_another_price() -> None:
     experiment = load_experiment("h100-node")
-    record = plan_record(experiment, plan_frame(experiment))
+    record = record_of(experiment)
     assert record["hours_are"] == "GPU-hours"
     assert record["other_price"]["basis"] == "ownership"
     # 30,000 x 1.33 USD at 10 % over five years less a tenth of it, 5 % maintenance, 0.97 kW for 150 USD a month, an
@@ -156,11 +167,11 @@ def test_gpus_have_gpu_hours_a_budget_and_another_price() -> None:
     assert rents["on demand"]["break_even_use"]["value"] == pytest.approx(even)
     assert rents["for a year"]["break_even_use"] is None
     assert rents["for a year"]["owned_over_rented"]["value"] == pytest.approx(owned * 0.7 / 2.35)
-    check_budget(experiment, plan_frame(experiment))
+    check_budget(experiment, frame_of(experiment))
     tight = experiment.file.model_copy(
         update={"budget": experiment.file.budget.model_copy(update={"gpu_hours": 200.0})}
     )
-    frame = plan_frame(experiment)
+    frame = frame_of(experiment)
     with pytest.raises(OctavoError) as caught:
         check_budget(dataclasses.replace(experiment, file=tight), frame)
     lines = str(caught.value).splitlines()
@@ -233,8 +244,8 @@ def test_every_gpu_experiment_plans() -> None:
     """Each loads, has its rows, and its steps' parts add up to the step."""
     for name in ("h100-node", "h100-16node", "deepseek-v3"):
         experiment = load_experiment(name)
-        frame = plan_frame(experiment)
-        record = plan_record(experiment, frame)
+        frame = frame_of(experiment)
+        record = record_of(experiment)
         for row in frame.to_dict("records"):
             tokens = experiment.cells[row["cell"]].training.tokens_per_step
             seconds = tokens / row["tokens_per_second_per_device"] / row["devices"]
@@ -250,7 +261,7 @@ def set_budget(**budget: float) -> Change:
 
 def test_a_plan_within_its_budget_goes_on(laptop: Callable[..., Experiment]) -> None:
     experiment = laptop(set_budget(device_hours=1, cost=1))
-    check_budget(experiment, plan_frame(experiment))
+    check_budget(experiment, frame_of(experiment))
 
 
 @pytest.mark.parametrize(("budget", "unit"), [({"device_hours": 0.001}, "device-hours"), ({"cost": 1e-6}, "USD")])
@@ -259,7 +270,7 @@ def test_a_plan_over_budget_stops_with_the_cells_by_cost(
 ) -> None:
     experiment = laptop(set_budget(**budget))
     with pytest.raises(OctavoError) as caught:
-        check_budget(experiment, plan_frame(experiment))
+        check_budget(experiment, frame_of(experiment))
     message = str(caught.value)
     assert unit in message.splitlines()[0]
     assert f"budget.{next(iter(budget))}" in message
@@ -271,14 +282,14 @@ def test_a_plan_over_budget_stops_with_the_cells_by_cost(
 def test_a_budget_of_gpu_hours_means_nothing_without_gpus(laptop: Callable[..., Experiment]) -> None:
     experiment = laptop(set_budget(gpu_hours=1))
     with pytest.raises(OctavoError, match="has no GPUs"):
-        check_budget(experiment, plan_frame(experiment))
+        check_budget(experiment, frame_of(experiment))
 
 
 def test_the_files(laptop: Callable[..., Experiment], tmp_path: Path) -> None:
     experiment = laptop(two_seeds_and_an_ablation)
-    frame = plan_frame(experiment)
+    frame = frame_of(experiment)
     folder = ExperimentFolder(tmp_path / "results/small")
-    write_plan(folder, frame, plan_record(experiment, frame))
+    write_plan(folder, frame, record_of(experiment))
     pd.testing.assert_frame_equal(
         pd.read_csv(folder.plan_csv, dtype={"ablation": "string"}), frame, check_dtype=False, rtol=1e-12
     )
@@ -293,7 +304,7 @@ def test_the_page_says_device_hours_of_cores_and_escapes_what_files_say(laptop: 
         value["description"] = "#panic() *and* [brackets $"
 
     experiment = laptop(describe)
-    record = plan_record(experiment, plan_frame(experiment))
+    record = record_of(experiment)
     pdf = typeset(record)
     pages = PdfReader(BytesIO(pdf)).pages
     text = pages[0].extract_text()
@@ -313,7 +324,7 @@ def test_a_plan_of_many_cells_stays_on_one_page(laptop: Callable[..., Experiment
     from pypdf import PdfReader
 
     experiment = laptop()
-    record = plan_record(experiment, plan_frame(experiment))
+    record = record_of(experiment)
     record["cells"] = [{**record["cells"][0], "cell": f"cell{i}", "cost": i + 1.0} for i in range(200)]
     record["steps"] = {f"cell{i}": record["steps"]["dense-bf16"] for i in range(200)}
     pages = PdfReader(BytesIO(typeset(record))).pages
@@ -326,7 +337,7 @@ def test_a_plan_of_many_cells_stays_on_one_page(laptop: Callable[..., Experiment
 def test_the_upper_end_is_held_against_the_budget(laptop: Callable[..., Experiment]) -> None:
     """The slow end of speed takes twice as long: half more than the middle is too little a budget."""
     experiment = laptop()
-    frame = plan_frame(experiment)
+    frame = frame_of(experiment)
     middle = float(frame.device_hours.sum())
     for limit, refused in ((1.5 * middle, True), (2.1 * middle, False)):
         budget = experiment.file.budget.model_copy(update={"device_hours": limit})
@@ -341,9 +352,9 @@ def test_the_upper_end_is_held_against_the_budget(laptop: Callable[..., Experime
 def test_what_the_planned_runs_cannot_tell_is_said() -> None:
     """DeepSeek 7B against DeepSeekMoE 16B: 6.49 B against 2.62 B active parameters, 50 B tokens each."""
     experiment = load_experiment("h100-16node")
-    trained, sizes = plan_record(experiment, plan_frame(experiment))["remarks"]
+    trained, sizes = record_of(experiment)["remarks"]
     assert "4 of 4 cells of the grid see 7.7 to 19.1 tokens per active parameter" in trained
     assert "The dense model has 6.49 B active parameters, the mixture 2.62 B" in sizes
     assert "(claim 1 is one) cannot be tested with this pair" in sizes
     experiment = load_experiment("deepseek-v3")  # 14.8 T over 36.6 B: 404, and there is no pair
-    assert plan_record(experiment, plan_frame(experiment))["remarks"] == []
+    assert record_of(experiment)["remarks"] == []

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from octavo.cli import app
 from octavo.errors import OctavoError
 from octavo.experiment.load import load_experiment
+from octavo.forecast.measured import forecast_cells
 from octavo.forecast.plan import plan_frame
 from octavo.forecast.scaling import carry
 from octavo.layout import ExperimentFolder
@@ -26,7 +27,7 @@ def nowhere(tmp_path: Path) -> ExperimentFolder:
 
 def test_the_forecast_at_its_own_scale_is_the_plan(nowhere: ExperimentFolder) -> None:
     experiment = load_experiment("h100-node")
-    row = plan_frame(experiment).set_index("cell").loc["moe-bf16"]
+    row = plan_frame(experiment, forecast_cells(experiment)).set_index("cell").loc["moe-bf16"]
     record = carry(experiment, nowhere, "moe-bf16", tokens=float(row.tokens))
     assert record["basis"] == "forecast"
     assert record["gpus"] == 8
@@ -43,7 +44,8 @@ def test_deepseek_v3_at_its_published_scale(nowhere: ExperimentFolder) -> None:
     assert record["gpu_hours"]["low"] < 2.664e6 < record["gpu_hours"]["high"]
     assert not any("equal models" in one for one in record["assumptions"])
     # what the plan says of the cell is said here too; hours of pre-training alone, at the same 2 USD
-    plan = plan_frame(load_experiment("deepseek-v3")).set_index("cell").loc["moe-fp8_blockwise"]
+    experiment = load_experiment("deepseek-v3")
+    plan = plan_frame(experiment, forecast_cells(experiment)).set_index("cell").loc["moe-fp8_blockwise"]
     assert record["memory_fits"] == bool(plan["memory_fits"])
     assert record["published"]["cost"] == pytest.approx(5.328e6)
     assert "pre-training alone" in record["published"]["stages"]

@@ -23,7 +23,6 @@ from octavo.accounting.money import (
 from octavo.configuration import place
 from octavo.errors import OctavoError
 from octavo.experiment.run import CellConfig, Experiment
-from octavo.forecast.measured import forecast_cells
 from octavo.forecast.memory import RESERVE, fits, memory
 from octavo.forecast.rows import published_beside
 from octavo.forecast.steps import StepForecast
@@ -83,15 +82,14 @@ STEP_GROUPS = {
 """What the plan draws of a step -> parts of its forecast."""
 
 
-def plan_frame(experiment: Experiment, steps: dict[str, StepForecast] | None = None) -> pd.DataFrame:
+def plan_frame(experiment: Experiment, steps: dict[str, StepForecast]) -> pd.DataFrame:
     """One row per cell, the grid first and then the ablations; the columns are COLUMNS.
 
-    `steps`: forecast steps by cell; made now if they are not given, as in `plan_record`.
+    `steps`: forecast steps by cell, as in `plan_record`.
     """
     import pandas as pd
 
     prices = price_range(experiment.cluster, experiment.device)
-    steps = steps or forecast_cells(experiment)
     rows = [_row(experiment, cell, steps[name], prices) for name, cell in experiment.cells.items()]
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)  # type: ignore[arg-type]
 
@@ -176,13 +174,10 @@ def cells_by_cost(experiment: Experiment, frame: pd.DataFrame) -> str:
     )
 
 
-def plan_record(
-    experiment: Experiment, frame: pd.DataFrame, steps: dict[str, StepForecast] | None = None
-) -> dict[str, Any]:
+def plan_record(experiment: Experiment, frame: pd.DataFrame, steps: dict[str, StepForecast]) -> dict[str, Any]:
     """The plan as one JSON value: cells, totals, prices, and what the forecast rests on."""
     import json
 
-    steps = steps or forecast_cells(experiment)
     totals = {name: _sum(frame, name) for name in ("device_hours", "cost", "cost_low", "cost_high", "energy_kwh")}
     share = _sum(frame.dropna(subset=["ablation"]), "device_hours") / totals["device_hours"]
     price = hour_price(experiment.cluster, experiment.device)
