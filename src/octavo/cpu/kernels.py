@@ -152,11 +152,13 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, *, back: bool = False) -> Te
 
 
 def softmax(x: Tensor) -> Tensor:
-    """Of x [..., columns] in FP32, contiguous, on a CPU and with the compiled library: as torch on vectors of 16.
+    """Of x [..., columns] in FP32, contiguous: with the compiled library as torch on vectors of 16.
 
     torch sums a row over as many partial sums as the processor's vectors are wide: rows of more than 16 numbers, a
     router's scores, had other bits with AVX2 than with AVX-512.
     """
+    if library.COMPILED is None or x.device.type != "cpu":
+        return x.softmax(-1)
     out = torch.empty_like(x)
     library.COMPILED.octavo_softmax(x.data_ptr(), out.data_ptr(), _rows(x), x.shape[-1])
     return out
@@ -164,6 +166,8 @@ def softmax(x: Tensor) -> Tensor:
 
 def softmax_gradient(gradient: Tensor, weights: Tensor) -> Tensor:
     """The gradient of `softmax`'s x, from that of its weights; both contiguous."""
+    if library.COMPILED is None or weights.device.type != "cpu":
+        return (gradient - (gradient * weights).sum(-1, keepdim=True)) * weights
     out = torch.empty_like(weights)
     places = (gradient.data_ptr(), weights.data_ptr(), out.data_ptr())
     library.COMPILED.octavo_softmax_gradient(*places, _rows(weights), weights.shape[-1])

@@ -236,17 +236,8 @@ class Attention(MegatronModule):
         if self.softmax_offset is None:
             attended: Any = _Attend.apply(queries, keys, values, self.scale, self.window)
         else:
-            attended = self._attend_with_sinks(queries.float(), keys.float(), values.float(), batch).to(query.dtype)
+            attended = _AttendWithSinks.apply(queries, keys, values, self.softmax_offset, self.scale, self.window)
         return attended.transpose(0, 1).reshape(length, batch, -1)
-
-    def _attend_with_sinks(self, queries: Tensor, keys: Tensor, values: Tensor, batch: int) -> Tensor:
-        """A sink takes part in the softmax as one more key, whose value is nothing."""
-        assert self.softmax_offset is not None
-        length = queries.shape[1]
-        allowed = cpu_kernels.mask(length, self.window, queries.device)
-        scores = torch.baddbmm(allowed, queries, keys.transpose(1, 2), alpha=self.scale)
-        sinks = self.softmax_offset.float().repeat(batch).view(-1, 1, 1).expand(-1, length, 1)
-        return torch.bmm(torch.cat((scores, sinks), -1).softmax(-1)[..., :-1], values)
 
     def sharded_state_dict(
         self,
@@ -292,3 +283,37 @@ class _Attend(torch.autograd.Function):
         to_q = multiply_causal("input_gradient", to_scores, k, q.dtype)
         to_k = multiply_causal("weight_gradient", to_scores, q, k.dtype)  # scores^T q
         return to_q, to_k, multiply_causal("weight_gradient", weights, gradient, v.dtype), None, None
+
+
+class _AttendWithSinks(torch.autograd.Function):
+    """The same with a sink of each head, which takes part in the softmax as one more key, whose value is nothing."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        q, k, v = (tensor.contiguous() for tensor in (query, key, value))
+        matrices, length, _ = q.shape
+        later = cpu_kernels.mask(length, window, q.device) != 0
+        scores = multiply_causal("forward", q, k, torch.float32).mul_(scale).masked_fill_(later, -torch.inf)
+        of_heads = sinks.float().repeat(matrices // len(sinks)).view(-1, 1, 1).expand(-1, length, 1)
+        whole = cpu_kernels.softmax(torch.cat((scores, of_heads), -1))
+        weights, of_sinks = whole[..., :-1].bfloat16().contiguous(), whole[..., -1:].clone()
+        ctx.save_for_backward(q, k, v, sinks, weights, of_sinks)
+        ctx.scale = scale
+        return multiply_causal("input_gradient", weights, v, query.dtype)  # weights v
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, sinks, weights, of_sinks = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        to_weights = multiply_causal("forward", gradient, v, torch.float32).tril_()  # without what is left open
+        whole = torch.cat((weights.float(), of_sinks), -1)
+        to_all = cpu_kernels.softmax_gradient(torch.cat((to_weights, torch.zeros_like(of_sinks)), -1), whole)
+        to_scores = to_all[..., :-1].mul(ctx.scale).bfloat16()
+        # running sums are made one after another, where torch's sum depends on the processor's vectors
+        of_head = to_all[..., -1].view(-1, len(sinks), q.shape[1]).transpose(0, 1).flatten(1)
+        to_q = multiply_causal("input_gradient", to_scores, k, q.dtype)
+        to_k = multiply_causal("weight_gradient", to_scores, q, k.dtype)
+        to_v = multiply_causal("weight_gradient", weights, gradient, v.dtype)
+        return to_q, to_k, to_v, of_head.cumsum(-1)[:, -1].to(sinks.dtype), None, None
