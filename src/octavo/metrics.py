@@ -1,6 +1,8 @@
 """`metrics.jsonl` by column: what is worked out of all steps of a run takes time and memory for the columns it needs.
 
-A file of a million steps is 400 MB. It is read a block at a time, and of a block only the columns that are asked for.
+A file of a million steps is 400 MB. It is read a block at a time, and of a block only the columns that are asked for:
+by a compiled reader of what the trainer writes (cpu/lines.c), and by pyarrow where that was not compiled or there is
+anything else in the block, with the same table as the result.
 `octavo.records` has what a line is, which lines count, and the lines of a file from its end.
 """
 
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from octavo.cpu.library import COMPILED
 from octavo.errors import OctavoError
 from octavo.files import open_plain
 from octavo.records import MetricsRecord, added, lines_that_count, mean_final_loss, read_lines
@@ -34,6 +37,9 @@ FP8 = {
     "fp8_amax": ("input", "weight", "gradient"),
     "fp8_product_error": ("forward", "input_gradient", "weight_gradient"),
 }
+
+_COUNTS = {"step", "tokens", "attempt"}
+"""Every line has them, from 0."""
 
 
 @cache
@@ -84,6 +90,75 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 def _parsed(content: bytes, schema: pa.Schema, path: Path) -> pa.Table:
     """Whole lines as a table."""
+    plain = _parsed_plain(content, schema)
+    return _parsed_whatever(content, schema, path) if plain is None else plain
+
+
+_INTEGER, _NUMBER, _PARTS, _PART, _LOADS = range(5)
+"""Kinds of fields in cpu/lines.c."""
+
+
+@cache
+def _fields(asked: tuple[str, ...]) -> tuple[bytes, np.ndarray, dict[str, int]]:
+    """What cpu/lines.c must know: names, (start, length, kind, column or -1) of each, and the columns by name."""
+    names, rows, columns = b"", [], 0
+    place: dict[str, int] = {}
+    for field in metrics_schema():
+        if field.name in asked:
+            place[field.name] = columns
+        for name, kind in [(field.name, _kind(field)), *((part, _PART) for part in FP8.get(field.name, ()))]:
+            rows.append((len(names), len(name), kind, columns if field.name in asked else -1))
+            names, columns = names + name.encode(), columns + (field.name in asked)
+    return names, np.array(rows, dtype=np.int32), place
+
+
+def _kind(field: pa.Field) -> int:
+    named = {"int64": _INTEGER, "double": _NUMBER}
+    return _PARTS if field.name in FP8 else named.get(str(field.type), _LOADS)
+
+
+def _parsed_plain(content: bytes, schema: pa.Schema) -> pa.Table | None:
+    """`_parsed`; None where it is not compiled or the lines are not as the trainer writes them."""
+    import pyarrow as pa
+
+    if COMPILED is None:
+        return None
+    names, fields, place = _fields(tuple(schema.names))
+    shape = sum(1 for column in fields[:, 3] if column >= 0), content.count(b"\n")
+    cells, valid = np.empty(shape, np.uint64), np.zeros(shape, bool)
+    # of the last two no more is touched than is filled
+    outer, inner, loads = (
+        np.empty(size, kind)
+        for size, kind in (
+            (shape[1] + 1, np.int32),
+            (len(content) // 2 + 1, np.int32),
+            (len(content) // 2 + 1, np.float32),
+        )
+    )
+    table, *room = (one.ctypes.data for one in (fields, cells, valid, outer, inner, loads))
+    found = COMPILED.octavo_read_lines(content, len(content), shape[1], names, table, len(fields), *room)
+    if found < 0 or not all(valid[place[name]].all() for name in _COUNTS & place.keys()):
+        return None
+
+    def bits(column: int) -> pa.Buffer | None:
+        return None if valid[column].all() else pa.py_buffer(np.packbits(valid[column], bitorder="little"))
+
+    def array(kind: pa.DataType, column: int) -> pa.Array:
+        if pa.types.is_struct(kind):
+            parts = [array(part.type, column + 1 + index) for index, part in enumerate(kind)]
+            return pa.Array.from_buffers(kind, shape[1], [bits(column)], children=parts)
+        if pa.types.is_list(kind):
+            values = pa.array(loads[:found].copy())
+            ends = pa.py_buffer(inner[: outer[-1] + 1].copy())
+            rows = pa.Array.from_buffers(kind.value_type, int(outer[-1]), [None, ends], children=[values])
+            return pa.Array.from_buffers(kind, shape[1], [bits(column), pa.py_buffer(outer)], children=[rows])
+        return pa.Array.from_buffers(kind, shape[1], [bits(column), pa.py_buffer(cells[column])])
+
+    return pa.table([array(field.type, place[field.name]) for field in schema], schema=schema)
+
+
+def _parsed_whatever(content: bytes, schema: pa.Schema, path: Path) -> pa.Table:
+    """`_parsed` of any lines. Raises OctavoError that names the one that is damaged."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.json as pj
@@ -99,7 +174,7 @@ def _parsed(content: bytes, schema: pa.Schema, path: Path) -> pa.Table:
         )
         if table.num_rows != content.count(b"\n"):
             raise pa.ArrowInvalid("a line is blank, or holds more than one value")
-        for name in {"step", "tokens", "attempt"} & set(schema.names):
+        for name in _COUNTS & set(schema.names):
             if table[name].null_count or pc.min(table[name]).as_py() < 0:
                 raise pa.ArrowInvalid(f"a line lacks its {name}, or it is less than 0")
     except pa.ArrowInvalid as error:

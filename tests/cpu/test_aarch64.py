@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -117,6 +118,17 @@ def some_calls() -> Iterator[Call]:
         yield "octavo_quantise_rows", (values, room(9, 300), 9, 300, block, *E4M3)
     tall, most, floor = np.array([4, 5], np.int64), room(300, kind=np.int16), room(300, kind=np.float32)
     yield "octavo_quantise_blocks", (values, room(9, 300), 2, tall, 300, 4, 128, *E4M3, most, floor)
+
+    lines = [
+        {"a": number, "b": 1 / (number + 1), "c": {"d": -number / 3e9, "e": None}, "f": [[number / 7, 0.1], []]}
+        for number in range(40)
+    ]
+    text = np.frombuffer("".join(json.dumps(line) + "\n" for line in lines).encode(), np.uint8)
+    asked = np.array([(0, 1, 0, 0), (1, 1, 1, 1), (2, 1, 2, 2), (3, 1, 3, 3), (4, 1, 3, 4), (5, 1, 4, 5)], np.int32)
+    columns = room(6, 40, kind=np.uint64), room(6, 40, kind=np.uint8), room(41, kind=np.int32)
+    loads = room(len(text) // 2 + 1, kind=np.int32), room(len(text) // 2 + 1, kind=np.float32)
+    names = np.frombuffer(b"abcdef", np.uint8)
+    yield "octavo_read_lines", (text, len(text), 40, names, asked, len(asked), *columns, *loads)
 
 
 def run_on_arm(calls: list[Call], folder: Path) -> list[bytes]:

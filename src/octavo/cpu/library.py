@@ -32,6 +32,8 @@ _FUNCTIONS: dict[str, tuple[Any, Sequence[Any]]] = {
     "octavo_softmax": (None, [*[_POINTER] * 2, *[_SIZE] * 2]),
     "octavo_softmax_gradient": (None, [*[_POINTER] * 3, *[_SIZE] * 2]),
     "octavo_attention_weights_gradient": (None, [*[_POINTER] * 3, *[_SIZE] * 3, c_float]),
+    # lines.c
+    "octavo_read_lines": (c_int64, [_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, *[_POINTER] * 5]),
     # products.c
     "octavo_multiply": (c_int32, [*[c_int32] * 4, *[_POINTER] * 5, *[_SIZE] * 3]),
     "octavo_instruction_sets": (c_int32, []),
