@@ -16,6 +16,8 @@ unexport PYTHONDONTWRITEBYTECODE
 # GPU=1: requirements-gpu.lock, for GPUs without a container (docs/sites/none.md). What was set up once stays of its kind.
 GPU ?= $(if $(wildcard $(VENV)/.complete-gpu),1)
 COMPLETE := $(VENV)/.complete$(if $(GPU),-gpu)
+# of the Pythons that a lock is for: Megatron-Core in the GPU's is newer than 3.11 can have
+OLDEST := $(if $(GPU),3.12,3.11)
 
 .PHONY: help setup report test test-cluster test-faults coverage lint verify accept clean distclean
 help: ## show this help
@@ -38,7 +40,7 @@ endef
 $(VENV)/.complete: requirements.lock requirements-cuda.lock
 $(VENV)/.complete-gpu: requirements-gpu.lock
 $(COMPLETE): pyproject.toml setup.py $(wildcard src/octavo/cpu/*.[ch])
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"error: Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make setup PYTHON=python3.11") if not (3, 11) <= v <= (3, 13) else None'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"error: Python $(OLDEST) to 3.13 is needed, this is {v[0]}.{v[1]}: make setup PYTHON=python$(OLDEST)") if not tuple(map(int, "$(OLDEST)".split("."))) <= v <= (3, 13) else None'
 	@echo "Setting up $(VENV) from requirements$(if $(GPU),-gpu).lock ..."
 	@# anew where it is of the other kind
 	@$(PYTHON) -m venv $(if $(wildcard $(VENV)/.complete$(if $(GPU),,-gpu)),--clear) $(VENV)

@@ -105,33 +105,42 @@ def _installed(*requirements: str, options: Sequence[str] = ()) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def transformer_engine() -> Path:
-    """Transformer Engine's Python package, of the version that the image has."""
-    return _installed("transformer-engine==2.11.0", "einops==0.8.2")
+_FOR_OLDER = ("--python-version", "3.12", "--only-binary", ":all:", "--ignore-requires-python")
+"""How Python 3.11 gets Megatron-Core 0.19.2, whose wheels are for 3.12 and newer: its Python is such as 3.11 reads."""
 
 
-@pytest.fixture(scope="session")
-def other_megatron() -> Path:
-    """The version of Megatron-Core that the lock names for other Pythons than this one.
-
-    0.19.2's wheels are for Python 3.12 and newer, and its Python is such as 3.11 reads, too. What is compiled of it,
-    the index of sequences, is the same in both versions: the installed one's, which is for this Python.
-    """
+def _with_index(folder: Path) -> Path:
+    """A folder with a Megatron-Core that is for another Python: what is compiled of it, the index of sequences, is the
+    same in both versions, and that of the installed one is for this Python."""
     spec = importlib.util.find_spec("megatron.core")
     assert spec is not None
     assert spec.origin is not None
-    newer = sys.version_info < (3, 12)
-    folder = _installed(
-        f"megatron-core=={'0.19.2' if newer else '0.16.1'}",
-        options=("--python-version", "3.12", "--only-binary", ":all:", "--ignore-requires-python") if newer else (),
-    )
     datasets = folder / "megatron/core/datasets"
     ours = Path(spec.origin).parent / "datasets"
     assert (datasets / "helpers.py").read_bytes() == (ours / "helpers.py").read_bytes()
     for compiled in ours.glob("helpers_cpp*.so"):
-        shutil.copy(compiled, datasets)
+        if not (datasets / compiled.name).exists():  # others may have it in use
+            partial = datasets / f"{compiled.name}.{os.getpid()}"
+            shutil.copy(compiled, partial)
+            partial.rename(datasets / compiled.name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def transformer_engine() -> Path:
+    """Transformer Engine's Python package and Megatron-Core, of the versions that the GPU image has."""
+    engine = ("transformer-engine==2.20.2", "einops==0.8.2")
+    if sys.version_info >= (3, 12):  # has that Megatron-Core
+        return _installed(*engine)
+    return _with_index(_installed(*engine, "megatron-core==0.19.2", options=_FOR_OLDER))
+
+
+@pytest.fixture(scope="session")
+def other_megatron() -> Path:
+    """The version of Megatron-Core that the lock names for other Pythons than this one."""
+    newer = sys.version_info < (3, 12)
+    version = "0.19.2" if newer else "0.16.1"
+    return _with_index(_installed(f"megatron-core=={version}", options=_FOR_OLDER if newer else ()))
 
 
 @pytest.fixture(scope="session")

@@ -103,6 +103,22 @@ def _noted() -> dict[str, Any]:
     return get_moe_layer_wise_logging_tracker()
 
 
+def latent_attention() -> type:
+    """Multi-head latent attention made of the modules that its spec names.
+
+    Where queries are not compressed 0.19 puts a second norm before them (`mla_qk_norm_config.py`), which no published
+    model has, and fails where norm and projection are two modules.
+    """
+    from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+
+    class LatentAttention(MLASelfAttention):
+        def _resolve_qk_norm_config(self, submodules: Any) -> dict[str, Any]:  # of 0.19 alone
+            resolved = ("linear_q_proj", "linear_q_up_proj", "linear_kv_up_proj", "q_layernorm", "kv_layernorm")
+            return {name: getattr(submodules, name) for name in resolved}
+
+    return LatentAttention if _SINCE_0_17 else MLASelfAttention
+
+
 def grouped_experts(module: type) -> Any:
     """What a `BackendSpecProvider` answers where all experts of a layer are one module without parts of its own."""
     return module if _SINCE_0_17 else (module, None)

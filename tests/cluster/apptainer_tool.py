@@ -1,4 +1,4 @@
-"""A real Apptainer on Debian 12, which has none, and a plain Debian image to build on, for the tests of this folder.
+"""A real Apptainer on Debian 12, which has none, and plain Debian images to build on, for the tests of this folder.
 
 Debian's unstable suite has Apptainer; it wants a newer libc, so it gets one of its own beside it (patchelf), in one
 folder, without touching the system. Needs root. Where this root lacks a capability (in most containers and virtual
@@ -59,9 +59,9 @@ def set_up(folder: Path) -> Path:
     return programs
 
 
-def base_image(folder: Path, apptainer: Path) -> Path:
-    """A plain Debian 12 with Python as an image, made with mmdebstrap unless it is there."""
-    image = folder / "base.sif"
+def base_image(folder: Path, apptainer: Path, suite: str) -> Path:
+    """A plain Debian with Python as an image, made with mmdebstrap unless it is there."""
+    image = folder / f"{suite}.sif"
     if not image.exists():
         with tempfile.TemporaryDirectory(dir=folder) as name:
             tree = Path(name) / "tree"
@@ -70,7 +70,7 @@ def base_image(folder: Path, apptainer: Path) -> Path:
                 [
                     *("mmdebstrap", "--mode=root", "--variant=minbase", "--aptopt=Acquire::Languages none"),
                     *("--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*"),
-                    *(f"--include={','.join(IN_BASE)}", "bookworm", "-"),
+                    *(f"--include={','.join(IN_BASE)}", suite, "-"),
                 ],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -81,7 +81,7 @@ def base_image(folder: Path, apptainer: Path) -> Path:
                 raise RuntimeError("mmdebstrap failed")
             # the authorities that this machine trusts: its mirrors may be behind one of their own
             shutil.copy("/etc/ssl/certs/ca-certificates.crt", tree / "etc/ssl/certs/ca-certificates.crt")
-            partial = folder / "base.partial.sif"
+            partial = folder / f"{suite}.partial.sif"
             build = ["build", "--force", "--mksquashfs-args", "-Xcompression-level 1", str(partial), str(tree)]
             subprocess.run([str(apptainer / "apptainer"), *build], check=True, capture_output=True)
             partial.rename(image)
@@ -214,4 +214,4 @@ if __name__ == "__main__":
     if reason := obstacle():
         sys.exit(reason)
     where = Path(sys.argv[1]).resolve()
-    print(set_up(where), base_image(where, where / "bin"))
+    print(set_up(where), base_image(where, where / "bin", "trixie"))

@@ -28,6 +28,9 @@ PROGRAMS = Path(sys.executable).parent
 KEPT = REPOSITORY / ".hpc"
 """Apptainer and images that were built, each once for a definition and a lock; git ignores it."""
 
+SUITES: dict[Variant, str] = {"gpu": "trixie", "cpu": "bookworm"}
+"""Debian's release below an image. The CPU's is tested on the older one, whose Python (3.11) is that of these tests."""
+
 FAST = (
     "--slurm-init-seconds-before-status-checks",
     "1",
@@ -172,7 +175,7 @@ def checkout_with_image(root: Path, variant: Variant) -> Checkout:
     kept, target = KEPT / "images" / inputs_digest(made.root, variant), made.root / image_file(variant)
     names = (target.name, target.with_suffix(".json").name)
     if not all((kept / name).exists() for name in names):
-        _build_image(made, target, apptainer_tool.base_image(KEPT / "apptainer", programs))
+        _build_image(made, target, apptainer_tool.base_image(KEPT / "apptainer", programs, SUITES[variant]))
         kept.mkdir(parents=True, exist_ok=True)
         for name in names:
             shutil.move(target.parent / name, kept)

@@ -150,4 +150,4 @@ def test_what_compiles_transformer_engine_is_in_the_gpu_images_lock_alone() -> N
 
 
 def test_the_gpu_image_has_what_nccl_loads_for_infiniband(variant: Variant, installed: Installed) -> None:
-    assert ({"libibverbs1", "ibverbs-providers", "librdmacm1"} <= installed.debian) == (variant == "gpu")
+    assert ({"libibverbs1", "ibverbs-providers", "librdmacm1t64"} <= installed.debian) == (variant == "gpu")

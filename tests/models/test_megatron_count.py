@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,13 +98,22 @@ def run_config() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def built(request: pytest.FixtureRequest) -> dict[str, int]:
+def built() -> dict[str, int]:
+    """Parameters of each model."""
+    return build()
+
+
+def build(**environment: str) -> dict[str, int]:
     """Parameters of each model, built in one process of its own (Megatron-Core takes seconds to import)."""
     ours = {name: with_vocabulary(read_architecture(name)) for name in ("laptop-dense", "laptop-moe")}
     models = {**MODELS, **{name: one.model_dump(mode="json") for name, one in ours.items()}}
     arguments = [json.dumps(run_config()), json.dumps(models)]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PROGRAM, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", "-c", PROGRAM, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -121,3 +132,8 @@ def test_small_models_of_every_kind(name: str, built: dict[str, int]) -> None:
 @pytest.mark.parametrize("name", ["laptop-dense", "laptop-moe"])
 def test_our_models(name: str, built: dict[str, int]) -> None:
     assert built[name] == counted(with_vocabulary(read_architecture(name)))
+
+
+def test_the_other_version_of_megatron_core_builds_as_many(built: dict[str, int], other_megatron: Path) -> None:
+    """0.19 by itself puts a second norm before queries that are not compressed."""
+    assert build(PYTHONPATH=str(other_megatron)) == built

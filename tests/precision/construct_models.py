@@ -75,14 +75,18 @@ def construct(model: str, precision: Precision, *, replace: bool) -> dict[str, A
 
 
 def _state_is_read(built: Any, config: Any) -> str:
-    """The class of the recipe in the state that Transformer Engine saves of a layer; an error if that is refused."""
+    """The class of the recipe in the state that Transformer Engine saves of a layer; an error if that is refused.
+
+    It is "nothing" where the state is empty.
+    """
     recipe: Any = get_fp4_recipe(config) if config.fp4 else get_fp8_recipe(config) if config.fp8 else None
     layer: Any = next(one for one in built.modules() if isinstance(one, TELayerNormColumnParallelLinear | TELinear))
     scaling = SimpleNamespace(scale=torch.ones(3), amax_history=torch.zeros(8, 3))
     layer.fp8_meta |= {"fp8_checkpoint": recipe is not None, "recipe": recipe, "num_gemms": 1}
     layer.fp8_meta |= {"scaling_fwd": scaling, "scaling_bwd": scaling}
-    check_scaling_state({"layer._extra_state": layer.get_extra_state()})
-    return type(recipe).__name__
+    state = layer.get_extra_state()
+    check_scaling_state({"layer._extra_state": state})
+    return type(recipe).__name__ if state.numel() else "nothing"
 
 
 def _sizes(model: torch.nn.Module) -> dict[str, int]:

@@ -75,8 +75,8 @@ def test_infinity_and_nan_under_one_scale_are_what_transformer_engine_makes_of_t
 
 @pytest.mark.parametrize(
     ("recipe", "with_infinity"),
-    # the MX scale of an infinity is 2^127, whose reciprocal v2.11 makes 0 (`exp2f_rcp`, ptx.cuh)
-    [("fp8_blockwise", [448.0, 0.0, SMALL]), ("fp8_mxfp8", [math.nan, 0.0, SMALL])],
+    # the MX scale of an infinity is 2^127: 448 times it is an infinity in FP32 (`exp2f_rcp`, ptx.cuh)
+    [("fp8_blockwise", [448.0, 0.0, SMALL]), ("fp8_mxfp8", [math.inf, 0.0, SMALL])],
 )
 def test_a_block_with_an_infinity_is_nan_in_the_emulation_alone(
     compared: dict[str, Any], recipe: str, with_infinity: list[float]

@@ -19,7 +19,7 @@ from octavo.layout import configs
 from octavo.precision.config import Precision
 from octavo.precision.recipes import RECIPES
 
-# What Transformer Engine 2.11.0 answers; tests/precision/test_transformer_engine.py asks it.
+# What Transformer Engine 2.20.2 answers; tests/precision/test_transformer_engine.py asks it.
 HAVE = {
     "8.0": {"bf16"},
     "8.9": {"bf16", "fp8_delayed", "fp8_tensorwise"},

@@ -90,15 +90,16 @@ def test_every_model_is_built_in_every_recipe(built: dict[tuple[str, str], Any],
     ("recipe", "saved"),
     [
         ("fp8_delayed", "TEDelayedScaling"),  # Megatron-Core's own
-        ("fp8_tensorwise", "Float8CurrentScaling"),
-        ("fp8_blockwise", "Float8BlockScaling"),
-        ("fp8_mxfp8", "MXFP8BlockScaling"),
-        ("nvfp4", "NVFP4BlockScaling"),
-        ("bf16", "NoneType"),
+        ("fp8_tensorwise", "nothing"),
+        ("fp8_blockwise", "nothing"),
+        ("fp8_mxfp8", "nothing"),
+        ("nvfp4", "nothing"),
+        ("bf16", "nothing"),
     ],
 )
 def test_the_state_that_a_layer_saves_is_read_again(built: Any, recipe: str, saved: str) -> None:
-    """It is a pickle that names the recipe's class: a run of this recipe goes on from its checkpoint."""
+    """It is a pickle that names the recipe's class, in delayed scaling, whose scales are of the steps before. Other
+    recipes save none."""
     assert built["laptop-dense", recipe]["read"] == saved
 
 
@@ -193,7 +194,7 @@ def test_transformer_engine_has_no_weight_gradient_in_bf16(transformer_engine: P
 import transformer_engine_without_gpu as engine
 engine.pretend()
 from transformer_engine.common.recipe import DelayedScaling
-print(any("override" in name for name in vars(DelayedScaling(override_linear_precision=(False, False, True)))))
+print(any("override_linear" in name for name in vars(DelayedScaling(override_linear_precision=(False, False, True)))))
 """
     assert run(transformer_engine, program) == "False"
 
@@ -218,11 +219,11 @@ answers = {}
 for capability in ((8, 0), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0)):
     quantization.get_device_compute_capability = lambda: capability
     for name, one in recipes.items():
-        for check in ("fp8", "mxfp8", "nvfp4", "fp8_block_scaling"):
-            getattr(quantization, f"check_{check}_support").cache_clear()
+        for known in ("FP8", "MXFP8", "NVFP4", "FP8_BLOCK_SCALING"):
+            setattr(quantization, f"_{known}_SUPPORT", None)
         try:
             quantization.check_recipe_support(one)
-        except AssertionError:
+        except RuntimeError:
             continue
         if name != "nvfp4" or quantization.check_nvfp4_support()[0]:  # which check_recipe_support leaves out
             answers.setdefault(name, []).append("%d.%d" % capability)

@@ -1,9 +1,9 @@
 """Import Transformer Engine's Python package on a machine without CUDA, far enough for models to be constructed.
 
 torch.cuda describes a GPU that is not there, and everything "on CUDA" is on the meta device. Where Transformer Engine
-is not compiled (outside the GPU image), its extension and the packages that only run kernels are stand-ins. What is
-real: Transformer Engine's modules and recipes, and all of Megatron-Core. Nothing can be computed. It changes the whole
-process: for processes of their own.
+is not compiled (outside the GPU image), its extension (`tests/transformer_engine_cpu`) and the packages that only run
+kernels are stand-ins. What is real: Transformer Engine's modules and recipes, and all of Megatron-Core. Nothing can be
+computed. It changes the whole process: for processes of their own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
@@ -20,7 +21,7 @@ from unittest.mock import MagicMock
 import torch.cuda
 from torch.overrides import TorchFunctionMode
 
-_STAND_INS = ("transformer_engine_torch", "triton", "onnx", "onnxscript")
+_STAND_INS = ("triton", "onnx", "onnxscript")
 
 
 class _StandIns(MetaPathFinder, Loader):
@@ -67,6 +68,8 @@ def pretend(compute_capability: tuple[int, int] = (10, 0), *, compiled: bool = F
     else:
         os.environ["NVTE_PROJECT_BUILDING"] = "1"  # Transformer Engine then loads no shared library
         sys.meta_path.insert(0, _StandIns())
+        sys.path.append(str(Path(__file__).parents[1]))
+        sys.modules["transformer_engine_torch"] = import_module("transformer_engine_cpu.extension")
     properties = SimpleNamespace(
         major=compute_capability[0],
         minor=compute_capability[1],
@@ -105,4 +108,4 @@ def pretend(compute_capability: tuple[int, int] = (10, 0), *, compiled: bool = F
         return
     setattr(import_module("transformer_engine.common"), "load_framework_extension", lambda *_: None)  # noqa: B010
     extensions: Any = import_module("transformer_engine.pytorch").cpp_extensions
-    extensions.get_cudnn_version = lambda: 91300  # 9.13.0; a mock gives no names to `import *`
+    extensions.__getattr__ = sys.modules["transformer_engine_torch"].__getattr__  # which `import *` leaves out

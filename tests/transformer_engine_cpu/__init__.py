@@ -58,6 +58,7 @@ def install(compute_capability: str) -> None:
     kernels = import_module("transformer_engine.pytorch.triton.permutation")
     for name, function in permutation.FUNCTIONS.items():
         setattr(kernels, name, function)
+    cuda.keep_in_custom_operators()
 
 
 def forget_layers() -> None:

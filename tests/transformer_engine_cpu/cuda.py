@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from torch._library import custom_ops
 from torch.overrides import TorchFunctionMode
 
 NAME = "a CPU in the place of a GPU"
@@ -81,6 +82,9 @@ class _CudaIsCpu(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+_MODE = _CudaIsCpu()
+
+
 def install(compute_capability: tuple[int, int], *, name: str = NAME) -> None:
     """Make `torch.cuda` describe a GPU of a compute capability that computes on the CPU."""
     properties = SimpleNamespace(
@@ -127,10 +131,9 @@ def install(compute_capability: tuple[int, int], *, name: str = NAME) -> None:
     torch.compile = lambda function=None, **_: function if function is not None else (lambda one: one)  # type: ignore[assignment]
     _gloo_for_nccl()
     os.environ["NVTE_TORCH_COMPILE"] = "0"
-    mode = _CudaIsCpu()
     _quantised_tensors_on_cpu()
-    _keep_in_backward(mode)
-    mode.__enter__()
+    _keep_in_backward()
+    _MODE.__enter__()
 
 
 def _quantised_tensors_on_cpu() -> None:
@@ -143,15 +146,31 @@ def _quantised_tensors_on_cpu() -> None:
     torch.Tensor._make_wrapper_subclass = staticmethod(make_on_cpu)  # type: ignore[method-assign]
 
 
-def _keep_in_backward(mode: TorchFunctionMode) -> None:
+def _keep_in_backward() -> None:
     """Torch leaves a mode while a function runs that it was asked about, as `backward`: enter it again there."""
     run: Any = torch.autograd.graph._engine_run_backward
 
     def run_in_mode(*args: Any, **options: Any) -> Any:
-        with mode:
+        with _MODE:
             return run(*args, **options)
 
     torch.autograd.graph._engine_run_backward = torch.autograd._engine_run_backward = run_in_mode  # type: ignore[attr-defined]
+
+
+def keep_in_custom_operators() -> None:
+    """Transformer Engine's own operators of torch: torch leaves the mode while their Python runs, too."""
+    for name, operator in custom_ops.OPDEFS.items():
+        if name.startswith("te_"):
+            for device, function in operator._backend_fns.items():
+                operator._backend_fns[device] = _in_mode(function)
+
+
+def _in_mode(function: Any) -> Any:
+    def run(*args: Any, **options: Any) -> Any:
+        with _MODE:
+            return function(*args, **options)
+
+    return run
 
 
 def _gloo_for_nccl() -> None:

@@ -1,4 +1,4 @@
-"""What Transformer Engine's compiled module (`transformer_engine_torch`, v2.11) does in training, in plain PyTorch.
+"""What Transformer Engine's compiled module (`transformer_engine_torch`, v2.20) does in training, in plain PyTorch.
 
 Signatures are those of transformer_engine/pytorch/csrc/extensions/pybind.cpp. What is computed follows the kernels:
 each function in FP32 inside and rounded once, quantised tensors in the bytes and shapes that the Python package keeps
@@ -21,18 +21,15 @@ from transformer_engine_cpu import formats
 
 
 class DType(IntEnum):
-    """Transformer Engine's types (transformer_engine.h)."""
+    """Transformer Engine's types (transformer_engine.h), those that Python sees."""
 
     kByte = 0
-    kInt16 = 1
     kInt32 = 2
-    kInt64 = 3
     kFloat32 = 4
     kFloat16 = 5
     kBFloat16 = 6
     kFloat8E4M3 = 7
     kFloat8E5M2 = 8
-    kFloat8E8M0 = 9
     kFloat4E2M1 = 10
 
 
@@ -50,8 +47,33 @@ _FORWARD = [f"GEMM{gemm}_{kind}" for gemm in (1, 2, 3) for kind in ("INPUT", "WE
 _BACKWARD = [f"GRAD_{kind}{gemm}" for gemm in (1, 2, 3) for kind in ("OUTPUT", "INPUT")]
 FP8FwdTensors = IntEnum("FP8FwdTensors", _FORWARD, start=0)
 FP8BwdTensors = IntEnum("FP8BwdTensors", _BACKWARD, start=0)
-Float8BlockScaleTensorFormat = IntEnum("Float8BlockScaleTensorFormat", ["GEMM_READY", "COMPACT"], start=0)
 CommOverlapType = IntEnum("CommOverlapType", ["RS", "AG"], start=0)
+
+
+class NVTE_Fused_Attn_Backend(IntEnum):
+    """What cuDNN can fuse (fused_attn.h)."""
+
+    NVTE_No_Backend = -1
+    NVTE_F16_arbitrary_seqlen = 1
+    NVTE_FP8 = 2
+
+
+class NVTE_QKV_Format(IntEnum):
+    """The order of a tensor's axes (fused_attn.h)."""
+
+    NVTE_SBHD = 0
+    NVTE_BSHD = 1
+    NVTE_THD = 2
+    NVTE_BSHD_2SBHD = 3
+    NVTE_SBHD_2BSHD = 4
+    NVTE_THD_2BSHD = 5
+    NVTE_THD_2SBHD = 6
+    NVTE_BHSD = 7
+    NVTE_QKV_Format_NOT_SET = 8
+
+
+NVTERoutingMapFormat = IntEnum("NVTERoutingMapFormat", ["BYTEMAP", "BITMAP_U8"], start=0)
+NVTEQBHistogramMode = IntEnum("NVTEQBHistogramMode", ["TWO_KERNEL", "FUSED_ATOMIC"], start=0)
 
 
 class _Names(type):
@@ -71,19 +93,19 @@ class _Unused:
     """A class that annotations name and nothing here makes."""
 
 
-NVTE_QKV_Layout = NVTE_QKV_Format = NVTE_Bias_Type = NVTE_Mask_Type = NVTE_Softmax_Type = _Enumeration
-NVTE_Fused_Attn_Backend = CommOverlapAlgo = _Enumeration
+NVTE_QKV_Layout = NVTE_Bias_Type = NVTE_Mask_Type = NVTE_Softmax_Type = NVTEScalingMode = _Enumeration
+CommOverlapAlgo = _Enumeration
 CommOverlap = CommOverlapP2P = CommOverlapHelper = CommOverlapCore = FP8TensorMeta = _Unused
 
 
 def get_cublasLt_version() -> int:
-    """13.0.0."""
-    return 130000
+    """13.1.1, as the GPU image's."""
+    return 130101
 
 
 def get_cudnn_version() -> int:
-    """9.13.0."""
-    return 91300
+    """9.24.0, as the GPU image's."""
+    return 92400
 
 
 def get_num_cublas_streams() -> int:
@@ -91,12 +113,35 @@ def get_num_cublas_streams() -> int:
     return 4
 
 
-def get_fused_attn_backend(*_: Any) -> str:
+def get_fused_attn_backend(*_: Any) -> tuple[NVTE_Fused_Attn_Backend, str]:
     """None: what cuDNN fuses is not computed here, and Transformer Engine's unfused attention is."""
-    return "NVTE_No_Backend"
+    return NVTE_Fused_Attn_Backend.NVTE_No_Backend, "a CPU has no fused attention"
 
 
 # --- quantised tensors ------------------------------------------------------------------------------------------------
+
+
+def create_empty_quantized_tensor(
+    quantizer: Any, shape: Sequence[int], dtype: torch.dtype, device: torch.device, pin_memory: bool
+) -> Any:
+    """A tensor of the quantiser's kind, not filled (quantizer.cpp, `create_tensor`).
+
+    Its parts are those that the quantiser tells torch.compile of; one of delayed scaling tells of none, and has those
+    of current scaling. No scales are swizzled.
+    """
+    from transformer_engine.pytorch import Float8CurrentScalingQuantizer  # type: ignore[import-not-found]
+
+    kind = Float8CurrentScalingQuantizer if type(quantizer).__name__ == "Float8Quantizer" else type(quantizer)
+    described = kind.storage_metadata(quantizer, dtype)
+    if "with_gemm_swizzled_scales" in described["nontensor_kwargs"]:
+        described["nontensor_kwargs"]["with_gemm_swizzled_scales"] = False
+    sizes = kind.inner_tensor_specs(quantizer, tuple(shape))
+    if kind.__name__ == "NVFP4Quantizer" and "_columnwise_data" in sizes:  # two codes a byte: of a matrix, says the C++
+        matrix = (math.prod(shape[:-1]), shape[-1])
+        sizes["_columnwise_data"] = kind.inner_tensor_specs(quantizer, matrix)["_columnwise_data"]
+    parts = {name: torch.empty(size, dtype=of, device=device) for name, (size, of) in sizes.items()}
+    context = described | {"is_tensor": not quantizer.internal, "requires_grad": False}
+    return described["cls"].__tensor_unflatten__(parts, context, tuple(shape), None)
 
 
 def quantize(tensor: Tensor, quantizer: Any, output: Any = None, noop: Tensor | None = None) -> Any:
@@ -115,7 +160,7 @@ def quantize(tensor: Tensor, quantizer: Any, output: Any = None, noop: Tensor | 
 def _quantise_delayed(flat: Tensor, quantizer: Any, into: Any) -> None:
     if flat.numel():
         quantizer.amax.copy_(torch.maximum(quantizer.amax, formats.amax(flat)))  # atomicMax: it adds to what there is
-        _quantise_whole(flat, quantizer, into)
+        _quantise_whole(flat, quantizer, into, quantizer.scale)
     else:
         into._scale_inv.copy_(1.0 / quantizer.scale)
 
@@ -123,31 +168,32 @@ def _quantise_delayed(flat: Tensor, quantizer: Any, into: Any) -> None:
 def _quantise_tensor(flat: Tensor, quantizer: Any, into: Any) -> None:
     if not flat.numel():
         return
-    if not quantizer.use_existing_amax:
-        quantizer.amax.copy_(formats.amax(flat))
+    largest = formats.amax(flat).view(1)
     if quantizer.with_amax_reduction:
         group = quantizer._canonicalized_amax_reduction_group()
-        torch.distributed.all_reduce(quantizer.amax, torch.distributed.ReduceOp.MAX, group=group)
-    largest = quantizer.amax.clamp(min=quantizer.amax_epsilon)
-    quantizer.scale.copy_(formats.scale_of(largest, _TORCH[quantizer.dtype], power_of_two=quantizer.force_pow_2_scales))
-    _quantise_whole(flat, quantizer, into)
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=group)
+    largest = largest.clamp(min=quantizer.amax_epsilon)
+    scale = formats.scale_of(largest, _TORCH[quantizer.dtype], power_of_two=quantizer.force_pow_2_scales)
+    _quantise_whole(flat, quantizer, into, scale)
 
 
-def _quantise_whole(flat: Tensor, quantizer: Any, into: Any) -> None:
-    codes = formats.to_fp8(flat.float() * quantizer.scale, _TORCH[quantizer.dtype])
-    if quantizer.rowwise_usage or into._data is not None:
-        into._data = codes.view(into.shape)
-    if quantizer.columnwise_usage:
+def _quantise_whole(flat: Tensor, quantizer: Any, into: Any, scale: Tensor) -> None:
+    """From compute capability 10 on products read rows and columns from the same copy."""
+    from transformer_engine.pytorch.utils import is_non_tn_fp8_gemm_supported  # type: ignore[import-not-found]
+
+    codes, one_copy = formats.to_fp8(flat.float() * scale, _TORCH[quantizer.dtype]), is_non_tn_fp8_gemm_supported()
+    if quantizer.rowwise_usage or one_copy or into._data is not None:
+        into._data = codes.view(into.size())
+    if quantizer.columnwise_usage and not one_copy:
         into._transpose, into._transpose_invalid = codes.t().contiguous(), False
-    into._scale_inv.copy_(1.0 / quantizer.scale)
+    into._scale_inv.copy_(1.0 / scale)
 
 
 def _quantise_blocks(flat: Tensor, quantizer: Any, into: Any) -> None:
     across = quantizer.block_len if quantizer.block_scaling_dim == 2 else 1
-    compact = quantizer.all_gather_usage and across == 1
-    for used, values, data, scales, gathers in (
-        (quantizer.rowwise_usage, flat, into._rowwise_data, into._rowwise_scale_inv, compact),
-        (quantizer.columnwise_usage, flat.t().contiguous(), into._columnwise_data, into._columnwise_scale_inv, False),
+    for used, values, data, scales in (
+        (quantizer.rowwise_usage, flat, into._rowwise_data, into._rowwise_scale_inv),
+        (quantizer.columnwise_usage, flat.t().contiguous(), into._columnwise_data, into._columnwise_scale_inv),
     ):
         if used and flat.numel():
             codes, inverse = formats.blocks_to_fp8(
@@ -156,14 +202,14 @@ def _quantise_blocks(flat: Tensor, quantizer: Any, into: Any) -> None:
                 (across, quantizer.block_len),
                 power_of_two=quantizer.force_pow_2_scales,
             )
-            if values is not flat and compact:
-                codes = codes.t()
             data.copy_(codes.reshape(data.shape))
-            inverse = inverse.t() if across == 1 and not gathers else inverse
+            inverse = inverse.t() if across == 1 else inverse
             scales.zero_()[: inverse.shape[0], : inverse.shape[1]] = inverse
 
 
 def _quantise_mx(flat: Tensor, quantizer: Any, into: Any) -> None:
+    if quantizer.with_2d_quantization:
+        raise NotImplementedError("MXFP8 with one scale for 32 x 32 values")
     for used, block, data, scales in (
         (quantizer.rowwise_usage, (1, 32), into._rowwise_data, into._rowwise_scale_inv),
         (quantizer.columnwise_usage, (32, 1), into._columnwise_data, into._columnwise_scale_inv),
@@ -175,6 +221,8 @@ def _quantise_mx(flat: Tensor, quantizer: Any, into: Any) -> None:
 
 
 def _quantise_nvfp4(flat: Tensor, quantizer: Any, into: Any) -> None:
+    if quantizer.row_scaled_nvfp4 or quantizer.nvfp4_use_4over6:
+        raise NotImplementedError("NVFP4 with a scale of each row, and with largest codes of 4 or 6")
     if not flat.numel():
         return
     turned = flat.t().contiguous()
@@ -205,7 +253,9 @@ _QUANTISE = {
 }
 
 
-def split_quantize(tensor: Tensor, split_sections: Sequence[int], quantizer_list: Sequence[Any]) -> list[Any]:
+def split_quantize(
+    tensor: Tensor, split_sections: Sequence[int], quantizer_list: Sequence[Any], disable_bulk_allocation: bool = False
+) -> list[Any]:
     """Each run of rows by its own quantiser."""
     return [quantize(part, one) for part, one in zip(tensor.split(list(split_sections)), quantizer_list, strict=True)]
 
@@ -236,6 +286,10 @@ def swap_first_dims(tensor: Tensor, *, out: Tensor | None) -> Tensor:
     """[a, b, ...] as [b, a, ...]."""
     turned = tensor.transpose(0, 1).contiguous()
     return turned if out is None else out.copy_(turned)
+
+
+def swizzle_scales_for_gemm_(*_: Any) -> None:
+    """Nothing: scales stay as they are."""
 
 
 def compute_amax(input: Tensor, amax: Tensor) -> None:
@@ -534,7 +588,7 @@ def fused_rope_forward(
     input: Tensor,
     freqs: Tensor,
     start_positions: Tensor | None,
-    qkv_format: str,
+    qkv_format: NVTE_QKV_Format,
     interleaved: bool,
     cu_seqlens: Tensor | None,
     cp_size: int,
@@ -549,7 +603,7 @@ def fused_rope_backward(
     output_grads: Tensor,
     freqs: Tensor,
     start_positions: Tensor | None,
-    qkv_format: str,
+    qkv_format: NVTE_QKV_Format,
     interleaved: bool,
     cu_seqlens: Tensor | None,
     cp_size: int,
@@ -560,8 +614,8 @@ def fused_rope_backward(
     return _rotate(output_grads, freqs, interleaved, back=True)
 
 
-def _check_rope(start: Any, layout: str, cu_seqlens: Any, cp_size: int, cp_rank: int) -> None:
-    if start is not None or cu_seqlens is not None or cp_size > 1 or cp_rank or layout != "NVTE_SBHD":
+def _check_rope(start: Any, layout: NVTE_QKV_Format, cu_seqlens: Any, cp_size: int, cp_rank: int) -> None:
+    if start is not None or cu_seqlens is not None or cp_size > 1 or cp_rank or layout != NVTE_QKV_Format.NVTE_SBHD:
         raise NotImplementedError("rotary embedding of anything but whole sequences, [sequence, batch, heads, size]")
 
 
@@ -581,13 +635,16 @@ def fused_multi_row_unpadding(input: Tensor, output: Tensor, padded: Sequence[in
         out.copy_(part[:count])
 
 
-def multi_tensor_scale(chunk_size: int, noop: Tensor, lists: Sequence[Sequence[Tensor]], scale: float) -> None:
+def multi_tensor_scale(chunk_size: int, noop: Tensor, lists: Sequence[Sequence[Tensor]], scale: float | Tensor) -> None:
     """Second list = first list * scale; the flag is set where that is no number."""
     for source, target in zip(*lists, strict=True):
         scaled = source.float() * scale
         target.copy_(scaled)
         if not scaled.isfinite().all():
             noop.fill_(1)
+
+
+multi_tensor_scale_tensor = multi_tensor_scale
 
 
 def multi_tensor_l2norm(

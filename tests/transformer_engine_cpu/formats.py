@@ -1,4 +1,4 @@
-"""Rounding to Transformer Engine's formats, as its kernels do (transformer_engine/common of v2.11), in plain PyTorch.
+"""Rounding to Transformer Engine's formats, as its kernels do (transformer_engine/common of v2.20), in plain PyTorch.
 
 Written from the kernels, and independent of Octavo's emulation, which is held against it. Codes are bytes, as on the
 GPU: FP8 one each, FP4 two in one.
@@ -71,7 +71,7 @@ def blocks_to_mxfp8(values: Tensor, dtype: torch.dtype, block: tuple[int, int]) 
     exponent, fraction = bits >> 23, bits & 0x7FFFFF
     up = (fraction > 0) & (exponent != 0xFE) & ~((exponent == 0) & (fraction <= 0x400000))
     exponent = torch.where(ratio.isinf(), 0xFE, exponent + up.int())
-    inverse = torch.where(exponent == 0, 1.0, ((254 - exponent) << 23).view(torch.float32))
+    inverse = torch.where(exponent == 0xFE, 2.0**-127, ((254 - exponent) << 23).view(torch.float32))
     codes = to_fp8(tiles * inverse, dtype).flatten(2).flatten(0, 1)
     return codes[: values.shape[0], : values.shape[1]].contiguous(), exponent.squeeze((1, 3)).to(torch.uint8)
 
@@ -110,7 +110,7 @@ def blocks_to_nvfp4(
     tiles = _tiles(values.float(), *block)
     encode = divide(448.0 * 6.0, largest).clamp(max=_FP32_MAX)
     encode = torch.where(encode == 0, 1.0, encode)
-    decode = (amax(tiles, (1, 3)) / 6.0 * encode).clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
+    decode = (amax(tiles, (1, 3)) * (encode * torch.tensor(1.0 / 6.0))).clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
     inverse = (1.0 / (decode.float() * (1.0 / encode))).clamp(max=_FP32_MAX)
     scaled = (tiles * inverse).flatten(2).flatten(0, 1)[: values.shape[0], : values.shape[1]]
     scales = decode.view(torch.uint8).squeeze((1, 3)).repeat_interleave(block[0], 0)[: values.shape[0]]

@@ -1,4 +1,4 @@
-"""Transformer Engine's Triton kernels for experts' tokens (transformer_engine/pytorch/triton/permutation.py, v2.11).
+"""Transformer Engine's Triton kernels for experts' tokens (transformer_engine/pytorch/triton/permutation.py, v2.20).
 
 `row_id_map` [tokens, 2 experts + 1] is the kernels' own: a token's places among the permuted ones, its experts, and
 how many there are.
@@ -34,11 +34,17 @@ def _pairs(row_id_map: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor
     return token, experts[token, column].long(), places[token, column].long()
 
 
+def _check_not_padded(offsets: Tensor | None) -> None:
+    if offsets is not None:
+        raise NotImplementedError("permutation that pads each expert's tokens")
+
+
 def permute_with_mask_map(
     inp: Tensor,
     row_id_map: Tensor,
     probs: Tensor | None,
     scale: Tensor | None,
+    pad_offsets: Tensor | None,
     num_tokens: int,
     num_experts: int,
     num_out_tokens: int,
@@ -48,6 +54,7 @@ def permute_with_mask_map(
     """Every token to all its places, and its probabilities."""
     if scale is not None:
         raise NotImplementedError("permutation of quantised tokens")
+    _check_not_padded(pad_offsets)
     token, expert, place = _pairs(row_id_map, num_experts)
     out = inp.new_zeros(num_out_tokens, hidden_size)
     out[place] = inp[token]
@@ -63,11 +70,13 @@ def unpermute_with_mask_map(
     row_id_map: Tensor,
     merging_probs: Tensor | None,
     permuted_probs: Tensor | None,
+    pad_offsets: Tensor | None,
     num_tokens: int,
     num_experts: int,
     hidden_size: int,
 ) -> tuple[Tensor, Tensor | None]:
     """The sum over a token's places, in FP32, rounded once; weighted where there are probabilities."""
+    _check_not_padded(pad_offsets)
     token, expert, place = _pairs(row_id_map, num_experts)
     rows = inp[place].float()
     if merging_probs is not None:
@@ -85,12 +94,14 @@ def unpermute_with_mask_map_bwd_with_merging_probs(
     row_id_map: Tensor,
     fwd_input: Tensor,
     merging_probs: Tensor,
+    pad_offsets: Tensor | None,
     num_tokens: int,
     num_experts: int,
     num_out_tokens: int,
     hidden_size: int,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the rows and of the probabilities."""
+    _check_not_padded(pad_offsets)
     token, expert, place = _pairs(row_id_map, num_experts)
     gradient = fwd_output_grad[token].float()
     rows = fwd_output_grad.new_zeros(num_out_tokens, hidden_size)

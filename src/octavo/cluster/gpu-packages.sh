@@ -9,7 +9,11 @@
 set -eu
 venv=$1 lock=$2
 export PATH="$(cd "$venv" && pwd)/bin:$PATH"
-[ "$(uname -m)" = x86_64 ] || { echo "error: $lock is for x86_64 alone, this is $(uname -m)" >&2; exit 1; }
+case $(uname -m) in
+    x86_64 | aarch64) ;;
+    *) echo "error: $lock is for x86_64 and aarch64, this is $(uname -m)" >&2; exit 1 ;;
+esac
+python -c 'import sys; sys.exit(sys.version_info < (3, 12))' || { echo "error: $lock is for Python 3.12 and 3.13, this is $(python --version)" >&2; exit 1; }
 command -v g++ >/dev/null || { echo "error: g++ is not there, which compiles Transformer Engine's extension" >&2; exit 1; }
 headers=$(python -c 'import sysconfig; print(sysconfig.get_path("include"))')
 [ -e "$headers/Python.h" ] || { echo "error: $headers/Python.h is not there: Python's headers are needed (python3-dev)" >&2; exit 1; }

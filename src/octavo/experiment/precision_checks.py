@@ -1,7 +1,7 @@
 """Whether a device can train in the precision that a cell asks for: looked at before anything is built.
 
 A recipe needs a device and a CUDA that have it, and sizes that Transformer Engine's low-precision products take.
-Transformer Engine 2.11 asserts them in the first forward pass, minutes into a job: operands' rows are multiples of 8
+Transformer Engine 2.20 asserts them in the first forward pass, minutes into a job: operands' rows are multiples of 8
 and columns of 16 (`assert_dim_for_fp8_exec`), for MX both of 32 and for NVFP4 of 16 (`make_empty` of their quantisers).
 Inputs that sequence parallelism gathers in block formats must hold whole blocks before it does
 (`assert_dim_for_all_gather`). Megatron-Core pads experts' tokens itself.

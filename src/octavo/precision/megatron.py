@@ -244,7 +244,7 @@ def _transformer_engine() -> BackendSpecProvider:
     if not fp8_utils.HAVE_TE:
         raise OctavoError(
             "Transformer Engine cannot be imported",
-            expected="transformer-engine 2.11.0 beside torch, as in container.def",
+            expected="transformer-engine 2.20.2 beside torch, as in container.def",
             fix="run inside the image, install the extra `gpu`, or set emulate: true",
         )
     from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
@@ -342,7 +342,7 @@ def _left_in_bf16(model: Any, config: Any) -> set[int]:
     """The modules (by id) around which Megatron-Core enters no FP8 or FP4 context, though a recipe was asked for.
 
     These are the decoder's first and last layers, if asked for, by their numbers over all pipeline stages, and with FP4
-    the multi-token prediction (Megatron-Core 0.16.1, `MultiTokenPredictionLayer._proj_and_transformer_layer`).
+    the multi-token prediction (Megatron-Core 0.16 and 0.19, `MultiTokenPredictionLayer._proj_and_transformer_layer`).
     """
     left: list[nn.Module] = [
         layer for layer in model.decoder.layers if fp8_utils.is_first_last_bf16_layer(config, layer.layer_number - 1)

@@ -8,7 +8,7 @@ how they are scaled into its range, and how many elements share a scale. The thr
     weight gradient  gw = g^T x                                      kinds: gradient, input
 
 On GPUs Transformer Engine computes them (`transformer_config` holds what Megatron-Core is told); elsewhere
-`octavo.precision.products` does, with the same formats, scales and blocks. Sources: Transformer Engine 2.11
+`octavo.precision.products` does, with the same formats, scales and blocks. Sources: Transformer Engine 2.20
 (`transformer_engine/common/recipe`), OCP OFP8 v1.0, OCP Microscaling Formats (MX) v1.0, FP8 formats for deep learning
 (arXiv 2209.05433), DeepSeek-V3 (arXiv 2412.19437, section 3.3).
 """
@@ -56,7 +56,7 @@ class Recipe:
 
 _E4M3_ONLY: dict[TensorKind, Format] = {"input": E4M3, "weight": E4M3, "gradient": E4M3}
 _HYBRID: dict[TensorKind, Format] = {"input": E4M3, "weight": E4M3, "gradient": E5M2}
-_TE = "Transformer Engine 2.11, transformer_engine.common.recipe."
+_TE = "Transformer Engine 2.20, transformer_engine.common.recipe."
 
 RECIPES: MappingProxyType[RecipeName, Recipe] = MappingProxyType(
     {

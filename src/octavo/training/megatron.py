@@ -22,7 +22,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
+from megatron.core.transformer.multi_latent_attention import MLASelfAttentionSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
@@ -35,7 +35,7 @@ from megatron.core.transformer.transformer_layer import (
 from octavo.errors import OctavoError
 from octavo.experiment.config import Parallelism, Training
 from octavo.experiment.run import CellConfig
-from octavo.megatron_versions import INSTALLED
+from octavo.megatron_versions import INSTALLED, latent_attention
 from octavo.models.architecture import Architecture, Experts, GroupedQueryAttention
 from octavo.models.stages import last_stage_layers
 
@@ -72,17 +72,17 @@ def transformer_config(cell: CellConfig, options_beside: dict[str, Any]) -> Tran
 
 
 def fused_kernels(model: Architecture, *, deterministic: bool) -> dict[str, Any]:
-    """The options for Transformer Engine's fused kernels between the matrix products, all of them off by default.
+    """The options for fused kernels between the matrix products, all of them off by default.
 
     Without the fused permutation a mixture spends time on moving tokens that it need not, and a dense model none: what
     would be compared is who is fused. The fused cross-entropy is not deterministic: Megatron-LM refuses it in
-    deterministic mode (0.16.1, megatron/training/arguments.py).
+    deterministic mode, and that of Transformer Engine, which is not stable, always (0.19.2, megatron/training).
     """
     return {
         "apply_rope_fusion": model.attention.kind != "mla",  # for MLA Megatron-Core 0.16.1 fuses YaRN alone
         "moe_permute_fusion": model.experts is not None,
         "cross_entropy_loss_fusion": not deterministic,
-        "cross_entropy_fusion_impl": "te",
+        "cross_entropy_fusion_impl": "native",
     }
 
 
@@ -362,7 +362,7 @@ def _latent_attention_spec(provider: BackendSpecProvider, fused: bool) -> Module
     # Transformer Engine's plain linear keeps the down projections whole on every tensor-parallel rank
     down = provider.linear() if hasattr(provider, "linear") else provider.column_parallel_linear()  # type: ignore[attr-defined]
     return ModuleSpec(
-        module=MLASelfAttention,
+        module=latent_attention(),
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=MLASelfAttentionSubmodules(
             linear_q_proj=provider.column_parallel_linear(),

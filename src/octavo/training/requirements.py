@@ -16,11 +16,11 @@ from octavo.layout import configs
 DETERMINISTIC = {
     "CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8"),
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO": ("0",),
-    "NCCL_ALGO": ("Ring", "Tree", "CollnetDirect", "CollnetChain", "^NVLS"),
+    "NCCL_ALGO": ("Ring", "CollnetDirect", "CollnetChain", "^NVLS"),
 }
 """What cuBLAS, Transformer Engine and NCCL must be told for kernels that repeat to the last bit and one order of sums:
-the value that is set, and others that do (torch's notes on reproducibility; Megatron-LM 0.16.1's --deterministic-mode).
-"""
+the value that is set, and others that do (torch's notes on reproducibility; Megatron-LM 0.19.2's --deterministic-mode,
+megatron/training/determinism.py, which takes NCCL's trees for repeatable no longer)."""
 
 CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 
@@ -57,7 +57,7 @@ def connections_environment(run: RunConfig, environment: Mapping[str, str]) -> d
     """CUDA_DEVICE_MAX_CONNECTIONS=1, where Megatron's overlap of communication with products needs it.
 
     With tensor or context parallelism kernels must start in the order that they were given, and GPUs below compute
-    capability 10 keep it with one connection alone (Megatron-LM 0.16.1, megatron/training/arguments.py). Raises
+    capability 10 keep it with one connection alone (Megatron-LM 0.19.2, megatron/training/arguments.py). Raises
     OctavoError where the environment says another number.
     """
     layout, device = run.parallelism, device_of(run)

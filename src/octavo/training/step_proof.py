@@ -134,7 +134,11 @@ def _attention() -> str:
     if chosen.get("use_flash_attention"):
         return f"flash-attn {chosen.get('flash_attention_backend')}"
     if chosen.get("use_fused_attention"):
-        return f"cuDNN, {str(chosen.get('fused_attention_backend')).rpartition('.')[2]}"
+        from transformer_engine.pytorch.cpp_extensions.fused_attn import (  # type: ignore[import-not-found]
+            FusedAttnBackend,
+        )
+
+        return f"cuDNN, {FusedAttnBackend(int(chosen['fused_attention_backend'])).name}"
     return "unfused (whole score matrices)" if chosen.get("use_unfused_attention") else "none"
 
 
