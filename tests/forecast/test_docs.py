@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -51,6 +52,14 @@ def test_the_interval(text: str) -> None:
         low, high = 100 * (1 - math.exp(-one.half_width)), 100 * (math.exp(one.half_width) - 1)
         assert f"−{low:.0f} % to +{high:.0f} %" in text
     assert f"{UNSEEN:g} times as wide" in text
+
+
+def test_what_intervals_hold_of_models_drawn_at_random(text: str) -> None:
+    kinds = gpu_calibration().kinds
+    dense, experts = (100 * fmean(kinds[kind].held.values()) for kind in ("dense", "experts"))
+    assert f"they hold {dense:.0f} % (dense) and {experts:.0f} % (mixtures)" in text
+    assert kinds["experts"].held["grok-1"] == 0
+    assert f"{100 * kinds['dense'].held['nemotron-4-340b']:.0f} % of Nemotron-4 340B's six" in text
 
 
 def test_the_pairs(text: str) -> None:

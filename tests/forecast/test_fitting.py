@@ -28,7 +28,8 @@ def test_the_file_is_the_fit(fresh: GpuCalibration) -> None:
     assert stored.kinds.keys() == fresh.kinds.keys()
     for kind, one in fresh.kinds.items():
         assert stored.kinds[kind].models == one.models
-        errors = [known.model_dump(exclude={"models"}) for known in (stored.kinds[kind], one)]
+        assert stored.kinds[kind].held == pytest.approx(one.held, rel=0.02)
+        errors = [known.model_dump(exclude={"models", "held"}) for known in (stored.kinds[kind], one)]
         assert errors[0] == pytest.approx(errors[1], rel=0.02)
     assert stored.seen == fresh.seen
 
@@ -55,6 +56,8 @@ def test_the_interval_holds_about_what_it_says(fresh: GpuCalibration) -> None:
     """80 % of the left-out rows, fit and interval both made without the model, give or take a tenth."""
     for one in fresh.kinds.values():
         assert 0.72 <= one.coverage <= 0.9
+        assert one.held.keys() == set(one.models)
+        assert 0.72 <= np.mean([*one.held.values()]) <= 0.88
 
 
 def test_fp8_over_bf16_is_within_8_percent(fresh: GpuCalibration) -> None:

@@ -118,6 +118,9 @@ class KindError(Section):
     settings: int
     median_absolute_error: NonNegativeFloat
     coverage: Annotated[float, Field(ge=0, le=1)]
+    held: dict[str, Annotated[float, Field(ge=0, le=1)]]
+    """Model -> the same share of all its rows that intervals are made of, the pairs' too: their mean is what intervals
+    that give each model the same weight promise."""
     half_width: PositiveFloat
     """Half of the interval's width in ln(tokens/s)."""
 

@@ -7,7 +7,8 @@ is known: each has a factor on a step's time, shrunk to 1.
 
 The error is measured by leaving out one model at a time, all its rows on all GPUs, and told apart by kind, dense models
 and mixtures of experts. Medians and coverages are those of the performance summary's rows; the intervals are conformal
-over the left-out errors of all models. What is not left out: the form of the model and the priors were chosen with all
+over the left-out errors of all models, pooled with the same weight for each model (arXiv 1809.07441, "pooling CDFs"; it
+has no guarantee for few models). What is not left out: the form of the model and the priors were chosen with all
 rows in view. NVFP4's rows are of two models, and count in no error. `sensitivity` says what the errors would be with
 other priors.
 """
@@ -146,10 +147,10 @@ def calibrate(priors: dict[str, Prior] = PRIORS) -> GpuCalibration:
     unseen = {name: _left_out(name, priors) for name in sorted(kinds)}
     counted = {name: one for name, one in unseen.items() if len(one.errors)}
 
-    def inside(name: str) -> np.ndarray:
-        """Which rows of a model are within the interval that the other models' errors make."""
+    def inside(name: str, errors: np.ndarray) -> np.ndarray:
+        """Which of a model's errors are within the interval that the other models' make."""
         others = [one.scores for other, one in unseen.items() if other != name and kinds[other] == kinds[name]]
-        return np.abs(unseen[name].errors) <= half_width(others)
+        return np.abs(errors) <= half_width(others)
 
     def of_kind(kind: Kind) -> KindError:
         names = [name for name in counted if kinds[name] == kind]
@@ -158,7 +159,10 @@ def calibrate(priors: dict[str, Prior] = PRIORS) -> GpuCalibration:
             rows=sum(len(counted[name].errors) for name in names),
             settings=_settings([row for row in every if row.model in names and row.counted]),
             median_absolute_error=_median([counted[name].errors for name in names]),
-            coverage=float(np.mean(np.concatenate([inside(name) for name in names]))),
+            coverage=float(np.mean(np.concatenate([inside(name, counted[name].errors) for name in names]))),
+            held={
+                name: float(np.mean(inside(name, one.scores))) for name, one in unseen.items() if kinds[name] == kind
+            },
             half_width=half_width([one.scores for name, one in unseen.items() if kinds[name] == kind]),
         )
 
@@ -181,7 +185,7 @@ def calibrate(priors: dict[str, Prior] = PRIORS) -> GpuCalibration:
                 settings=_settings([row for row in every if row.model == name and row.counted]),
                 median_absolute_error=_median([one.errors]),
                 bias=float(np.expm1(-np.median(one.errors))),
-                coverage=float(np.mean(inside(name))),
+                coverage=float(np.mean(inside(name, one.errors))),
             )
             for name, one in counted.items()
         },
