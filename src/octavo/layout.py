@@ -219,6 +219,11 @@ class ExperimentFolder:
         return self.path / "steps.parquet"
 
     @property
+    def parts(self) -> Path:
+        """What `octavo aggregate` keeps of runs that it has read (`octavo.evidence.parts`); it may be removed."""
+        return self.path / ".parts"
+
+    @property
     def attempts_table(self) -> Path:
         """Table `attempts` of `octavo.records.TABLE_FIELDS`."""
         return self.path / "attempts.parquet"

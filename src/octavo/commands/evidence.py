@@ -28,7 +28,7 @@ def aggregate(experiment: ExperimentArgument, ablation: Ablation = None) -> None
     folder = enter_trained(experiment)
     loaded = load_experiment(folder.name)
     attempts = attempts_frame(loaded)
-    scope = write_tables(loaded, folder, attempts, ablation)
+    scope = write_tables(loaded, folder, attempts, ablation, keep=True)
     attempts = read_table(scope.attempts_table, "attempts", made_by=f"octavo aggregate {folder.path}")
     note_provisional(scope, attempts)
     for reason in provisional(attempts):

@@ -1,8 +1,9 @@
 """Run folders -> `runs.parquet`, `steps.parquet`, `attempts.parquet`.
 
 A few runs of a cell are read at a time, on every core, and written in row groups: memory does not grow with the number
-of runs. Of a step that was written more than once (a run that went on from a checkpoint) the last line
-counts; a last line that was cut off does not.
+of runs. Such groups make parts, which may be kept (`octavo.evidence.parts`): the next time only parts with a run that
+is new or changed are made again, and `steps.parquet` is all parts one behind the other. Of a step that was written more
+than once (a run that went on from a checkpoint) the last line counts; a last line that was cut off does not.
 
 An attempt's device-hours are part of the **final** cost in proportion to its step time that the result rests on; what
 its lost steps took, and all of a superseded run, is in the **all-in** cost alone.
@@ -14,7 +15,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,10 @@ from octavo.accounting.results import contradictions, layouts_by_attempts
 from octavo.data.manifest import current_manifest
 from octavo.divergence import diverged
 from octavo.errors import OctavoError
+from octavo.evidence.parts import Part, Parts, parts_of
+from octavo.evidence.row_groups import join
 from octavo.experiment.run import CellConfig, Experiment, RunIdentity
-from octavo.files import atomic_path
+from octavo.files import atomic_path, fingerprint
 from octavo.layout import ExperimentFolder, RunFolder
 from octavo.metrics import FP8, read_metrics_table
 from octavo.models.matched import matched_quantity
@@ -52,6 +55,8 @@ ROW_GROUP = 1 << 18
 """Rows of `steps.parquet` that are in memory at a time."""
 BATCH = 16
 """Runs of a cell whose steps are worked out together: what an array operation costs at least is paid once for all."""
+PART = 64
+"""Runs of a cell that are read again where one of them changed."""
 
 _TRAINING = (
     "loss", "aux_loss", "grad_norm", "learning_rate", "step_seconds", "tokens_per_second", "model_tflops",
@@ -71,6 +76,8 @@ class _Cell:
     total_parameters: int
     active_parameters: int
     flops_per_token: float
+    known: str
+    """A hash of all of this."""
 
     @classmethod
     def of(cls, config: CellConfig, experiment: Experiment) -> _Cell:
@@ -79,34 +86,25 @@ class _Cell:
             for by in ("total_parameters", "active_parameters", "flops_per_token")
         )
         emulated = config.precision.emulated(on_gpu=experiment.device.kind == "gpu")
-        return cls(config, emulated, int(total), int(active), flops)
+        numbers = emulated, int(total), int(active), flops
+        return cls(config, *numbers, known=fingerprint([config.model_dump(mode="json"), numbers]))
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What one run folder says, but for its steps: its result if it has one, the share of each attempt that counts."""
+    """What one run folder says, but for its steps."""
 
-    cell: _Cell
-    seed: int
-    fingerprint: str
-    result: Result | None
-    steps: int
-    tokens: int
-    training_seconds: float
-    training_device_hours: float
-    layouts: list[LayoutSince]
-    """Those that its steps were trained under; empty where they were not recorded: the cell's."""
-    kept: dict[int, float]
-    """Attempt -> share of its step time that the result rests on."""
-    diverged: bool
-    """Whether its losses end without a sane one, whatever its result says."""
+    row: dict[str, Any]
+    """Of `runs.parquet`, but for what its attempts cost."""
+    kept: list[tuple[int, float]]
+    """Attempt, and the share of its step time that the result rests on."""
     contradictions: list[str]
     """What its files say otherwise than its result."""
 
     @property
     def name(self) -> str:
         """`cell/seed-n`."""
-        return f"{self.cell.config.cell}/seed-{self.seed}"
+        return f"{self.row['cell']}/seed-{self.row['seed']}"
 
 
 def aggregate(
@@ -116,11 +114,14 @@ def aggregate(
     ablation: str | None = None,
     into: ExperimentFolder | None = None,
     seeds: list[int] | None = None,
+    *,
+    keep: bool = False,
 ) -> ExperimentFolder:
     """Write the tables of an experiment, or of one ablation and its baselines; the folder that they are in.
 
     `attempts` are the experiment's ledger (`octavo.accounting.ledger.attempts_frame`); `into` is another folder;
-    `seeds` of a first report are those of every cell, in place of all that are asked for.
+    `seeds` of a first report are those of every cell, in place of all that are asked for. `keep`: parts that an earlier
+    call kept in the folder are used, and those of now are kept.
     Raises OctavoError for a run that was trained under another configuration or on another data set than the others,
     or whose files are damaged or not those that its result was written with.
     """
@@ -135,38 +136,60 @@ def aggregate(
     ledger = _Ledger.of(attempts)
     rows, damaged = [], {}
     data = current_manifest(experiment.file.data, experiment.file.tokenizer)
-    with _StepsWriter(target.steps_table) as steps:
-        asked = {cell.cell: seeds or experiment.seeds_of(cell.cell, folder) for cell in cells}
-        for runs, table in _read_all(folder, [_Cell.of(cell, experiment) for cell in cells], asked):
-            steps.add(table)
-            for run in runs:
+    asked = {cell.cell: seeds or experiment.seeds_of(cell.cell, folder) for cell in cells}
+    with parts_of(folder.parts if keep else None, target.path) as parts:
+        made: list[Path] = []
+        for part in _read_all(folder, [_Cell.of(cell, experiment) for cell in cells], asked, parts):
+            made.append(part.steps)
+            for run in (_Run(**facts) for facts in part.facts):
                 data = _same_data(run, data)
-                rows.append(_run_row(run, ledger))
+                rows.append(run.row | ledger.costs(run.row["cell"], run.row["seed"], run.kept))
                 damaged |= {run.name: run.contradictions} if run.contradictions else {}
         _refuse(damaged, folder)
+        with atomic_path(target.steps_table) as temporary:
+            join(made, temporary)
+        parts.tidy(cells=set(asked), whole=not (ablation or seeds))
     write_table(target.attempts_table, attempts, "attempts")
     write_table(target.runs_table, pd.DataFrame(rows), "runs")  # last: where it is, the others are
     return target
 
 
 def _read_all(
-    folder: ExperimentFolder, cells: list[_Cell], seeds: dict[str, list[int]]
-) -> Iterator[tuple[list[_Run], pa.Table]]:
-    """Runs and their steps in the experiment's order, read ahead by a few batches; `seeds` are those of each cell."""
+    folder: ExperimentFolder, cells: list[_Cell], seeds: dict[str, list[int]], parts: Parts
+) -> Iterator[Part]:
+    """Runs and their steps in the experiment's order, read ahead by a few parts; `seeds` are those of each cell."""
+
+    def part(cell: _Cell, of_seeds: list[int]) -> Part:
+        runs = [folder.run(cell.config.cell, seed) for seed in of_seeds]
+        return parts.part(
+            cell.config.cell, [cell.known, of_seeds], runs, lambda path: _make_part(folder, cell, of_seeds, path)
+        )
+
     asked = (
-        (folder, cell, seeds[cell.config.cell][start : start + BATCH])
+        (cell, seeds[cell.config.cell][start : start + PART])
         for cell in cells
-        for start in range(0, len(seeds[cell.config.cell]), BATCH)
+        for start in range(0, max(1, len(seeds[cell.config.cell])), PART)  # a cell without seeds has a part, too
     )
     workers = len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(workers) as pool:
-        ahead = deque(pool.submit(_read_runs, *one) for one in islice(asked, 8 * workers))
+        ahead = deque(pool.submit(part, *one) for one in islice(asked, 2 * workers))
         try:
             while ahead:
                 yield ahead.popleft().result()
-                ahead.extend(pool.submit(_read_runs, *one) for one in islice(asked, 1))
+                ahead.extend(pool.submit(part, *one) for one in islice(asked, 1))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _make_part(folder: ExperimentFolder, cell: _Cell, seeds: list[int], into: Path) -> tuple[Any, bool]:
+    """Write the steps of a part's runs; what else they say, and whether none contradicts itself."""
+    found: list[_Run] = []
+    with _StepsWriter(into) as steps:
+        for start in range(0, len(seeds), BATCH):
+            runs, table = _read_runs(folder, cell, seeds[start : start + BATCH])
+            steps.add(table)
+            found += runs
+    return [asdict(run) for run in found], not any(run.contradictions for run in found)
 
 
 def _read_runs(folder: ExperimentFolder, cell: _Cell, seeds: list[int]) -> tuple[list[_Run], pa.Table]:
@@ -181,8 +204,11 @@ def _read_runs(folder: ExperimentFolder, cell: _Cell, seeds: list[int]) -> tuple
     step, loss = (np.split(steps[name].to_numpy(), starts) for name in ("step", "loss"))
     found = [
         _Run(
-            cell, seed, own[i].run_fingerprint, results[i], len(tokens[i]), int(tokens[i][-1:].sum()),
-            seconds[i].sum(), hours[i][-1:].sum(), layouts[i], kept[i], diverged(step[i], loss[i]),
+            _run_row(
+                cell, seed, own[i].run_fingerprint, results[i], len(tokens[i]), int(tokens[i][-1:].sum()),
+                float(seconds[i].sum()), float(hours[i][-1:].sum()), layouts[i], diverged(step[i], loss[i]),
+            ),
+            kept[i],
             _contradictions(runs[i], results[i], cell, own[i], step[i], loss[i], seconds[i]),
         )
         for i, seed in enumerate(seeds)
@@ -256,14 +282,14 @@ def _refuse(damaged: dict[str, list[str]], folder: ExperimentFolder) -> None:
 
 def _same_data(run: _Run, data: str | None) -> str | None:
     """The manifest of the data set that all runs must share: the one there is, or the first run's."""
-    found = run.result.data_manifest_sha256 if run.result else None
+    found = run.row["data_manifest_sha256"]
     if None not in (found, data) and found != data:
-        cell = run.cell.config
+        experiment = run.row["experiment"]
         raise OctavoError(
-            f"{cell.cell}/seed-{run.seed} was trained on another data set: its text or tokenizer was changed",
-            where=f"results/{cell.experiment}/runs/{cell.cell}/seed-{run.seed}/result.json data_manifest_sha256",
+            f"{run.name} was trained on another data set: its text or tokenizer was changed",
+            where=f"results/{experiment}/runs/{run.name}/result.json data_manifest_sha256",
             expected=f"manifest {str(data)[:12]}, found {str(found)[:12]}",
-            fix=f"train it again: snakemake results/{cell.experiment}/report.pdf; or prepare the earlier text again",
+            fix=f"train it again: snakemake results/{experiment}/report.pdf; or prepare the earlier text again",
         )
     return data or found
 
@@ -273,7 +299,7 @@ def _same_data(run: _Run, data: str | None) -> str | None:
 
 def _steps(
     metrics: list[pa.Table], cell: _Cell, seeds: list[int], layouts: list[list[LayoutSince]]
-) -> tuple[pa.Table, np.ndarray, list[dict[int, float]]]:
+) -> tuple[pa.Table, np.ndarray, list[list[tuple[int, float]]]]:
     """One row per step of each run, where the second and later runs start, and the shares of each run's attempts."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -289,9 +315,9 @@ def _steps(
     trained = lines["step_seconds"].is_valid().to_numpy()
     counts = lines_that_count(step, attempt, trained)
     shares = _shares(attempt, lines["step_seconds"].fill_null(0.0).to_numpy(), counts & trained)
-    kept: list[dict[int, float]] = [{} for _ in seeds]
+    kept: list[list[tuple[int, float]]] = [[] for _ in seeds]
     for number, share in shares.items():
-        kept[number // attempts][number % attempts] = share
+        kept[number // attempts].append((number % attempts, share))
 
     rows = np.unique(step[counts])
     starts = np.searchsorted(rows, np.arange(1, len(seeds)) * steps)
@@ -356,24 +382,22 @@ def _shares(attempt: np.ndarray, seconds: np.ndarray, kept: np.ndarray) -> dict[
 
 
 class _StepsWriter:
-    """Collects the steps of runs and writes them in row groups, atomically."""
+    """Collects the steps of runs and writes them into a file in row groups."""
 
     def __init__(self, path: Path) -> None:
-        self._place = atomic_path(path)
+        import pyarrow.parquet as pq
+
+        self._writer = pq.ParquetWriter(
+            path, table_schema("steps"), compression="zstd", compression_level=1, write_page_checksum=True
+        )
         self._waiting: list[pa.Table] = []
         self._rows = 0
 
     def __enter__(self) -> _StepsWriter:
-        import pyarrow.parquet as pq
-
-        temporary = self._place.__enter__()
-        self._writer = pq.ParquetWriter(
-            temporary, table_schema("steps"), compression="zstd", compression_level=1, write_page_checksum=True
-        )
         return self
 
     def add(self, steps: pa.Table) -> None:
-        """Take one run's steps."""
+        """Take the steps of some runs."""
         self._waiting.append(steps)
         self._rows += steps.num_rows
         if self._rows >= ROW_GROUP:
@@ -383,7 +407,6 @@ class _StepsWriter:
         if error[0] is None:
             self._flush()
         self._writer.close()
-        self._place.__exit__(*error)
 
     def _flush(self) -> None:
         import pyarrow as pa
@@ -415,12 +438,13 @@ class _Ledger:
         attempt, superseded, currency = (attempts[name].to_numpy() for name in ("attempt", "superseded", "currency"))
         return cls(rows, attempt, superseded, currency, amounts)
 
-    def costs(self, cell: str, seed: int, kept: dict[int, float]) -> dict[str, Any]:
+    def costs(self, cell: str, seed: int, kept: list[tuple[int, float]]) -> dict[str, Any]:
         """Hours, energy and money of a run's attempts; `kept`: the share of each that its result rests on."""
         rows = self.rows.get((cell, seed))
         if rows is None:
             return {"attempts": 0}
-        share = np.where(self.superseded[rows], 0.0, [kept.get(int(attempt), 0.0) for attempt in self.attempt[rows]])
+        of = dict(kept)
+        share = np.where(self.superseded[rows], 0.0, [of.get(int(attempt), 0.0) for attempt in self.attempt[rows]])
 
         def whole(column: str, weights: np.ndarray | float = 1.0) -> float | None:
             values = self.amounts[column][rows]
@@ -437,15 +461,23 @@ class _Ledger:
         }
 
 
-def _run_row(run: _Run, ledger: _Ledger) -> dict[str, Any]:
-    cell, result = run.cell.config, run.result
+def _run_row(
+    of: _Cell, seed: int, run_fingerprint: str, result: Result | None, steps: int, tokens: int, seconds: float,
+    device_hours: float, layouts: list[LayoutSince], has_diverged: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """A run's row but for what its attempts cost; numbers of a run without a result are those of its steps so far.
+
+    `has_diverged`: whether its losses end without a sane one, whatever its result says. `layouts`: those that its steps
+    were trained under; empty where they were not recorded: the cell's.
+    """
+    cell = of.config
     experts = cell.model.experts
-    counted = result or run.cell
-    sane = result if result and not run.diverged else None
+    counted = result or of
+    sane = result if result and not has_diverged else None
     return {
         "experiment": cell.experiment,
         "cell": cell.cell,
-        "seed": run.seed,
+        "seed": seed,
         "architecture": cell.architecture,
         "precision": cell.precision.recipe,
         "ablation": cell.ablation,
@@ -454,9 +486,9 @@ def _run_row(run: _Run, ledger: _Ledger) -> dict[str, Any]:
         "expert_size": experts.size if experts else None,
         "shared_expert_size": experts.shared_size if experts else None,
         "accumulation": cell.precision.accumulation,
-        "status": "unfinished" if result is None else "diverged" if run.diverged else result.status,
-        "steps": result.steps if result else run.steps,
-        "tokens": result.tokens if result else run.tokens,
+        "status": "unfinished" if result is None else "diverged" if has_diverged else result.status,
+        "steps": result.steps if result else steps,
+        "tokens": result.tokens if result else tokens,
         "total_parameters": counted.total_parameters,
         "active_parameters": counted.active_parameters,
         "flops_per_token": counted.flops_per_token,
@@ -464,14 +496,13 @@ def _run_row(run: _Run, ledger: _Ledger) -> dict[str, Any]:
         "validation_loss": sane.validation_loss if sane else None,
         "validation_step": sane.steps if sane and sane.validation_loss is not None else None,
         "validation_bits_per_byte": sane.validation_bits_per_byte if sane else None,
-        "training_seconds": result.training_seconds if result else run.training_seconds,
-        "training_device_hours": run.training_device_hours,
+        "training_seconds": result.training_seconds if result else seconds,
+        "training_device_hours": device_hours,
         "device_kind": result.device_kind if result else None,
         "device_count": result.device_count if result else cell.parallelism.world_size,
-        "layouts": laid_out(run.layouts) if run.layouts else cell.layout,
+        "layouts": laid_out(layouts) if layouts else cell.layout,
         "emulated": counted.emulated,
-        **ledger.costs(cell.cell, run.seed, run.kept),
-        "run_fingerprint": run.fingerprint,
+        "run_fingerprint": run_fingerprint,
         "data_manifest_sha256": result.data_manifest_sha256 if result else None,
         **(_losses_of(cell, result) if result else {}),
         "parameters_sha256": result.parameters_sha256 if result else None,
