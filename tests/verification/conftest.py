@@ -16,17 +16,19 @@ from octavo.experiment.run import data_identifier
 from octavo.files import sha256
 from octavo.layout import ExperimentFolder, data_folder
 from octavo.verification.bundle import write_bundle
-from tests.tiny import REPOSITORY, copy_configs, copy_workflow
+from tests.tiny import REPOSITORY, copy_configs, copy_workflow, made_once
 
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout with a finished experiment `synthetic`: two seeds of four cells and an ablation, with reports."""
-    root = tmp_path_factory.mktemp("whole")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("OCTAVO_ROOT", str(root))
-    patch.chdir(root)
-    try:
+    return made_once(tmp_path_factory, "whole", _make_whole)
+
+
+def _make_whole(root: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OCTAVO_ROOT", str(root))
+        patch.chdir(root)
         folder = write_experiment(root, seeds=(1, 2), steps=40, ablations={"few_experts": ABLATIONS["few_experts"]})
         copy_configs(root)
         copy_workflow(root)
@@ -49,9 +51,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for verb in verbs:
             done = CliRunner().invoke(app, verb)
             assert done.exit_code == 0, done.exception
-    finally:
-        patch.undo()
-    return root
 
 
 def write_data(folder: Path) -> None:
