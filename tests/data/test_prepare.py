@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import tokenizers
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -186,11 +188,17 @@ def test_domains_come_from_the_source(tmp_path: Path) -> None:
     }
 
 
+@functools.cache
+def tokenizers_of_both_kinds() -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
+    """Pairs of bytes, learned from a text, and bytes alone; made once for all examples."""
+    learned = build_tokenizer(BpeTokenizer(vocabulary_size=260), iter(["the cat sat on the mat " * 50]))
+    return learned, build_tokenizer(BytesTokenizer(), iter([]))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.text())
 def test_every_text_survives_tokenising(text: str) -> None:
-    bpe = build_tokenizer(BpeTokenizer(vocabulary_size=260), iter(["the cat sat on the mat " * 50]))
-    plain = build_tokenizer(BytesTokenizer(), iter([]))
+    bpe, plain = tokenizers_of_both_kinds()
     for tokenizer in (bpe, plain):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text
     assert plain.encode(text, add_special_tokens=False).ids == list(text.encode())
