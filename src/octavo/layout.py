@@ -325,8 +325,16 @@ class ExperimentFolder:
         return ExperimentFolder(self.path / "ablations" / name)
 
     def ablations(self) -> list[str]:
-        """The ablations that have tables or reports of their own."""
-        return sorted(path.name for path in self.path.glob("ablations/*") if path.is_dir())
+        """The ablations that have tables or reports of their own; those that have nothing but looks at the evidence,
+        logs or a first report have none yet."""
+        return [path.name for path in sorted(self.path.glob("ablations/*")) if ExperimentFolder(path).begun]
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a table, a verdict, a figure or a report, the first report aside."""
+        made = [self.runs_table, self.steps_table, self.attempts_table, self.claims, self.comparisons, self.figures]
+        reports = [] if self.first_report.exists() else [self.report_pdf, self.report_html]
+        return any(path.exists() for path in (*made, self.report_hashes, *reports))
 
     def run(self, cell: str, seed: int) -> RunFolder:
         """The folder of one run."""

@@ -45,6 +45,10 @@ SUBMITTED = re.compile(r"Job (\d+) has been submitted with SLURM jobid (\d+)")
 """What Slurm's executor says of each job: Snakemake's number and Slurm's."""
 STOPPED = "Terminating processes on user request"
 """What Snakemake says on Ctrl-C."""
+APPEARED = re.compile(
+    r"following output files of rule report were not present when the DAG was created:\s*\{(.*)\}", re.S
+)
+"""Snakemake's warning that a first report, which stands where the whole one will, was made meanwhile."""
 EXIT = re.compile(r"CalledProcessError.*(?:exit status (\d+)|died with <Signals\.\w+: (\d+)>)", re.DOTALL)
 """What Snakemake says of a command that failed, before it says of which job."""
 FAILED = ("Exiting because a job execution failed", "At least one job did not complete successfully")
@@ -81,6 +85,7 @@ class LogHandler(LogHandlerBase):
         self.started: dict[int, float] = {}
         self.exits: dict[int | None, int] = {}
         self.failed: dict[int, str] = {}
+        self.firsts: set[str] = set()
         self.named = False
         self.since, self.trained = 0.0, 0
         self.bars: dict[int, TaskID] = {}
@@ -158,8 +163,13 @@ class LogHandler(LogHandlerBase):
         elif event is None and record.levelno >= logging.WARNING:
             if record.levelno >= logging.ERROR:
                 self._show_error(record)
-            else:
+            elif not self._of_first_report(record.getMessage()):
                 self._print(self.format(record), style="yellow")
+
+    def _of_first_report(self, warning: str) -> bool:
+        """Whether a warning is about nothing but the files of first reports that were made in this run."""
+        found = APPEARED.search(warning)
+        return bool(found and {one.strip(" '\"\n") for one in found[1].split(",")} <= self.firsts)
 
     def _show_error(self, record: logging.LogRecord) -> None:
         event, text = getattr(record, "event", None), record.getMessage()
@@ -219,8 +229,11 @@ class LogHandler(LogHandlerBase):
         self.trained += rule == "train"
         where = f": results/{wildcards['scope']}/report.pdf" if rule == "report" else ""
         self._print(f"{clock}done   {self._title(job)} ({seconds:.0f} s{waited}){where}")
-        if rule == "first_report" and (said := first_report(ExperimentFolder(Path("results") / wildcards["scope"]))):
-            self._print(said)
+        if rule == "first_report":
+            scope = ExperimentFolder(Path("results") / wildcards["scope"])
+            self.firsts |= {str(scope.report_pdf), str(scope.report_html)}
+            if said := first_report(scope):
+                self._print(said)
 
     def _fail(self, fields: dict[str, Any], status: int | None) -> None:
         """Which job failed, why, and where its log is."""

@@ -137,6 +137,26 @@ def test_a_look_asks_for_the_cells_of_undecided_comparisons_alone(judged: Callab
     assert undecided_cells(found.grid, read_claims(found.configs, experiment)) == ["moe-bf16", "moe-fp8_blockwise"]
 
 
+def test_before_the_first_look_a_clear_interval_is_no_verdict_and_says_when_there_is_one(
+    judged: Callable[..., Judged],
+) -> None:
+    """FP8 is worse by 3 %, with hardly any spread: three seeds are clear by themselves, and the first look is at
+    four. The cells have another seed to come."""
+    truth = Truth(offsets={"fp8_blockwise": 0.03}, run_sd=0.0001)
+    design = {"seeds": {"from": 4, "to": 6}}
+    cells = [f"{model}-{precision}" for model in ("dense", "moe") for precision in ("bf16", "fp8_blockwise")]
+    found = judged(
+        only=["02-fp8-loss-error"], ablations={}, changes=design, truth=truth,
+        unfinished={(cell, 4): 50 for cell in cells},
+    )  # fmt: skip
+    claim = found.claims[2]
+    assert claim.verdict == "inconclusive"
+    assert claim.reason == "no verdict before 4 seeds"
+    assert "No verdict is reached before 4 seeds; these are 3." in claim.sentence
+    assert "alone (p" not in claim.sentence
+    assert undecided_cells(found.grid, read_claims(found.configs, found.grid.experiment)) == cells
+
+
 def test_a_decided_experiment_asks_for_nothing(judged: Callable[..., Judged]) -> None:
     truth = Truth(offsets={"fp8_blockwise": 0.03}, run_sd=0.0001)
     found = judged(only=["02-fp8-loss-error"], ablations={}, changes=DESIGN, truth=truth)

@@ -457,6 +457,11 @@ def test_traffic_of_single_devices_is_that_of_the_plan_that_the_claim_names(judg
     assert claim.sentence.startswith("In the plan of h100-node (8 H100), MoE BF16 sends ")
     assert claim.data["cell"] == [cell.cell for cell in plan.grid]
     assert claim.runs == []
+    # every pair has its part; in the sentence the pairs of the same ratio stand together
+    ratios = [f"{part.effect.value:.2f}" for part in claim.parts if part.effect]
+    assert len(ratios) == len(claim.parts) == 7
+    assert claim.sentence.count(" times the bytes per token of ") == len(set(ratios))
+    assert all(part.label.split(" against ")[0] in claim.sentence for part in claim.parts)
 
 
 def test_traffic_has_its_share_of_the_forecast_step(judged: Judge) -> None:

@@ -19,7 +19,7 @@ from octavo.experiment.config import SeedsUntilDecided
 from octavo.experiment.load import load_experiment
 from octavo.layout import ConfigFolders, ExperimentFolder
 from octavo.precision.recipes import RECIPES
-from octavo.records import ClaimsFile, Estimate, FirstReport, Verdict
+from octavo.records import ClaimsFile, Comparison, Estimate, FirstReport, Verdict
 from octavo.report.charts import Intervals
 from octavo.report.content import document
 from octavo.report.document import SIGNS, Picture, Strip, Table, Text
@@ -29,8 +29,9 @@ from octavo.report.inputs import load_inputs
 from octavo.report.pdf import write_pdf
 from octavo.report.sections.answer import finding, more_or_fewer, questions
 from octavo.report.sections.ledger import forecast
+from octavo.report.sections.questions import fairness, losses
 from octavo.report.sections.small_print import how_trained, scattered_times
-from octavo.report.style import duration
+from octavo.report.style import duration, percent
 from tests.synthetic import Failure, Truth, write_experiment
 from tests.tiny import REPOSITORY, copy_configs
 
@@ -91,6 +92,19 @@ def test_page_one_holds_the_numbers_of_the_tables(report: Path) -> None:
     assert "3 seeds" in page
     assert "FP8 is emulated: its numbers are real, its speed is not and is not judged" in page
     assert "GPU" not in page
+
+
+def test_no_page_is_over_a_third_empty(report: Path) -> None:
+    """The lowest text of every page, the last one aside, is in the lowest third of what lies above the footer (figures
+    have captions below them)."""
+    *pages, _ = PdfReader(report / "report.pdf").pages
+    top, foot = float(pages[0].mediabox.height) - 17 * 72 / 25.4, 18 * 72 / 25.4
+    for number, page in enumerate(pages, 1):
+        heights: list[float] = []
+        page.extract_text(visitor_text=lambda text, user, matrix, *_, to=heights: to.append(
+            matrix[4] * user[1] + matrix[5] * user[3] + user[5]) if text.strip() else None)  # fmt: skip
+        lowest = min(one for one in heights if one > foot)
+        assert lowest < foot + (top - foot) / 3, number
 
 
 def test_the_heading_says_who_is_ahead_on_the_same_text_and_that_hours_are_not_decided(report: Path) -> None:
@@ -445,6 +459,45 @@ def test_every_seed_is_drawn_on_every_axis(report: Path) -> None:
         seeds, mean = own.loc[own["role"] == "seed", "value"], own.loc[own["role"] != "seed", "value"]
         assert len(seeds) == 3
         assert mean.item() == pytest.approx(seeds.mean())
+
+
+def test_many_pairs_are_told_as_how_many_their_range_and_a_table_that_has_each(report: Path) -> None:
+    """Every pair of the report fourteen times, the n-th a hundredth of a per cent of the loss higher than the one
+    before: 13 hundredths lie between the first and the last."""
+    inputs = load_inputs(ExperimentFolder(report))
+    runs = pd.concat(
+        [inputs.runs.assign(cell=inputs.runs["cell"] + str(place), precision=inputs.runs["precision"] + str(place))
+         for place in range(14)]
+    )  # fmt: skip
+
+    def moved(one: Comparison, place: int) -> Comparison:
+        found = one.loss_difference
+        update = {"cell": f"{one.cell}{place}", "against": f"{one.against}{place}"}
+        value = found and found.model_copy(update={"value": found.value + place / 100})
+        return one.model_copy(update={**update, "loss_difference": value})
+
+    compared = [one for one in inputs.comparisons.comparisons if one.kind != "ablation"]
+    comparisons = [moved(one, place) for place in range(14) for one in compared]
+    many = replace(inputs, runs=runs, comparisons=inputs.comparisons.model_copy(update={"comparisons": comparisons}))
+    drawn = charts(many)["fair_axes"].frame
+    of_architecture = drawn[
+        (drawn["panel"] == "difference") & drawn["row"].str.startswith("MoE against dense, equal tok")
+    ]
+    assert of_architecture["row"].unique().tolist() == ["MoE against dense, equal tokens (28 pairs)"]
+    pairs = of_architecture[of_architecture["role"] == "pair"]["value"]
+    assert len(pairs) == 28
+    estimate = of_architecture[of_architecture["role"] == "estimate"]["value"].item()
+    assert estimate == pytest.approx(pairs.median())
+    section = fairness(many, charts(many))
+    (table,) = [block for block in section.blocks if isinstance(block, Table)]
+    assert len(table.rows) == len({(one.cell, one.against) for one in comparisons})
+    assert all(len(row) == len(table.header) for row in table.rows)
+    texts = [block.text for block in losses(many, {}).blocks if isinstance(block, Text)]
+    bf16 = next(one for one in compared if (one.cell, one.axis) == ("moe-bf16", "tokens"))
+    (said,) = [text for text in texts if text.startswith("MoE against dense at equal tokens: of 28 pairs ")]
+    assert bf16.loss_difference is not None
+    assert said.count(" %") == 2
+    assert percent(bf16.loss_difference.value) in said or percent(bf16.loss_difference.value + 0.13) in said
 
 
 def test_the_methods_say_what_each_precision_is_and_where_that_is_written(report: Path) -> None:

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pytest
 
 from octavo.report.charts import Chart
-from octavo.report.inline import DEFINITIONS, LINK, OF_PAGE, SVG, as_one_page, inline
+from octavo.report.inline import DEFINITIONS, LINK, OF_PAGE, SVG, _shorter, as_one_page, inline, numbers_once
 from octavo.report.paint import STYLE, paint, svg
 from octavo.report.style import CellStyle
 
@@ -67,6 +67,34 @@ def test_the_drawing_is_matplotlibs(name: str, drawn: dict[str, Chart], styles: 
         return [float(element.get(at, 0)) for element in shapes for at in ("x", "y")]
 
     assert places(small) == pytest.approx(places(plain), abs=0.0501)
+
+
+@pytest.mark.parametrize(
+    ("path", "short"),
+    [
+        ("M 1.234 2.5 L 3 4 L 3 4.05 L -10 0 z", "M1.2 2.5l1.8 1.5 0 0-13-4z"),  # 4.05 is 4.0, rounded to even
+        ("M 1 2 L 3 4 M 5 6 L 7 8", "M1 2l2 2m2 2 2 2"),
+        # by 0.04 and 0.04 and 0.04: rounded where it stands, not step by step
+        ("M 0 0 L 0.04 0 L 0.08 0 L 0.12 0", "M0 0l0 0 .1 0 0 0"),
+        ("M 0 -0.5 C 0.1 0.2 0.3 0.4 0.5 0.6 z M 1 1 L 2 2 z", "M0-.5c.1 .7 .3 .9 .5 1.1zm1 1.5 1 1z"),
+    ],
+)
+def test_a_path_is_told_in_steps_from_point_to_point(path: str, short: str) -> None:
+    """After z the next point is counted from where the closed line began."""
+    assert _shorter(path, 1) == short
+
+
+def test_a_number_that_two_drawings_show_is_there_once(drawn: dict[str, Chart], styles: dict[str, CellStyle]) -> None:
+    """The wide and the narrow drawing show the same; a mark says at which place its number stands."""
+    roots = [inline(drawn["final_loss"], styles, "", narrow=narrow) for narrow in (False, True)]
+    before = [[mark.get("data-number", "") for mark in root.iter() if mark.get("data-number")] for root in roots]
+    said = numbers_once(roots)
+    assert len(said) == len(set(said))
+    after = [
+        [said[int(mark.get("data-number", ""))] for mark in root.iter() if mark.get("data-number")] for root in roots
+    ]
+    assert after == before
+    assert set(before[0]) == set(before[1]) == set(said)
 
 
 def test_what_is_referred_to_is_there_once(drawn: dict[str, Chart], styles: dict[str, CellStyle]) -> None:

@@ -51,6 +51,20 @@ def test_what_nobody_touched_is_intact(folder: ExperimentFolder) -> None:
     assert damaged(folder) == []
 
 
+def test_an_ablation_that_was_only_looked_at_has_nothing_to_verify(folder: ExperimentFolder) -> None:
+    """Looks at the evidence, a log and a first report are there before its tables are."""
+    begun = folder.ablation("few_experts")
+    shutil.rmtree(begun.path)
+    begun.look(3).parent.mkdir(parents=True)
+    begun.look(3).write_text('{"after": 3, "cells": []}')
+    assert damaged(folder) == []
+    for path in (begun.first_report, begun.report_pdf, begun.report_html):
+        path.write_text("{}")
+    assert damaged(folder) == []
+    begun.first_report.unlink()  # a whole report without its tables is none
+    assert "ablations/few_experts/tables: runs.parquet is missing" in damaged(folder)
+
+
 def test_a_changed_metrics_line(folder: ExperimentFolder) -> None:
     path = folder.run(CELL, 1).metrics
     lines = path.read_text().splitlines()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from octavo.records import FirstReport
 from snakemake_logger_plugin_octavo import last_step, left, run_folder
 
 SNAKEFILE = """
@@ -146,3 +147,36 @@ def test_no_metrics_yet(tmp_path: Path) -> None:
 def test_a_training_job_belongs_to_a_run_folder() -> None:
     folder = run_folder({"experiment": "laptop", "cell": "moe-bf16", "seed": "2"})
     assert folder.metrics == Path("results/laptop/runs/moe-bf16/seed-2/metrics.jsonl")
+
+
+APPEARING = """
+rule all:
+    input: "unforeseen.txt"
+
+rule report:
+    input: "results/e/first-report.json"
+    output: "results/{scope}/report.pdf", "results/{scope}/report.html"
+    shell: "touch {output}"
+
+rule first_report:
+    output: "results/{scope}/first-report.json"
+    shell: "touch results/e/report.pdf results/e/report.html unforeseen.txt; cp first.json {output}"
+
+rule other:
+    input: "results/e/report.pdf"
+    output: "unforeseen.txt"
+    shell: "touch {output}"
+"""
+
+
+def test_a_first_report_in_the_place_of_the_whole_one_is_no_warning_other_files_are(tmp_path: Path) -> None:
+    """Snakemake warns of outputs that appear while it works: of those that a first report is written to on purpose
+    nothing is said, of others it is."""
+    (tmp_path / "Snakefile").write_text(APPEARING)
+    first = FirstReport(seeds=3, first_look=4, most=9, stands=True)
+    (tmp_path / "first.json").write_text(first.model_dump_json())
+    done = snakemake(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "results/e/report.pdf stands: a first report, after 3 of up to 9 seeds" in done.stderr
+    assert "output files of rule other were not present when the DAG was created" in done.stderr
+    assert "rule report were not present" not in done.stderr

@@ -13,6 +13,7 @@ import typer
 from octavo.accounting.money import OLD_MONTHS
 from octavo.commands.named import ExperimentArgument, enter_trained
 from octavo.errors import no_such
+from octavo.layout import split_horizon
 
 if TYPE_CHECKING:
     from octavo.forecast.matching import MatchedQuantity
@@ -71,6 +72,11 @@ def _plan_text(record: dict[str, Any]) -> str:
             f"{record['currency']} ({cell['cost_low']:,.4g} to {cell['cost_high']:,.4g}); "
             f"{cell['memory_bytes_per_device'] / 2**30:,.3g} GiB: {fits}; "
             f"{cell['tokens_seen'] / cell['active_parameters']:,.3g} tokens per active parameter"
+        )
+    if planned := next((cell["cell"] for cell in record["cells"] if split_horizon(cell["cell"])[1]), None):
+        trunk, steps = split_horizon(planned)
+        lines.append(
+            f"{planned}: runs of {trunk} planned for {steps} steps, which begin from a checkpoint of a longer run"
         )
     totals = record["totals"]
     lines.append(

@@ -24,6 +24,7 @@ from octavo.evidence.metrics import METRICS
 from octavo.evidence.metrics.base import LEAST_STEPS, Expectation, Measurement, Sample, number_like
 from octavo.evidence.metrics.costs import amount, cost_of_a_seed
 from octavo.evidence.metrics.pairs import TIMED_AXES
+from octavo.evidence.names import listed
 from octavo.evidence.sequential import Looks
 from octavo.experiment.cluster import Cluster, Device
 from octavo.experiment.load import load_cluster
@@ -52,6 +53,10 @@ from octavo.statistics import (
     test,
     test_of_draws,
 )
+
+MOST_TOLD = 8
+"""Comparisons of a claim that its sentence names one by one; of more it tells how many, the range and the one that
+decides."""
 
 
 class Claim(Section):
@@ -294,13 +299,13 @@ def _result(grid: Grid, evaluated: EvaluatedClaim, p_adjusted: float | None, tes
         for label, why in measurement.untested.items()
     ]
     verdict = _claim_verdict(evaluated, p_adjusted)
-    reason = _reason(evaluated, effects) if verdict == "inconclusive" else None
+    n = min((len(sample.values) for sample in measurement.samples), default=0)
+    reason = (_reason(evaluated, effects) or _before_first_look(n, grid.looks)) if verdict == "inconclusive" else None
     needed = None
     fitted = any(sample.fitted_to is not None for sample in measurement.samples)
     if verdict == "inconclusive" and reason is None and grid.looks is None and not fitted:
         needed = _seeds_needed(measurement, tested)
     alone = _alone(evaluated, p_adjusted, tested, grid.looks) if verdict == "inconclusive" and reason is None else None
-    n = min((len(sample.values) for sample in measurement.samples), default=0)
     cells = {cell.name: cell for sample in measurement.samples for cell in sample.cells}
     each = cost_of_a_seed(cells)
     further = None if needed is None or each is None else max(0, needed - n) * each
@@ -391,6 +396,16 @@ def _reason(evaluated: EvaluatedClaim, effects: list[Estimate | None]) -> Reason
     if evaluated.measurement.undecided:
         return Reason("its range holds both answers", evaluated.measurement.undecided)
     return _reason_of_runs(evaluated.measurement, effects)
+
+
+def _before_first_look(seeds: int, looks: Looks | None) -> Reason | None:
+    """Before the first look no boundary can be crossed, however clear an interval stands of the margin."""
+    if looks is None or not seeds or seeds >= looks.first:
+        return None
+    return Reason(
+        f"no verdict before {looks.first} seeds",
+        f"No verdict is reached before {looks.first} seeds; these are {seeds}.",
+    )
 
 
 def _reason_of_runs(measurement: Measurement, effects: list[Estimate | None]) -> Reason | None:
@@ -484,9 +499,9 @@ def _sentence(
         return _sentences([f"it would need {measurement.missing}"])
     if not measurement.samples and not measurement.arithmetic:
         return _sentences(_untested(measurement))
-    clauses = [words for _, words in measurement.arithmetic] + [
-        _what(sample, effect) for sample, effect in zip(measurement.samples, effects, strict=True)
-    ]
+    of_samples = [_what(sample, effect) for sample, effect in zip(measurement.samples, effects, strict=True)]
+    clauses = [words for _, words in measurement.arithmetic if words]
+    clauses += of_samples if len(of_samples) <= MOST_TOLD else _of_many(evaluated, effects)
     if measurement.computed_for:
         clauses[0] = f"{measurement.computed_for}, {clauses[0]}"
     closing = [measurement.remark] if measurement.remark else []
@@ -521,12 +536,35 @@ def _what(sample: Sample, effect: Estimate | None) -> str:
     return f"{sample.phrase(effect)} ({'; '.join(filter(None, (_interval(effect), diverged)))})"
 
 
+def _of_many(evaluated: EvaluatedClaim, effects: list[Estimate | None]) -> list[str]:
+    """How many comparisons say what, each alone, how far they lie apart, and the one that the claim stands with."""
+    samples = evaluated.measurement.samples
+    alone = [verdict_of(one, one and one.p_value) for one in evaluated.tests]
+    words = {"supported": "support the claim", "refuted": "refute it", "inconclusive": "do not decide it"}
+    counts = [f"{alone.count(verdict)} {said}" for verdict, said in words.items() if verdict in alone]
+    known = {sample.label: effect for sample, effect in zip(samples, effects, strict=True) if effect is not None}
+    told = [f"of {len(samples)} comparisons, each alone, {listed(counts)}"]
+    if known:
+        ends = (min(known, key=lambda one: known[one].value), max(known, key=lambda one: known[one].value))
+        unit = " %" if known[ends[0]].unit.startswith("%") else ""
+        least, most = (number_like(known[one].value, known[one]).replace("-", "\N{MINUS SIGN}") for one in ends)
+        told.append(f"they lie between {least}{unit} ({ends[0]}) and {most}{unit} ({ends[1]})")
+    headline = _headline(evaluated, effects)[1]
+    at = next(place for place, sample in enumerate(samples) if sample.label == headline)
+    return [*told, f"the one that is furthest from the claim: {_what(samples[at], effects[at])}"]
+
+
 def _untested(measurement: Measurement) -> list[str]:
     """Comparisons that cannot be tested, those with the same reason together."""
     labels: dict[str, list[str]] = {}
     for label, why in measurement.untested.items():
         labels.setdefault(why, []).append(label)
-    return [f"{' and '.join(of_reason)}: {why}" for why, of_reason in labels.items()]
+    return [
+        f"{' and '.join(of_reason)}: {why}"
+        if len(of_reason) <= MOST_TOLD
+        else f"{len(of_reason)} comparisons, {of_reason[0]} to {of_reason[-1]}: {why}"
+        for why, of_reason in labels.items()
+    ]
 
 
 def _sentences(clauses: list[str]) -> str:

@@ -71,8 +71,9 @@ class Intervals:
     """Estimates with their intervals, one row each, and the single seeds behind them where they are known.
 
     `frame` has columns panel, row, series, value, low, high, role (`estimate`, `emulated`: one that rests on emulated
-    times, `seed`). `zero` is where nothing differs, `sides` say what lies to its left and right; `band` is the margin
-    of a claim. Rows of a block share their axes, which rows of another do not.
+    times, `seed`, `pair`: one of many whose median is the estimate). `zero` is where nothing differs, `sides` say what
+    lies to its left and right; `band` is the margin of a claim. Rows of a block share their axes, which rows of another
+    do not.
     """
 
     name: str

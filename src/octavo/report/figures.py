@@ -25,6 +25,8 @@ MARGIN = 0.25
 """%, of FP8's loss error (DeepSeek-V3, arXiv 2412.19437, section 3.3)."""
 MOST_SEEDS = 100
 """Dots that one row has."""
+MOST_PAIRS = 12
+"""Pairs that figures and sentences name one by one; of more they tell the range, and a table has each."""
 TIMED = ("device_hours", "cost")
 """Axes that rest on the time of steps."""
 MOST_SWINGS = 10
@@ -77,14 +79,25 @@ def answer(inputs: Inputs) -> Chart | None:
     compared = inputs.compared("architecture")
     against = {one.against: architecture_name(str(architectures.get(one.against, one.against))) for one in compared}
     several = len(set(against.values())) > 1  # dense models: each has rows of its own
+    by_axis = {axis: [one for one in compared if one.axis == axis and one.resource_ratio] for axis in needs}
     frames = [
+        _pairs_as_dots("needs", f"{needs[axis]}, {len(found)} pairs", [one.resource_ratio for one in found],
+                       emulated=axis in TIMED and any(one.emulated for one in found))
+        for axis, found in by_axis.items()
+    ] if many(compared) else [
         _dots("needs", f"{needs[axis]}, against {against[one.against]}" if several else needs[axis], one.cell,
               one.resource_ratios, one.resource_ratio, emulated=one.emulated and axis in TIMED)
         for axis in needs
         for one in compared
         if one.axis == axis
     ]  # fmt: skip
-    for one in inputs.compared("precision"):
+    precisions = inputs.compared("precision")
+    if many(precisions):
+        for name, found in families(inputs, [one for one in precisions if one.axis == "tokens"]).items():
+            row = f"{name.partition(' against ')[0]}, {len(found)} pairs"
+            frames.append(_pairs_as_dots("loss", row, [one.loss_difference for one in found]))
+        precisions = []
+    for one in precisions:
         if one.axis == "tokens" and one.cell in architectures:
             name = str(architectures[one.cell])
             row = architecture_name(name)
@@ -213,7 +226,18 @@ def fair_axes(inputs: Inputs) -> Chart | None:
     }
     frames: list[pd.DataFrame] = []
     blocks: dict[bool, list[str]] = {False: [], True: []}  # by whether they rest on time
-    for equal, one in held_equal(inputs):
+    held = list(held_equal(inputs))
+    if many([one for _, one in held]):
+        for (family, axis), found in _families_by_axis(inputs, [one for _, one in held]).items():
+            row = f"{family}, {axis} ({len(found)} pairs)"
+            blocks[found[0].axis in TIMED].append(row)
+            emulated = found[0].axis in TIMED and any(one.emulated for one in found)
+            frames += [
+                _pairs_as_dots("difference", row, [one.loss_difference for one in found], emulated=emulated),
+                _pairs_as_dots("ratio", row, [one.resource_ratio for one in found], emulated=emulated),
+            ]
+        held = []
+    for equal, one in held:
         row = f"{pair_name(inputs, one)}, {equal}"
         blocks[one.axis in TIMED].append(row)
         emulated = one.emulated and one.axis in TIMED
@@ -234,6 +258,11 @@ def loss_error(inputs: Inputs) -> Chart | None:
     compared = [one for one in inputs.compared("precision") if one.axis == "tokens"]
     axis = {"error": ChartAxis(f"{losses_of(compared)} loss, FP8 against BF16 at equal tokens (%)")}
     frames = [_of_pair(inputs, one) for one in compared]
+    if many(compared):
+        frames = [
+            _pairs_as_dots("error", f"{name} ({len(found)} pairs)", [one.loss_difference for one in found])
+            for name, found in families(inputs, compared).items()
+        ]
     return _intervals("loss_error", frames, axis, zero={"error": 0.0}, band={"error": (-MARGIN, MARGIN)})
 
 
@@ -480,6 +509,29 @@ def pair_name(inputs: Inputs, one: Comparison) -> str:
     return f"{inputs.label(one.against)}: {words(str(new.ablation))}"
 
 
+def many(compared: Sequence[Comparison]) -> bool:
+    """Whether there are more pairs than are named one by one."""
+    return len({(one.cell, one.against) for one in compared}) > MOST_PAIRS
+
+
+def families(inputs: Inputs, compared: Sequence[Comparison]) -> dict[str, list[Comparison]]:
+    """Pairs that differ in the same: `FP8 blockwise against BF16`, of all architectures; `MoE against dense`, in all
+    precisions."""
+    found: dict[str, list[Comparison]] = {}
+    for one in compared:
+        found.setdefault(pair_name(inputs, one).rpartition(" (")[0] or pair_name(inputs, one), []).append(one)
+    return found
+
+
+def _families_by_axis(inputs: Inputs, compared: Sequence[Comparison]) -> dict[tuple[str, str], list[Comparison]]:
+    return {
+        (family, AXIS_NAMES[axis].replace("device-hours", inputs.hours)): of_axis
+        for family, own in families(inputs, compared).items()
+        for axis in AXIS_NAMES
+        if (of_axis := [one for one in own if one.axis == axis])
+    }
+
+
 def axis_name(inputs: Inputs, one: Comparison) -> str:
     """`equal device-hours (emulated)`."""
     name = AXIS_NAMES[one.axis].replace("device-hours", inputs.hours)
@@ -524,6 +576,20 @@ def _dots(
             "panel": panel, "row": row, "series": cell, "value": values, "low": [*nothing, estimate.low],
             "high": [*nothing, estimate.high],
             "role": [*["seed"] * len(nothing), "emulated" if emulated else "estimate"],
+        }
+    )  # fmt: skip
+
+
+def _pairs_as_dots(panel: str, row: str, found: Sequence[Estimate | None], *, emulated: bool = False) -> pd.DataFrame:
+    """Rows of an `Intervals` chart of many pairs: what each shows, and their median."""
+    values = [one.value for one in found if one is not None]
+    if not values:
+        return pd.DataFrame(columns=COLUMNS)
+    shown = [*_shown(values), float(np.median(values))]
+    return pd.DataFrame(
+        {
+            "panel": panel, "row": row, "series": NO_CELL, "value": shown, "low": None, "high": None,
+            "role": [*["pair"] * (len(shown) - 1), "emulated" if emulated else "estimate"],
         }
     )  # fmt: skip
 

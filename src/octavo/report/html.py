@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -20,8 +21,8 @@ from octavo.files import write_text
 from octavo.layout import TEMPLATES
 from octavo.report.charts import Bars, Chart, Curves, Fits, Heat, Intervals, mean_and_spread
 from octavo.report.document import Document, Picture, Table
-from octavo.report.inline import as_one_page, inline
-from octavo.report.paint import Styles, matrices
+from octavo.report.inline import as_one_page, inline, numbers_once
+from octavo.report.paint import SINGLE, Styles, matrices
 from octavo.report.style import number
 
 
@@ -36,7 +37,9 @@ def write_html(
             for picture in pictures
             for narrow in (False, True)
         ]
-        svgs, sheet = as_one_page(one.result() for one in drawn)
+        roots = [one.result() for one in drawn]
+    said = numbers_once(roots)
+    svgs, sheet = as_one_page(roots)
     frames = [charts[picture.name].frame for picture in pictures]
     shown = {name for frame in frames if "series" in frame for name in frame["series"]}
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
@@ -49,6 +52,7 @@ def write_html(
         drawn={picture.name: svgs[2 * at : 2 * at + 2] for at, picture in enumerate(pictures)},
         numbers={picture.name: numbers(charts[picture.name], styles) for picture in pictures},
         cells=[styles[name] for name in styles if name in shown],
+        said=Markup(json.dumps(said, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")),
         script=Markup(script),
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")) + sheet,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -61,7 +65,7 @@ def numbers(chart: Chart, styles: Styles) -> Table:
     frame = chart.frame
     match chart:
         case Intervals():
-            own = frame[frame["role"] != "seed"]
+            own = frame[~frame["role"].isin(SINGLE)]
             rows = [
                 [chart.panels[row["panel"]].label, row["row"],
                  *(number(row[name], 4) for name in ("value", "low", "high"))]

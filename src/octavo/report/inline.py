@@ -9,7 +9,7 @@ marks carry their cell and their number.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, groupby
 from xml.etree import ElementTree
 
@@ -29,6 +29,10 @@ NUMBER = re.compile(r"-?\d+\.\d+")
 PLACES, PLACES_OF_SHAPES = 1, 2
 """Digits after the point of a coordinate in points, of which a screen shows two pixels or less; the shapes of marks,
 which are a few points wide, have one more."""
+RELATIVE = {"M": 2, "L": 2, "Q": 4, "C": 6}
+"""Commands of a path whose points may be told from the one before, and their numbers a point."""
+SPACE = re.compile(r" (?=[a-zA-Z-])|(?<=[a-zA-Z]) ")
+"""Between two parts of a path that are told apart without it."""
 FAMILY = re.compile(r"font-family: ([^;]*);? ?")
 NOT_TURNED = re.compile(r"rotate\(-?0 [^)]*\)")
 OPACITY = re.compile(r"(?<!-)\bopacity:")
@@ -66,6 +70,17 @@ def inline(chart: Chart, styles: Styles, alternative: str, *, narrow: bool) -> E
         "aria-label": alternative,
     }
     return root
+
+
+def numbers_once(drawings: Sequence[ElementTree.Element]) -> list[str]:
+    """The numbers of all marks, each once; the marks say at which place theirs stands. The wide and the narrow drawing
+    of a chart have the same."""
+    places: dict[str, int] = {}
+    for root in drawings:
+        for mark in root.iter():
+            if (number := mark.get("data-number")) is not None:
+                mark.set("data-number", str(places.setdefault(number, len(places))))
+    return list(places)
 
 
 def as_one_page(drawings: Iterable[ElementTree.Element]) -> tuple[list[Markup], Markup]:
@@ -136,15 +151,51 @@ def _rounded(number: str, places: int) -> str:
 
 
 def _shorter(path: str, places: int) -> str:
-    """A path's commands and coordinates; a command is not said again, and lines follow a move without one."""
-    parts, said = [], ""
+    """A path's commands and coordinates; a command is not said again, and lines follow a move without one.
+
+    Points after the first are said by how far they are from the one before, which takes fewer digits; as what is added
+    up has been rounded before, nothing drifts.
+    """
+    parts, said, scale = [], "", 10**places
+    here = began = (0, 0)  # in units of the last place: from where the next point is counted, and where its line began
+    for command, *numbers in _commands(path):
+        at = [round(float(number) * scale) for number in numbers]
+        if command not in RELATIVE:
+            parts.append(command)  # the line is closed, and goes on from where it began
+            said, here = command, began
+            continue
+        first = not said
+        steps = [one - here[place % 2] * (not first) for place, one in enumerate(at)]
+        spoken = command if first else command.lower()
+        if spoken != said:
+            parts.append(spoken)
+        said = {"M": "L", "m": "l"}.get(spoken, spoken)
+        parts += [_decimal(one, places) for one in steps]
+        here = (at[-2], at[-1])
+        began = here if command == "M" else began
+    return SPACE.sub("", " ".join(parts))
+
+
+def _commands(path: str) -> Iterator[list[str]]:
+    """Each command with its numbers; one that is said once for several points comes with each of them."""
+    command, numbers = "", list[str]()
     for part in path.split():
         if not part.isalpha():
-            parts.append(_rounded(part, places))
-        elif part != said:
-            parts.append(part)
-            said = "L" if part == "M" else part
-    return " ".join(parts)
+            numbers.append(part)
+            if len(numbers) == RELATIVE.get(command, -1):
+                yield [command, *numbers]
+                command, numbers = {"M": "L"}.get(command, command), []
+            continue
+        if numbers or command not in (*RELATIVE, ""):
+            yield [command, *numbers]
+        command, numbers = part, []
+    if numbers or command not in (*RELATIVE, ""):
+        yield [command, *numbers]
+
+
+def _decimal(units: int, places: int) -> str:
+    """`-5` units of a tenth -> `-.5`."""
+    return f"{units / 10**places:.{places}f}".rstrip("0").rstrip(".").replace("0.", ".", abs(units) < 10**places) or "0"
 
 
 def _of_page(value: str) -> str:

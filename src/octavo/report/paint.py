@@ -41,6 +41,8 @@ NARROW = 3.6
 """Inches: text of 8 points is 11 pixels high where this fills a telephone of 375 pixels."""
 INK, FAINT, RULE, PAPER = "#222222", "#666666", "#e5e5e5", "#ffffff"
 """Of texts and lines, of frames, of grids, of what lies below: the page puts its own in their place."""
+SINGLE = ("seed", "pair")
+"""Roles of what is drawn pale, behind the estimate that it makes."""
 HATCHES = ("", "////", "....", "xxxx")
 FORMATS = ("pdf", "svg", "png")
 LEAST_REACH = 0.1
@@ -383,11 +385,12 @@ def _dots(
 ) -> None:
     """One series' seeds (pale), intervals and estimates (hollow where emulated), each in one artist for all rows."""
     own = own.assign(y=own["row"].map(heights))
-    seeds, estimates = own[own["role"] == "seed"], own[own["role"] != "seed"]
+    single = own["role"].isin(SINGLE)
+    seeds, estimates = own[single], own[~single]
     (pale,) = ax.plot(seeds["value"], seeds["y"], marker=style.marker, color=style.colour, alpha=0.35, markersize=3,
                       linestyle="")  # fmt: skip
-    singles = zip(seeds["row"], seeds["value"], strict=True)
-    drawing.mark(pale, style.cell, [(f"{row}, one seed:", number(value, 4)) for row, value in singles])
+    singles = zip(seeds["row"], seeds["role"], seeds["value"], strict=True)
+    drawing.mark(pale, style.cell, [(f"{row}, one {role}:", number(value, 4)) for row, role, value in singles])
     if estimates.empty:
         return
     known = estimates.dropna(subset="low").astype({"low": float, "high": float})

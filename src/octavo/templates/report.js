@@ -11,6 +11,7 @@ if (cells) {
 
 // The number of the nearest mark is shown beside the pointer.
 const tip = document.getElementById("tip");
+const said = JSON.parse(document.getElementById("said").textContent);
 const REACH = 16; // pixels
 for (const figure of document.querySelectorAll("figure")) {
   const marks = [...figure.querySelectorAll("[data-number]")];
@@ -27,7 +28,7 @@ for (const figure of document.querySelectorAll("figure")) {
     }, [REACH, null]);
     tip.hidden = !mark;
     if (!mark) return;
-    tip.textContent = `${mark.closest("[data-what]").dataset.what} ${mark.dataset.number}`;
+    tip.textContent = `${mark.closest("[data-what]").dataset.what} ${said[mark.dataset.number]}`;
     tip.style.left = Math.max(8, Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 8)) + "px";
     tip.style.top = Math.max(8, event.clientY - tip.offsetHeight - 12) + "px";
   });

@@ -27,7 +27,7 @@ from octavo.accounting.ownership import (
 from octavo.configuration import Section
 from octavo.evidence.grid import Grid, InGrid, compared
 from octavo.evidence.metrics.base import Expectation, Measurement
-from octavo.evidence.names import cell_label
+from octavo.evidence.names import cell_label, listed
 from octavo.experiment.cluster import Cluster, Device, Range
 from octavo.experiment.config import FileName
 from octavo.experiment.run import CellConfig, Experiment
@@ -92,7 +92,9 @@ def traffic_between_devices(grid: Grid, parameters: Layouts, expectation: Expect
             missing="runs on several devices: here every run has one, and nothing travels between devices"
         )
     labels = {one.cell: _label(one, experiment) for one in cells}
-    arithmetic = []
+    parts: list[Part] = []
+    alike: dict[str, list[tuple[str, str]]] = {}  # by what the sentence says of them
+    said: list[str] = []
     for cell, against in _pairs(cells, experiment):
         one, other = (computed[name].total_bytes_per_token for name in (cell, against))
         if not other:
@@ -103,9 +105,10 @@ def traffic_between_devices(grid: Grid, parameters: Layouts, expectation: Expect
             verdict=holds(one / other, expectation.relation, expectation.margin),
             note="computed from model and parallel layout, not measured",
         )
-        sentence = f"{labels[cell]} sends {one / other:.2f} times the bytes per token of {labels[against]}"
-        arithmetic.append((part, sentence))
-    if not arithmetic:
+        parts.append(part)
+        said.append(f"{one / other:.2f}")
+        alike.setdefault(said[-1], []).append((labels[cell], labels[against]))
+    if not parts:
         return Measurement(missing="pairs of cells whose devices exchange anything")
     shares = {name: _share_of_step(experiment, name) for name in computed}
     data = {
@@ -117,9 +120,26 @@ def traffic_between_devices(grid: Grid, parameters: Layouts, expectation: Expect
         "point_to_point_bytes_per_token": [one.point_to_point_bytes_per_token for one in computed.values()],
         "share_of_step_time": list(shares.values()),
     }
-    told = [f"{share:.0%} in {labels[name]}" for name, share in shares.items() if share is not None]
-    remark = f"The forecast step waits for it: {', '.join(told)}." if told else ""
+    told = {labels[name]: share for name, share in shares.items() if share is not None}
+    remark = f"The forecast step waits for it: {_least_and_most(told)}." if told else ""
+    sentences = [_times_the_bytes(times, alike.pop(times, [])) for times in said]  # each once, with all pairs it is of
+    arithmetic = list(zip(parts, sentences, strict=True))
     return Measurement(arithmetic=arithmetic, data=data, remark=remark.replace("%", " %"), computed_for=computed_for)
+
+
+def _times_the_bytes(times: str, pairs: list[tuple[str, str]]) -> str:
+    """`A sends 2.00 times the bytes per token of B, C of D`: pairs of the same ratio; nothing without any."""
+    if not pairs:
+        return ""
+    (cell, against), *others = pairs
+    told = [f"{cell} sends {times} times the bytes per token of {against}", *(f"{one} of {two}" for one, two in others)]
+    return listed(told)
+
+
+def _least_and_most(shares: dict[str, float]) -> str:
+    """`18 % in Dense BF16 to 56 % in MoE BF16`; `18 % in Dense BF16` of one alone."""
+    least, most = min(shares, key=lambda name: shares[name]), max(shares, key=lambda name: shares[name])
+    return " to ".join(dict.fromkeys(f"{shares[name]:.0%} in {name}" for name in (least, most)))
 
 
 def _pairs(cells: list[CellConfig], experiment: Experiment) -> list[tuple[str, str]]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
 
-from octavo.evidence.cells import SIZES, summary
+from octavo.evidence.cells import SIZES, CellSummary, summary
 from octavo.evidence.grid import looks_of
 from octavo.evidence.names import listed
 from octavo.evidence.verdicts import p_words
 from octavo.records import ClaimResult, Comparison, Estimate, FirstReport, Verdict
-from octavo.report.charts import Chart, Curves
+from octavo.report.charts import MOST_SERIES, Chart, Curves
 from octavo.report.document import Block, Picture, ReportSection, Strip, Table, Text, Tile, Tiles
-from octavo.report.figures import MARGIN
+from octavo.report.figures import MARGIN, MOST_PAIRS, many
 from octavo.report.inputs import Inputs, shared
 from octavo.report.sections import scale
 from octavo.report.sections.phrases import (
@@ -32,6 +33,8 @@ from octavo.statistics import ALPHA, once, test
 
 HOURS, FP8_LOSS, TENTH = "01-moe-saves-device-hours", "02-fp8-loss-error", "12-a-tenth-of-the-money"
 """The claims that page one asks about, by their files in configs/claims."""
+MOST_CELLS = 12
+"""Rows that page one's table has."""
 LOSS_HEADER = "loss (nats per token)"
 
 EMULATED = (
@@ -51,35 +54,51 @@ def answer(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     if "answer" in charts:
         early = any(one.ratio_bias > 0 for one in inputs.compared("architecture"))
         planned = any(one.planned_ends for one in inputs.compared("architecture"))
+        dots = (
+            f"Pale: single pairs, of more than {MOST_PAIRS}; full: their median."
+            if many(compared)
+            else "Pale: single seeds. Bars: 95 % intervals over paired seeds."
+        )
         hollow = " Hollow: rests on the time of emulated FP8, not on FP8's own speed." if inputs.emulated else ""
         blocks.append(
             Picture(
                 "answer",
                 "Left: what a mixture of experts needs to reach the dense model's loss, as a multiple of what the "
                 "dense model needs (logarithmic scale). Right: how far FP8's final loss is from BF16's; grey: "
-                f"within {MARGIN:g} %. Pale: single seeds. Bars: 95 % intervals over paired seeds.{hollow}"
+                f"within {MARGIN:g} %. {dots}{hollow}"
                 + " A run read before its decay needs more than one planned for that length." * early
                 + " Read between the ends of runs planned for their lengths." * planned,
                 "Dot plots of what a mixture needs for the dense model's loss and of FP8's change of the loss.",
             )
         )
-    if "loss_differences" in charts:
-        blocks.append(
-            Picture(
-                "loss_differences",
-                f"The loss {'of runs planned for their lengths' if inputs.horizons else 'on the way'}, as a difference "
-                f"from the dense model's in BF16 at equal tokens and at equal {inputs.hours} of training (below zero: "
-                "better). Lines: means over seeds; bands: lowest to highest seed. "
-                + (
-                    "Every point is the end of a run of either, read against the other's between its runs' ends."
-                    if inputs.horizons
-                    else "On the way learning rates have not decayed: whole runs meet at the right end alone."
-                ),
-                "Line charts of each cell's loss difference from the dense model in BF16.",
-            )
-        )
+    blocks += [] if many_cells(inputs) else differences(inputs, charts)
     blocks += [short_table(inputs), strip(inputs.claims.claims), Text(_foot(inputs), "note")]
     return ReportSection("Summary", blocks)
+
+
+def many_cells(inputs: Inputs) -> bool:
+    """Whether a figure of a line for each cell takes several pages: it has no room on page one."""
+    return inputs.runs.loc[inputs.runs["ablation"].isna(), "cell"].nunique() > MOST_SERIES
+
+
+def differences(inputs: Inputs, charts: dict[str, Chart]) -> list[Block]:
+    """Each cell's loss as a difference from the dense model's."""
+    if "loss_differences" not in charts:
+        return []
+    return [
+        Picture(
+            "loss_differences",
+            f"The loss {'of runs planned for their lengths' if inputs.horizons else 'on the way'}, as a difference "
+            f"from the dense model's in BF16 at equal tokens and at equal {inputs.hours} of training (below zero: "
+            "better). Lines: means over seeds; bands: lowest to highest seed. "
+            + (
+                "Every point is the end of a run of either, read against the other's between its runs' ends."
+                if inputs.horizons
+                else "On the way learning rates have not decayed: whole runs meet at the right end alone."
+            ),
+            "Line charts of each cell's loss difference from the dense model in BF16.",
+        )
+    ]
 
 
 def diverged_runs(inputs: Inputs) -> list[str]:
@@ -438,14 +457,26 @@ def short_table(inputs: Inputs) -> Table:
     if inputs.imported:
         spent = {name.replace("all_in", "final"): header for name, header in spent.items()}
     cells = summary(inputs.runs[inputs.runs["ablation"].isna()])
+    best = _best_cells(cells, f"{inputs.losses}_loss")
+    caption = f"The {len(best)} of {len(cells)} cells that end with the lowest loss; all stand under Loss."
     rows, keys = [], []
     for row, of_row, (cell, found) in zip(whole.rows, whole.keys or [], cells.items(), strict=True):
+        if cell not in best:
+            continue
         hours, cost = (found.numbers[name] for name in spent)
         shown = [_time(hours), money(cost, inputs.currency)]
         rows.append([*(row[place] for place in places), *shown])
         keys.append([*(of_row[place] for place in places), *(f"cells.{cell}.{name}" for name in spent)])
     header = [*kept, *spent.values()]
-    return filled(Table(header, rows, "l" + "r" * (len(header) - 1), "", [2.4, *[1.2] * (len(header) - 1)], True, keys))
+    widths, align = [2.4, *[1.2] * (len(header) - 1)], "l" + "r" * (len(header) - 1)
+    return filled(Table(header, rows, align, caption if len(best) < len(cells) else "", widths, True, keys))
+
+
+def _best_cells(cells: Mapping[str, CellSummary], loss: str) -> list[str]:
+    """The cells that page one has room for: those with the lowest losses, and those without one last."""
+    losses = {cell: found.means[loss] for cell, found in cells.items()}
+    known = {cell: math.inf if one is None else one.value for cell, one in losses.items()}
+    return sorted(cells, key=lambda cell: known[cell])[:MOST_CELLS]
 
 
 def _time(hours: float | None) -> str:

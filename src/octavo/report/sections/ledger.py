@@ -91,7 +91,8 @@ def _shorter(inputs: Inputs) -> str:
     lengths = listed([f"{steps:,}" for steps in inputs.horizons])
     return (
         f"In that are {len(inputs.shorter)} runs planned for {lengths} steps, which begin from checkpoints of the "
-        f"others: {duration(3600 * hours)}, {money(cost, inputs.currency)}. "
+        f"others (named {inputs.shorter['cell'].iloc[0]}: after the @ stands the length): {duration(3600 * hours)}, "
+        f"{money(cost, inputs.currency)}. "
     )
 
 

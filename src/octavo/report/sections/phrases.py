@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from octavo.accounting.ledger import provisional
@@ -10,11 +11,12 @@ from octavo.accounting.money import hour_price, price_range
 from octavo.accounting.stragglers import slowness, stragglers
 from octavo.evidence.metrics.base import decimals_like
 from octavo.evidence.names import listed
+from octavo.layout import horizon_cell, split_horizon
 from octavo.records import Comparison, Estimate, RankTime
 from octavo.report.document import Table, Text
-from octavo.report.figures import axis_name
+from octavo.report.figures import axis_name, families, pair_name
 from octavo.report.inputs import Inputs
-from octavo.report.sentences import loss_sentence, ratio_sentence
+from octavo.report.sentences import decided, loss_sentence, ratio_sentence
 from octavo.report.style import MISSING, money, number, percent
 
 NODES_SHOWN = 6
@@ -31,6 +33,39 @@ def ratio_words(inputs: Inputs, one: Comparison) -> str:
     """How much more or less of something a pair needs for the same loss, as a sentence."""
     resources = {"tokens": "tokens", "model_flops": "model FLOPs", "device_hours": inputs.hours, "cost": "dollars"}
     return ratio_sentence(inputs.label(one.cell), inputs.label(one.against), resources[one.axis], one)
+
+
+def losses_of_many(inputs: Inputs, compared: Sequence[Comparison]) -> Iterator[str]:
+    """How the losses of so many pairs compare: by what differs and what is equal, how many show which, and the range.
+
+    Each pair's numbers stand under Comparisons at equal resources.
+    """
+    for family, own in families(inputs, compared).items():
+        for axis in dict.fromkeys(one.axis for one in own):
+            found = {pair_name(inputs, one): one for one in own if one.axis == axis}
+            known = {name: one.loss_difference for name, one in found.items() if one.loss_difference}
+            shown = {
+                name: one for name, one in known.items() if decided(one) and one.value * found[name].loss_bias <= 0
+            }
+            lower = sum(one.value < 0 for one in shown.values())
+            counts = (
+                (lower, "show a lower loss"),
+                (len(shown) - lower, "a higher one"),
+                (len(known) - len(shown), "no difference that can be relied on"),
+                (len(found) - len(known), "cannot be compared"),
+            )
+            told = listed([f"{count} {what}" for count, what in counts if count])
+            values = {name: one.value for name, one in known.items()}
+            span = f": {range_of(values, percent)}" if values else ""
+            equal = axis_name(inputs, next(iter(found.values())))
+            yield f"{family} at {equal.removesuffix(' (emulated)')}: of {len(found)} pairs {told}{span}."
+
+
+def range_of(values: Mapping[str, float], show: Callable[[float], str]) -> str:
+    """`−1.2 % (MoE against dense, BF16) to +0.3 % (...)`: the least and the most, with their names."""
+    least, most = min(values, key=lambda name: values[name]), max(values, key=lambda name: values[name])
+    ends = dict.fromkeys(f"{show(values[name])} ({name})" for name in (least, most))
+    return " to ".join(ends)
 
 
 def comparison_key(one: Comparison, part: str) -> str:
@@ -136,6 +171,16 @@ def ranks_apart(inputs: Inputs) -> list[Text]:
         return [Text(said)]
     more = f"; and {len(slow) - NODES_SHOWN} more" if slow[NODES_SHOWN:] else ""
     return [Text(f"{said} Runs that were slowed down: {'; '.join(slow[:NODES_SHOWN])}{more}.", "note")]
+
+
+def at_length(names: Iterable[str]) -> str:
+    """What the `@` in names of runs means; nothing where no name has one."""
+    named = (split_horizon(name.partition("/")[0]) for name in names)
+    first = next((one for one in named if one[1] is not None), None)
+    if first is None:
+        return ""
+    trunk, steps = first
+    return f" {horizon_cell(trunk, steps or 0)}: runs of {trunk} planned for {steps} steps, a shorter length."
 
 
 def capitalised(text: str) -> str:

@@ -10,19 +10,33 @@ import pandas as pd
 from octavo.evidence.cells import LOSS_UNIT, mean
 from octavo.evidence.comparisons import estimate
 from octavo.evidence.names import words
+from octavo.evidence.verdicts import MOST_TOLD
 from octavo.forecast.rows import published_beside
 from octavo.records import ClaimResult, Comparison
 from octavo.report.charts import Chart
 from octavo.report.document import Block, Picture, ReportSection, Table, Text
-from octavo.report.figures import MARGIN, held_equal, losses_of, pair_name, rates
+from octavo.report.figures import (
+    AXIS_NAMES,
+    MARGIN,
+    MOST_PAIRS,
+    TIMED,
+    families,
+    held_equal,
+    losses_of,
+    many,
+    pair_name,
+    rates,
+)
 from octavo.report.inputs import Inputs
-from octavo.report.sections.answer import EMULATED, curves, grid_table, verdict_table
+from octavo.report.sections.answer import EMULATED, curves, differences, grid_table, many_cells, verdict_table
 from octavo.report.sections.phrases import (
     effect_words,
     filled,
     loss_words,
+    losses_of_many,
     mean_words,
     nodes_apart,
+    range_of,
     ranks_apart,
     ratio_words,
 )
@@ -41,7 +55,24 @@ def claims(inputs: Inputs) -> ReportSection:
     )
     header = ["", "claim and source", "verdict", "what the runs say"]
     table = Table(header, rows, "rlll", caption, [0.3, 5.2, 1.1, 4.4], small=True)
-    return ReportSection("Claims", [verdict_table(inputs.claims.claims), table] if rows else [])
+    parts = [one for claim in inputs.claims.claims if (one := _parts_of(claim))]
+    return ReportSection("Claims", [verdict_table(inputs.claims.claims), table, *parts] if rows else [])
+
+
+def _parts_of(claim: ClaimResult) -> Table | None:
+    """Every comparison of a claim that has more than its sentence names."""
+    if len(claim.parts) <= MOST_TOLD:
+        return None
+    untested: dict[str, list[str]] = {}
+    rows = []
+    for part in claim.parts:
+        if part.verdict == "not testable here":
+            untested.setdefault(part.note or "", []).append(part.label)
+        else:
+            rows.append([part.label, effect_words(part.effect), part.verdict, part.note or ""])
+    rows += [[", ".join(labels), MISSING, "not testable here", note] for note, labels in untested.items()]
+    caption = f"Claim {claim.number}, comparison by comparison; each verdict is that of the comparison alone."
+    return filled(Table(["comparison", "effect", "alone", "note"], rows, "lrll", caption, [2.4, 2.2, 1, 3], small=True))
 
 
 def _asked(claim: ClaimResult) -> str:
@@ -52,9 +83,12 @@ def _asked(claim: ClaimResult) -> str:
 def losses(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     """Loss against what was spent."""
     blocks: list[Block] = [*curves(inputs, charts), grid_table(inputs)]
-    for one in inputs.compared("architecture"):
-        if one.axis in ("tokens", "model_flops", "device_hours"):
-            blocks.append(Text(f"{loss_words(inputs, one)} {ratio_words(inputs, one)}"))
+    blocks += differences(inputs, charts) if many_cells(inputs) and not inputs.ablation else []
+    compared = [one for one in inputs.compared("architecture") if one.axis in ("tokens", "model_flops", "device_hours")]
+    if many(compared):
+        blocks += [Text(said) for said in losses_of_many(inputs, compared)]
+    else:
+        blocks += [Text(f"{loss_words(inputs, one)} {ratio_words(inputs, one)}") for one in compared]
     if "final_loss" in charts:
         blocks.append(
             Picture(
@@ -117,39 +151,78 @@ def fairness(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
         for equal, one in held_equal(inputs)
     ]
     blocks: list[Block] = [*nodes_apart(inputs)] if rows else []
+    grouped = many(inputs.comparisons.comparisons)
+    dots = (
+        f"Single pairs (pale) and their median, of more than {MOST_PAIRS} pairs."
+        if grouped
+        else "Single seeds (pale), their mean and its 95 % interval over paired seeds."
+    )
     if "fair_axes" in charts:
         blocks.append(
             Picture(
                 "fair_axes",
                 "Every pair on every axis. Left: loss difference at the end of the common range (below zero, the first "
                 "named is better). Right: what the first named needs over what the other needs to reach the higher of "
-                "their two losses there, which both reach (below one, it is cheaper; logarithmic scale). Single seeds "
-                "(pale), their mean and its 95 % interval over paired seeds. What rests on time is drawn on a scale "
-                "of its own.",
+                "their two losses there, which both reach (below one, it is cheaper; logarithmic scale). "
+                f"{dots} What rests on time is drawn on a scale of its own.",
                 "Dot plot of loss differences and resource ratios for every pair of cells on every axis.",
             )
         )
-    if rows:
+    if grouped:
+        blocks.append(_table_of_many(inputs))
+    elif rows:
         header = ["pair", "held equal", "loss difference", "resource ratio", "note"]
-        caption = "The same numbers. No axis is left out because of what it shows."
+        caption = "Every pair on every axis in numbers. No axis is left out because of what it shows."
         blocks.append(Table(header, rows, "llrrl", caption, [2.4, 1.8, 1.9, 1.9, 3], True))
     return ReportSection("Comparisons at equal resources", blocks)
+
+
+def _table_of_many(inputs: Inputs) -> Table:
+    """A line for each pair: its loss difference and its ratio of resources on every axis."""
+    pairs: dict[str, dict[str, Comparison]] = {}
+    for one in inputs.comparisons.comparisons:
+        if one.kind != "ablation":
+            pairs.setdefault(pair_name(inputs, one), {})[one.axis] = one
+    axes = [axis for axis in ("tokens", "model_flops", "device_hours", "cost")
+            if any(axis in own for own in pairs.values())]  # fmt: skip
+    header = ["pair", *(f"{AXIS_NAMES[axis]}".replace("device-hours", inputs.hours) for axis in axes)]
+    rows = [[name, *(_in_short(own.get(axis)) for axis in axes)] for name, own in pairs.items()]
+    caption = (
+        "Every pair on every axis: loss difference, and what the first named needs of what the other needs for the "
+        "same loss. No axis is left out because of what it shows. * rests on the time of emulated FP8. † has a note "
+        "(a run that is read before its end, say). Notes, intervals and single seeds: comparisons.json."
+    )
+    return Table(header, rows, "l" + "r" * len(axes), caption, [2.4, *[1.6] * len(axes)], small=True)
+
+
+def _in_short(one: Comparison | None) -> str:
+    """`−0.31 %, × 0.94`, marked where it is emulated or has a note."""
+    if one is None or one.loss_difference is None:
+        return MISSING
+    marks = "*" * (one.emulated and one.axis in TIMED) + "†" * bool(one.note)
+    ratio = "" if one.resource_ratio is None else f", × {number(one.resource_ratio.value)}"
+    return f"{percent(one.loss_difference.value)}{ratio} {marks}".rstrip()
 
 
 def precision(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     """FP8 against BF16: the error of the loss and what happens to the numbers."""
     blocks: list[Block] = [Text(EMULATED, "note")] if inputs.emulated else []
+    compared = [one for one in inputs.compared("precision") if one.axis == "tokens"]
+    of_pairs = " Of so many pairs each is pale, and the median of them full." if many(compared) else ""
     if "loss_error" in charts:
         blocks.append(
             Picture(
                 "loss_error",
                 f"Relative difference of the final {losses_of(inputs.compared('precision'))} loss, FP8 against BF16 "
                 "with the same seed: single seeds (pale), mean and 95 % interval. Grey: the margin of DeepSeek-V3's "
-                f"authors ({MARGIN:g} %).",
+                f"authors ({MARGIN:g} %).{of_pairs}",
                 f"Dot plot of FP8's relative loss error against BF16 with the margin of {MARGIN:g} per cent.",
             )
         )
-    blocks += [Text(loss_words(inputs, one)) for one in inputs.compared("precision") if one.axis == "tokens"]
+    if many(compared):
+        blocks += [Text(said) for said in losses_of_many(inputs, compared)]
+    else:
+        blocks += [Text(loss_words(inputs, one)) for one in compared]
     if "fp8_underflow" in charts:
         blocks.append(
             Picture(
@@ -195,12 +268,24 @@ def experts(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     blocks: list[Block] = []
     if "expert_load" in charts:
         frame = charts["expert_load"].frame
-        for panel, own in frame.groupby("panel", sort=False):
+        loads = frame.groupby("panel", sort=False)["value"].agg(["max", "min"])
+        if len(loads) > MOST_PAIRS:
+            blocks.append(
+                Text(
+                    f"At the end of training the busiest expert of a layer serves {number(loads['max'].min())} to "
+                    f"{number(loads['max'].max())} times an even share of the tokens (most in "
+                    f"{loads['max'].idxmax()}), the idlest {number(loads['min'].min(), 2)} to "
+                    f"{number(loads['min'].max(), 2)} times (least in {loads['min'].idxmin()}), "
+                    f"over {len(loads)} cells."
+                )
+            )
+            loads = loads.iloc[:0]
+        for panel, own in loads.iterrows():
             blocks.append(
                 Text(
                     f"{panel}: at the end of training the busiest expert of a layer serves "
-                    f"{number(own['value'].max())} times an even share of the tokens, the idlest "
-                    f"{number(own['value'].min(), 2)} times."
+                    f"{number(own['max'])} times an even share of the tokens, the idlest "
+                    f"{number(own['min'], 2)} times."
                 )
             )
         blocks.insert(
@@ -278,7 +363,8 @@ def speed(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     ]
     rate = rates(inputs).set_index(["cell", "seed"])["rate"]
     pairs = [*inputs.compared("architecture"), *inputs.compared("precision")]
-    said = [_rate_sentence(inputs, one, rate) for one in pairs if one.axis == "tokens"]
+    pairs = [one for one in pairs if one.axis == "tokens"]
+    said = _rates_of_many(inputs, pairs, rate) if many(pairs) else [_rate_sentence(inputs, one, rate) for one in pairs]
     said += _published(inputs, rate)
     where = [*nodes_apart(inputs), *ranks_apart(inputs)]
     return ReportSection("Throughput", [*blocks, *where, *(Text(text) for text in said if text)])
@@ -310,6 +396,23 @@ def _rate_sentence(inputs: Inputs, one: Comparison, rate: pd.Series) -> str | No
     return f"{said} The emulation's speed says nothing of FP8's." if "(emulated)" in " ".join(labels) else said
 
 
+def _rates_of_many(inputs: Inputs, pairs: list[Comparison], rate: pd.Series) -> list[str | None]:
+    """The range of the ratios of rates of each family of pairs, and the pairs at its ends."""
+    mean = rate.groupby("cell").mean()
+    said: list[str | None] = []
+    for family, own in families(inputs, pairs).items():
+        ratios = {
+            pair_name(inputs, one): float(mean[one.cell] / mean[one.against])
+            for one in own
+            if one.cell in mean.index and one.against in mean.index
+        }
+        if ratios:
+            said.append(f"{family}: the ratio of their rates is {range_of(ratios, number)}, over {len(ratios)} pairs.")
+    if inputs.emulated and said:
+        said.append("The emulation's speed says nothing of FP8's.")
+    return said
+
+
 def traffic(inputs: Inputs) -> ReportSection:
     """Bytes between devices, from the claim about them."""
     claim = next((claim for claim in inputs.claims.claims if "all_to_all_bytes_per_token" in claim.data), None)
@@ -317,9 +420,14 @@ def traffic(inputs: Inputs) -> ReportSection:
         return ReportSection("Traffic between devices", [])
     frame = pd.DataFrame(claim.data)
     columns = [name for name in frame.columns if name not in ("cell", "label")]
-    rows = [[row["label"], *(number(row[name]) for name in columns)] for row in frame.to_dict("records")]
+    rows = [[row["label"], *(_sent(name, row[name]) for name in columns)] for row in frame.to_dict("records")]
     where = f" {claim.computed_for}" if claim.computed_for else ""
     caption = f"Bytes that a device sends per token in training{where}, computed from model and parallel layout."
     header = ["cell", *(words(name.removesuffix("_bytes_per_token")) for name in columns)]
     table = filled(Table(header, rows, "l" + "r" * len(columns), caption, small=True))
     return ReportSection("Traffic between devices", [Text(claim.sentence), table])
+
+
+def _sent(column: str, value: float) -> str:
+    """Bytes as a number, a share of the step's time in per cent."""
+    return percent(100 * value, 1).lstrip("+±") if column.startswith("share") and not pd.isna(value) else number(value)

@@ -13,7 +13,7 @@ from octavo.precision.recipes import RECIPES
 from octavo.records import SeedPlans, StepProof, read_record
 from octavo.report.document import Block, ReportSection, Table, Text
 from octavo.report.inputs import Inputs, shared
-from octavo.report.sections.phrases import filled
+from octavo.report.sections.phrases import at_length, filled
 from octavo.report.style import MISSING, count, duration, number
 from octavo.statistics import ALPHA
 
@@ -269,7 +269,7 @@ def other_layouts(inputs: Inputs) -> Iterator[str]:
         }
         if found:
             runs = "; ".join(f"{name} ({layouts.replace(';', ',')})" for name, layouts in found.items())
-            yield f"{len(found)} run{'s' * (len(found) > 1)} {what}: {runs}."
+            yield f"{len(found)} run{'s' * (len(found) > 1)} {what}: {runs}.{at_length(found)}"
 
 
 def _or_unknown(text: str) -> str:
@@ -288,7 +288,16 @@ def verification(inputs: Inputs) -> ReportSection:
     header = ["gate", "run", "result", "note"]
     return ReportSection(
         "Verification",
-        [Table(header, rows, "llll", "Runs made again beside the originals.", [1.5, 2, 1.3, 4], small=True)],
+        [
+            Table(
+                header,
+                rows,
+                "llll",
+                f"Runs made again beside the originals.{at_length(row[1] for row in rows)}",
+                [1.5, 2, 1.3, 4],
+                small=True,
+            )
+        ],
     )
 
 
@@ -328,7 +337,11 @@ def provenance(inputs: Inputs) -> ReportSection:
             ],
             ["image", shared([one.image_digest or "none" for one in found])],
             ["Python", shared([one.python for one in found])],
-            *([name, shared([one.packages.get(name, "absent") for one in found])] for name in packages),
+            *(
+                [name, shared([one.packages.get(name, "absent") for one in found])]
+                for name in packages
+                if name != "octavo"
+            ),
             ["lock (SHA-256)", shared([one.lock_sha256 or "unknown" for one in found])],
             *(
                 [words(key), shared([one.hardware.get(key) for one in found])]
@@ -347,7 +360,8 @@ def provenance(inputs: Inputs) -> ReportSection:
         rows = [[name, value] for name, value in built.items()]
         blocks.append(
             Table(["run", "linear layers by implementation"], rows, "ll",
-                  "The precision asked for is the precision built: layers counted before the first step.",
+                  "The precision asked for is the precision built: layers counted before the first step."
+                  + at_length(built),
                   [1.6, 4], small=True)
         )  # fmt: skip
         blocks += _what_ran({name: inputs.provenance[name].step_proof for name in built})
