@@ -28,7 +28,7 @@ from octavo.report.html import write_html
 from octavo.report.inputs import load_inputs
 from octavo.report.pdf import write_pdf
 from octavo.report.sections.answer import finding, more_or_fewer, questions
-from octavo.report.sections.ledger import forecast
+from octavo.report.sections.ledger import forecast, owning
 from octavo.report.sections.questions import fairness, losses
 from octavo.report.sections.small_print import how_trained, scattered_times
 from octavo.report.style import duration, percent
@@ -105,6 +105,13 @@ def test_no_page_is_over_a_third_empty(report: Path) -> None:
             matrix[4] * user[1] + matrix[5] * user[3] + user[5]) if text.strip() else None)  # fmt: skip
         lowest = min(one for one in heights if one > foot)
         assert lowest < foot + (top - foot) / 3, number
+
+
+def test_every_page_has_its_number(report: Path) -> None:
+    """Where the layout does not settle, page numbers are those of an earlier try."""
+    pages = PdfReader(report / "report.pdf").pages
+    for number, page in enumerate(pages, 1):
+        assert f"{number} of {len(pages)}" in flat(page.extract_text())
 
 
 def test_the_heading_says_who_is_ahead_on_the_same_text_and_that_hours_are_not_decided(report: Path) -> None:
@@ -576,6 +583,10 @@ def test_money_is_said_with_its_range_its_age_and_what_owning_costs(report: Path
     assert drawn.rows[0].startswith("rent: 1.99 to 5.00")  # the widest swing is the first
     width = drawn.frame["high"] - drawn.frame["low"]
     assert (width.diff().dropna() <= 0).all()
+    unpriced = owning(replace(inputs, experiment=None), {})  # an import without a cluster has no currency of its own
+    assert [block.header[1] for block in unpriced.blocks if isinstance(block, Table)] == [
+        "an hour owned, USD", "an hour, USD",
+    ]  # fmt: skip
 
 
 def test_goodput_is_training_over_the_hours_held(report: Path) -> None:

@@ -224,7 +224,8 @@ def owning(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     claim = next((claim for claim in inputs.claims.claims if "tornado" in claim.data), None)
     if claim is None:
         return ReportSection("Owning or renting", [])
-    data, currency = claim.data, inputs.currency
+    data = claim.data
+    currency = str(data["unit"]).partition(" ")[0]  # of the cluster that is asked, which need not be the experiment's
     rows = [
         [one["reading"], *(_span(one[key]) for key in ("owned", "ratio")), _use(one["break_even"])]
         for one in data["owning"]
