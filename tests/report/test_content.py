@@ -103,7 +103,7 @@ def test_no_page_is_over_a_third_empty(report: Path) -> None:
         heights: list[float] = []
         page.extract_text(visitor_text=lambda text, user, matrix, *_, to=heights: to.append(
             matrix[4] * user[1] + matrix[5] * user[3] + user[5]) if text.strip() else None)  # fmt: skip
-        lowest = min(one for one in heights if one > foot)
+        lowest = min(one for one in heights if one > foot - 5)  # the last line may stand on the margin
         assert lowest < foot + (top - foot) / 3, number
 
 
