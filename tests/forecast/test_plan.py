@@ -357,4 +357,11 @@ def test_what_the_planned_runs_cannot_tell_is_said() -> None:
     assert "The dense model has 6.49 B active parameters, the mixture 2.62 B" in sizes
     assert "(claim 1 is one) cannot be tested with this pair" in sizes
     experiment = load_experiment("deepseek-v3")  # 14.8 T over 36.6 B: 404, and there is no pair
-    assert record_of(experiment)["remarks"] == []
+    assert not any("tokens per active parameter" in one for one in record_of(experiment)["remarks"])
+
+
+def test_a_published_run_of_the_model_stands_beside_its_forecast() -> None:
+    """DeepSeek-V3's table 1: 2.664 M H800 hours for 14.8 T tokens, 14.8e12 / 2.664e6 / 3600 = 1,543 tokens/s."""
+    (remark,) = record_of(load_experiment("deepseek-v3"))["remarks"]
+    assert "1,543 tokens/s per H800 (2,664,000 hours of all devices for 14.8 T tokens;" in remark
+    assert "configs/published/runs/deepseek-v3.yaml" in remark

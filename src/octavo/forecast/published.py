@@ -238,6 +238,19 @@ def published_runs() -> Runs:
     return Runs({path.stem: _read_run(path) for path in sorted((configs().published / "runs").glob("*.yaml"))})
 
 
+def runs_beside(model: str, device: Device, recipe: RecipeName) -> Iterator[str]:
+    """Published runs of a model on a kind of device in a recipe, in words: hours, tokens and the rate that follows."""
+    for name, run in published_runs().items():
+        of_device = run.device is not None and run.device.upper() == device.name
+        if run.model != model or not of_device or run.precision != recipe or not (run.device_hours and run.tokens):
+            continue
+        hours = run.pre_training_hours
+        yield (
+            f"{run.tokens / hours / 3600:,.0f} tokens/s per {device.name} ({hours:,.0f} hours of all devices for "
+            f"{run.tokens / TRILLION:g} T tokens; configs/published/runs/{name}.yaml)"
+        )
+
+
 def _read_run(path: Path) -> PublishedRun:
     run = read_section(path, PublishedRun)
     if run.model not in model_names() or not (path.stem == run.model or path.stem.startswith(f"{run.model}-")):
