@@ -68,6 +68,7 @@ def digests() -> dict[str, str]:
     [
         ("configs/claims/02-fp8-loss-error.yaml", {"claims"}),
         ("configs/published/statements.yaml", {"claims"}),
+        ("configs/published/runs/deepseek-v3.yaml", {"claims", "plan"}),  # a plan has it beside its forecast
         ("configs/clusters/laptop.yaml", {"plan", "tables", "claims", "figures", "report"}),  # prices
         ("configs/clusters/devices/cpu.yaml", {"plan", "tables", "claims", "figures", "report"}),  # watts
         ("configs/clusters/calibration/cpu.yaml", {"plan"}),

@@ -265,7 +265,8 @@ def plan_digest(wildcards: Any) -> str:
     """Of what a plan is made from besides the experiment's own file."""
     of = experiment(wildcards.experiment)
     rates = [of.configs.clusters / "calibration", *speed_files(of.cluster, of.device)]
-    return digest(*_cluster_files(of), *rates, of.configs.models, of.configs.published, TEMPLATES / "plan.typ")
+    published = [of.configs.published / "runs", *of.configs.published.glob("*.csv")]
+    return digest(*_cluster_files(of), *rates, of.configs.models, *published, TEMPLATES / "plan.typ")
 
 
 def tables_digest(wildcards: Any) -> str:
