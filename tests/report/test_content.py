@@ -291,6 +291,24 @@ def test_the_same_text_is_judged_as_one_question_among_the_claims(
     assert tile.answer == "too close to call"
 
 
+@pytest.mark.parametrize(("ends", "said"), [((-1.6, -0.4), True), ((0.4, 1.6), True), ((-1.6, 0.4), False)])
+def test_an_interval_without_zero_that_decides_nothing_says_why(
+    report: Path, ends: tuple[float, float], said: bool
+) -> None:
+    """t = -4.91, as above: the interval of the comparison alone would be read as an answer."""
+    inputs = load_inputs(ExperimentFolder(report))
+    found = Estimate(value=-1.0, low=ends[0], high=ends[1], n=3, unit="%")
+    changed = [
+        one.model_copy(update={"loss_differences": [-1.0, -1.5, -0.75], "loss_difference": found})
+        if (one.kind, one.axis) == ("architecture", "tokens") else one
+        for one in inputs.comparisons.comparisons
+    ]  # fmt: skip
+    tile, *_ = questions(replace(inputs, comparisons=inputs.comparisons.model_copy(update={"comparisons": changed})))
+    assert tile is not None
+    assert tile.answer == "too close to call"
+    assert ("clear by itself, not as one of several tests" in tile.detail) == said
+
+
 @pytest.mark.parametrize(
     ("low", "said"),
     [(1.2, "At these sizes the dense model needs 1.40 times a mixture's model FLOPs for the same loss; "),

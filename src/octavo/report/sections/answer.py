@@ -184,8 +184,12 @@ def _loss_at_equal_tokens(inputs: Inputs) -> Tile | None:
         "refuted": "no: higher",
         "inconclusive": "too close to call" if could_tell else "not decided",
     }
+    detail = _interval(found)
+    apart = found.low is not None and found.high is not None and found.low * found.high > 0
+    if verdict == "inconclusive" and could_tell and apart:  # the interval is that of this comparison alone
+        detail += " · clear by itself, not as one of several tests" + (" and looks" if looks else "")
     key = comparison_key(one, "loss_difference")
-    return Tile("Lower loss at equal tokens?", rounded(found.value), _interval(found), verdict, words[verdict], key)
+    return Tile("Lower loss at equal tokens?", rounded(found.value), detail, verdict, words[verdict], key)
 
 
 def _a_tenth(claim: ClaimResult | None) -> Tile | None:
