@@ -99,9 +99,11 @@ def write_bundle(folder: ExperimentFolder, target: Path, *, host_names: bool = F
             (crate / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, crate / place)
         if not host_names:
-            _label_hosts(crate, ExperimentFolder(crate / "results" / folder.name))
+            staged = ExperimentFolder(crate / "results" / folder.name)
+            _label_hosts(crate, staged)
             for _, ablation in _reported(folder):
                 _run("aggregate", crate, folder.name, ablation)
+            shutil.rmtree(staged.parts, ignore_errors=True)
         _check_secrets(crate)
         _describe(crate, experiment, sorted(files))
         _zip(crate, target)
