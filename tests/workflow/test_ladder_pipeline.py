@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,29 +93,32 @@ def test_a_bundle_has_the_ladder_and_makes_it_again(checkout: Checkout, tmp_path
     assert "10 files and" in checkout.octavo("verify-bundle", str(bundle))
 
 
+@contextmanager
+def edited(path: Path, old: str, new: str) -> Iterator[None]:
+    """A file with other text in it for as long as the test looks."""
+    before = path.read_bytes()
+    path.write_bytes(before.replace(old.encode(), new.encode()))
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
 def test_a_prediction_that_was_changed_is_damage(checkout: Checkout) -> None:
     folder = ExperimentFolder(checkout.root / "results" / "tiny")
-    before = folder.prediction.read_text()
     assert "the seal fits" in checkout.octavo("verify", "results/tiny", "--sample", "0")
-    try:
-        folder.prediction.write_text(before.replace('"interval": 0.9', '"interval": 0.8'))
+    with edited(folder.prediction, '"interval": 0.9', '"interval": 0.8'):
         done = octavo(checkout.root, "verify", "results/tiny", "--sample", "0")
         assert done.returncode == 1
         assert "the seal does not fit" in done.stdout
-    finally:
-        folder.prediction.write_text(before)
 
 
 def test_what_the_ladder_says_is_made_again_by_verify(checkout: Checkout) -> None:
     folder = ExperimentFolder(checkout.root / "results" / "tiny")
-    before = folder.leverage.read_bytes()
-    try:
-        folder.leverage.write_bytes(before.replace(b'"schema_version": 1', b'"schema_version": 1, "more": 2'))
+    with edited(folder.leverage, '"schema_version": 1', '"schema_version": 1, "more": 2'):
         done = octavo(checkout.root, "verify", "results/tiny", "--sample", "0")
         assert done.returncode == 1
         assert "leverage.json is not what the tables say" in done.stdout
-    finally:
-        folder.leverage.write_bytes(before)
 
 
 def test_a_run_that_goes_on_under_another_layout_asks_for_no_new_prediction(checkout: Checkout) -> None:

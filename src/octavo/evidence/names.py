@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 ARCHITECTURES = {"dense": "Dense", "moe": "MoE"}
 PRECISIONS = {
     "bf16": "BF16",
@@ -36,6 +38,11 @@ def cell_label(architecture: str, precision: str, ablation: str | None = None, *
 def words(name: str) -> str:
     """`no_shared_expert` -> `no shared expert`."""
     return name.replace("_", " ")
+
+
+def ends(values: Mapping[str, float]) -> tuple[str, str]:
+    """The names of the least and of the largest of some values."""
+    return min(values, key=lambda name: values[name]), max(values, key=lambda name: values[name])
 
 
 def listed(names: list[str]) -> str:

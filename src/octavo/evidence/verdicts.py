@@ -24,7 +24,7 @@ from octavo.evidence.metrics import METRICS
 from octavo.evidence.metrics.base import LEAST_STEPS, Expectation, Measurement, Sample, number_like
 from octavo.evidence.metrics.costs import amount, cost_of_a_seed
 from octavo.evidence.metrics.pairs import TIMED_AXES
-from octavo.evidence.names import listed
+from octavo.evidence.names import ends, listed
 from octavo.evidence.sequential import Looks
 from octavo.experiment.cluster import Cluster, Device
 from octavo.experiment.load import load_cluster
@@ -545,10 +545,10 @@ def _of_many(evaluated: EvaluatedClaim, effects: list[Estimate | None]) -> list[
     known = {sample.label: effect for sample, effect in zip(samples, effects, strict=True) if effect is not None}
     told = [f"of {len(samples)} comparisons, each alone, {listed(counts)}"]
     if known:
-        ends = (min(known, key=lambda one: known[one].value), max(known, key=lambda one: known[one].value))
-        unit = " %" if known[ends[0]].unit.startswith("%") else ""
-        least, most = (number_like(known[one].value, known[one]).replace("-", "\N{MINUS SIGN}") for one in ends)
-        told.append(f"they lie between {least}{unit} ({ends[0]}) and {most}{unit} ({ends[1]})")
+        least, most = ends({label: effect.value for label, effect in known.items()})
+        unit = " %" if known[least].unit.startswith("%") else ""
+        low, high = (number_like(known[one].value, known[one]).replace("-", "\N{MINUS SIGN}") for one in (least, most))
+        told.append(f"they lie between {low}{unit} ({least}) and {high}{unit} ({most})")
     headline = _headline(evaluated, effects)[1]
     at = next(place for place, sample in enumerate(samples) if sample.label == headline)
     return [*told, f"the one that is furthest from the claim: {_what(samples[at], effects[at])}"]

@@ -24,7 +24,7 @@ from octavo.configuration import place
 from octavo.errors import OctavoError
 from octavo.experiment.run import CellConfig, Experiment
 from octavo.forecast.memory import RESERVE, fits, memory
-from octavo.forecast.published import runs_beside
+from octavo.forecast.published import published_runs, runs_beside
 from octavo.forecast.rows import published_beside
 from octavo.forecast.steps import StepForecast
 from octavo.layout import split_horizon
@@ -246,12 +246,15 @@ def _owned(experiment: Experiment) -> dict[str, Any] | None:
 
 def _published(experiment: Experiment) -> Iterator[str]:
     """What was published for a cell's model, device and recipe, beside its forecast: throughput, and whole runs."""
+    if experiment.device.kind != "gpu":
+        return
+    runs = published_runs()
     for cell in experiment.cells.values():
         if cell.ablation or cell.trunk:
             continue
         asked = experiment.device, cell.precision.recipe
         throughput = published_beside(cell.model, *asked)
-        for found in filter(None, [throughput, *runs_beside(cell.model.name, *asked)]):
+        for found in filter(None, [throughput, *runs_beside(runs, cell.model.name, *asked)]):
             yield f"Published for the model of {cell.cell}: {found}."
 
 

@@ -55,6 +55,11 @@ class PublishedRun(Section):
     sources: Annotated[dict[str, str], Field(min_length=1)]
 
     @property
+    def device_name(self) -> str:
+        """As the device's file has it, which is named after it; empty where no device is published."""
+        return (self.device or "").upper()
+
+    @property
     def hours(self) -> float:
         """Device-hours of all stages."""
         return sum(self.device_hours.values())
@@ -238,11 +243,12 @@ def published_runs() -> Runs:
     return Runs({path.stem: _read_run(path) for path in sorted((configs().published / "runs").glob("*.yaml"))})
 
 
-def runs_beside(model: str, device: Device, recipe: RecipeName) -> Iterator[str]:
-    """Published runs of a model on a kind of device in a recipe, in words: hours, tokens and the rate that follows."""
-    for name, run in published_runs().items():
-        of_device = run.device is not None and run.device.upper() == device.name
-        if run.model != model or not of_device or run.precision != recipe or not (run.device_hours and run.tokens):
+def runs_beside(runs: Runs, model: str, device: Device, recipe: RecipeName) -> Iterator[str]:
+    """Those of some published runs that are of a model on a kind of device in a recipe, in words: the hours, the tokens
+    and the rate that follows."""
+    for name, run in runs.items():
+        asked = (run.model, run.device_name, run.precision) == (model, device.name, recipe)
+        if not asked or not (run.device_hours and run.tokens):
             continue
         hours = run.pre_training_hours
         yield (
@@ -400,7 +406,7 @@ def files_behind(statement: str) -> list[Path]:
 def _of_run(name: str, run: PublishedRun) -> list[Derived]:
     """What was not printed, for each run that has what it takes."""
     price = run.price_per_device_hour or REFERENCE_PRICE
-    gpu = (run.device or "").upper()
+    gpu = run.device_name
     at = f"{price:g} USD per {gpu} GPU-hour, rented" + (
         "" if run.price_per_device_hour else "; DeepSeek-V3's assumption for its H800, applied to this run"
     )

@@ -79,29 +79,32 @@ def answer(inputs: Inputs) -> Chart | None:
     compared = inputs.compared("architecture")
     against = {one.against: architecture_name(str(architectures.get(one.against, one.against))) for one in compared}
     several = len(set(against.values())) > 1  # dense models: each has rows of its own
-    by_axis = {axis: [one for one in compared if one.axis == axis and one.resource_ratio] for axis in needs}
-    frames = [
-        _pairs_as_dots("needs", f"{needs[axis]}, {len(found)} pairs", [one.resource_ratio for one in found],
-                       emulated=axis in TIMED and any(one.emulated for one in found))
-        for axis, found in by_axis.items()
-    ] if many(compared) else [
-        _dots("needs", f"{needs[axis]}, against {against[one.against]}" if several else needs[axis], one.cell,
-              one.resource_ratios, one.resource_ratio, emulated=one.emulated and axis in TIMED)
-        for axis in needs
-        for one in compared
-        if one.axis == axis
-    ]  # fmt: skip
-    precisions = inputs.compared("precision")
+    frames: list[pd.DataFrame] = []
+    for axis, need in needs.items():
+        of_axis = [one for one in compared if one.axis == axis]
+        if many(compared):
+            known = [one for one in of_axis if one.resource_ratio]
+            emulated = axis in TIMED and any(one.emulated for one in known)
+            ratios = [one.resource_ratio for one in known]
+            frames.append(_pairs_as_dots("needs", f"{need}, {len(known)} pairs", ratios, emulated=emulated))
+        else:
+            frames += [
+                _dots("needs", f"{need}, against {against[one.against]}" if several else need, one.cell,
+                      one.resource_ratios, one.resource_ratio, emulated=one.emulated and axis in TIMED)
+                for one in of_axis
+            ]  # fmt: skip
+    precisions = [one for one in inputs.compared("precision") if one.axis == "tokens"]
     if many(precisions):
-        for name, found in families(inputs, [one for one in precisions if one.axis == "tokens"]).items():
+        for name, found in families(inputs, precisions).items():
             row = f"{name.partition(' against ')[0]}, {len(found)} pairs"
             frames.append(_pairs_as_dots("loss", row, [one.loss_difference for one in found]))
-        precisions = []
-    for one in precisions:
-        if one.axis == "tokens" and one.cell in architectures:
-            name = str(architectures[one.cell])
-            row = architecture_name(name)
-            frames.append(_dots("loss", row, one.cell, one.loss_differences, one.loss_difference))
+    else:
+        frames += [
+            _dots("loss", architecture_name(str(architectures[one.cell])), one.cell, one.loss_differences,
+                  one.loss_difference)
+            for one in precisions
+            if one.cell in architectures
+        ]  # fmt: skip
     panels = {
         "needs": ChartAxis("a mixture's need for the same loss (dense: 1)", log=True),
         "loss": ChartAxis("change of the loss by FP8 (%)"),
@@ -236,15 +239,15 @@ def fair_axes(inputs: Inputs) -> Chart | None:
                 _pairs_as_dots("difference", row, [one.loss_difference for one in found], emulated=emulated),
                 _pairs_as_dots("ratio", row, [one.resource_ratio for one in found], emulated=emulated),
             ]
-        held = []
-    for equal, one in held:
-        row = f"{pair_name(inputs, one)}, {equal}"
-        blocks[one.axis in TIMED].append(row)
-        emulated = one.emulated and one.axis in TIMED
-        frames += [
-            _dots("difference", row, one.cell, one.loss_differences, one.loss_difference, emulated=emulated),
-            _dots("ratio", row, one.cell, one.resource_ratios, one.resource_ratio, emulated=emulated),
-        ]
+    else:
+        for equal, one in held:
+            row = f"{pair_name(inputs, one)}, {equal}"
+            blocks[one.axis in TIMED].append(row)
+            emulated = one.emulated and one.axis in TIMED
+            frames += [
+                _dots("difference", row, one.cell, one.loss_differences, one.loss_difference, emulated=emulated),
+                _dots("ratio", row, one.cell, one.resource_ratios, one.resource_ratio, emulated=emulated),
+            ]
     chart = _intervals("fair_axes", frames, panels, zero={"difference": 0.0, "ratio": 1.0})
     if chart is None:
         return None
@@ -257,12 +260,13 @@ def loss_error(inputs: Inputs) -> Chart | None:
     """FP8's relative loss error against BF16 and the margin of DeepSeek-V3's authors."""
     compared = [one for one in inputs.compared("precision") if one.axis == "tokens"]
     axis = {"error": ChartAxis(f"{losses_of(compared)} loss, FP8 against BF16 at equal tokens (%)")}
-    frames = [_of_pair(inputs, one) for one in compared]
     if many(compared):
         frames = [
             _pairs_as_dots("error", f"{name} ({len(found)} pairs)", [one.loss_difference for one in found])
             for name, found in families(inputs, compared).items()
         ]
+    else:
+        frames = [_of_pair(inputs, one) for one in compared]
     return _intervals("loss_error", frames, axis, zero={"error": 0.0}, band={"error": (-MARGIN, MARGIN)})
 
 

@@ -27,7 +27,7 @@ from octavo.accounting.ownership import (
 from octavo.configuration import Section
 from octavo.evidence.grid import Grid, InGrid, compared
 from octavo.evidence.metrics.base import Expectation, Measurement
-from octavo.evidence.names import cell_label, listed
+from octavo.evidence.names import cell_label, ends, listed
 from octavo.experiment.cluster import Cluster, Device, Range
 from octavo.experiment.config import FileName
 from octavo.experiment.run import CellConfig, Experiment
@@ -138,8 +138,7 @@ def _times_the_bytes(times: str, pairs: list[tuple[str, str]]) -> str:
 
 def _least_and_most(shares: dict[str, float]) -> str:
     """`18 % in Dense BF16 to 56 % in MoE BF16`; `18 % in Dense BF16` of one alone."""
-    least, most = min(shares, key=lambda name: shares[name]), max(shares, key=lambda name: shares[name])
-    return " to ".join(dict.fromkeys(f"{shares[name]:.0%} in {name}" for name in (least, most)))
+    return " to ".join(dict.fromkeys(f"{shares[name]:.0%} in {name}" for name in ends(shares)))
 
 
 def _pairs(cells: list[CellConfig], experiment: Experiment) -> list[tuple[str, str]]:

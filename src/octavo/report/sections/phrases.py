@@ -10,7 +10,7 @@ from octavo.accounting.ledger import provisional
 from octavo.accounting.money import hour_price, price_range
 from octavo.accounting.stragglers import slowness, stragglers
 from octavo.evidence.metrics.base import decimals_like
-from octavo.evidence.names import listed
+from octavo.evidence.names import ends, listed
 from octavo.layout import horizon_cell, split_horizon
 from octavo.records import Comparison, Estimate, RankTime
 from octavo.report.document import Table, Text
@@ -63,9 +63,7 @@ def losses_of_many(inputs: Inputs, compared: Sequence[Comparison]) -> Iterator[s
 
 def range_of(values: Mapping[str, float], show: Callable[[float], str]) -> str:
     """`−1.2 % (MoE against dense, BF16) to +0.3 % (...)`: the least and the most, with their names."""
-    least, most = min(values, key=lambda name: values[name]), max(values, key=lambda name: values[name])
-    ends = dict.fromkeys(f"{show(values[name])} ({name})" for name in (least, most))
-    return " to ".join(ends)
+    return " to ".join(dict.fromkeys(f"{show(values[name])} ({name})" for name in ends(values)))
 
 
 def comparison_key(one: Comparison, part: str) -> str:

@@ -279,15 +279,15 @@ def experts(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
                     f"over {len(loads)} cells."
                 )
             )
-            loads = loads.iloc[:0]
-        for panel, own in loads.iterrows():
-            blocks.append(
+        else:
+            blocks += [
                 Text(
                     f"{panel}: at the end of training the busiest expert of a layer serves "
                     f"{number(own['max'])} times an even share of the tokens, the idlest "
                     f"{number(own['min'], 2)} times."
                 )
-            )
+                for panel, own in loads.iterrows()
+            ]
         blocks.insert(
             0,
             Picture(
