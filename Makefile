@@ -19,7 +19,7 @@ COMPLETE := $(VENV)/.complete$(if $(GPU),-gpu)
 # of the Pythons that a lock is for: Megatron-Core in the GPU's is newer than 3.11 can have
 OLDEST := $(if $(GPU),3.12,3.11)
 
-.PHONY: help setup report test test-cluster test-faults coverage lint verify accept clean distclean
+.PHONY: help setup report test test-quick test-image test-cluster test-faults coverage lint verify accept clean distclean
 help: ## show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 
@@ -57,16 +57,23 @@ $(COMPLETE): pyproject.toml setup.py $(wildcard src/octavo/cpu/*.[ch])
 report: setup ## train what is missing of the laptop experiment and typeset results/laptop/report.pdf
 	$(BIN)/snakemake --profile workflow/profiles/local --cores $(CORES) results/laptop/report.pdf
 
-# The quick tests run side by side, the longest files first (tests/conftest.py). Of tests that bring up a cluster or
-# build an image there is one at a time; beside them, for they mostly wait, run those that kill and break.
+# The quick tests run side by side, the longest files first (tests/conftest.py); beside them the image is built that
+# tests on the cluster run in. Of those there is one at a time; beside them, for they mostly wait, run those that kill and
+# break.
 SLOW := cluster or container or faults
 QUICK := --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder -m 'not ($(SLOW) or gpu_image)'
 test: setup ## run all tests that this machine can run
-	$(BIN)/python -m pytest $(QUICK)
+	@$(MAKE) --no-print-directory --jobs=2 test-quick test-image
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-cluster test-faults
 
+test-quick: setup
+	$(BIN)/python -m pytest $(QUICK)
+
+test-image: setup
+	$(BIN)/python -m pytest --quiet -m 'container and not cluster' tests/cluster
+
 test-cluster: setup
-	$(BIN)/python -m pytest -m 'cluster or container' tests/cluster
+	$(BIN)/python -m pytest -m cluster tests/cluster
 
 test-faults: setup
 	$(BIN)/python -m pytest -m faults tests/faults
