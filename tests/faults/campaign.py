@@ -38,7 +38,9 @@ STAGES = {
     "report": ["report.pdf", "report.html", "report.hashes.json"],
 }
 KILLS = {"train": 24, "aggregate": 8, "claims": 8, "figures": 4, "report": 6}
-"""Points at which SIGKILL strikes."""
+"""Points at which SIGKILL strikes in the whole campaign."""
+POINTS = KILLS if os.environ.get("OCTAVO_CAMPAIGN") == "whole" else dict.fromkeys(STAGES, 2) | {"train": 12}
+"""Those of this one. Of training 12 are every cell once and then twice, the second time in the attempt that goes on."""
 FAULTS = {
     "SIGKILL while training": KILLS["train"],
     **{f"SIGKILL while in {stage}": KILLS[stage] for stage in STAGES},
@@ -53,7 +55,7 @@ FAULTS = {
     "a rank killed in a run of two": 2,
     "a damaged checkpoint": 5,
 }
-"""How often each fault is tried."""
+"""How often the whole campaign tries each fault."""
 
 
 class Forge:

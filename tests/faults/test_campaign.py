@@ -19,7 +19,7 @@ from itertools import cycle
 from pathlib import Path
 
 import pytest
-from campaign import CELLS, KILLS, NAME, STAGES, Campaign
+from campaign import CELLS, NAME, POINTS, STAGES, Campaign
 
 from octavo.experiment.run import read_run_config
 from octavo.files import write_text
@@ -37,11 +37,11 @@ def test_training_killed_at_random_points(campaign: Campaign) -> None:
     """Every cell in turn is killed once, then twice and three times, each time in the attempt that goes on."""
     draw, points = random.Random("train"), 0
     for cell, kills in cycle((cell, kills) for kills in (1, 2, 3) for cell in CELLS):
-        if points == KILLS["train"]:
+        if points == POINTS["train"]:
             break
         clear(campaign, cell)
         struck = 0
-        for _ in range(min(kills, KILLS["train"] - points)):
+        for _ in range(min(kills, POINTS["train"] - points)):
             begun = len(campaign.attempts(cell))
             struck += campaign.forge.kill_after(draw.uniform(0, campaign.seconds[cell]), *campaign.train(cell))
             assert len(campaign.attempts(cell)) - begun in (0, 1)
@@ -62,7 +62,7 @@ def test_training_killed_at_random_points(campaign: Campaign) -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_killed_at_random_points(campaign: Campaign, stage: str) -> None:
     draw, points = random.Random(stage), 0
-    while points < KILLS[stage]:
+    while points < POINTS[stage]:
         seconds = draw.uniform(0, campaign.seconds[stage])
         if campaign.forge.kill_after(seconds, stage, f"results/{NAME}"):
             points += 1
@@ -182,7 +182,8 @@ def test_two_pipelines_at_once(campaign: Campaign) -> None:
 
 @pytest.mark.parametrize("cell", ["dense-bf16", "moe-fp8_tensorwise"])
 def test_nan_is_a_diverged_run_and_not_hidden(campaign: Campaign, cell: str) -> None:
-    """A NaN in a parameter ends the run as diverged, in every stage; without it the run is the undisturbed one."""
+    """A NaN in a parameter ends the run as diverged, in every stage; without it the run is the undisturbed one.
+    Figures and report are made of the one, which has an FP8 cell's and a mixture's numbers."""
     clear(campaign, cell)
     with campaign.count("NaN in a parameter"):
         assert campaign.forge.run(*campaign.train(cell), inject="nan") == 0, campaign.forge.said()
@@ -190,7 +191,7 @@ def test_nan_is_a_diverged_run_and_not_hidden(campaign: Campaign, cell: str) -> 
         assert result.status == "diverged"
         assert result.steps == 9
         assert result.validation_loss is None
-        for stage in STAGES:
+        for stage in STAGES if cell == "moe-fp8_tensorwise" else ("aggregate", "claims"):
             assert campaign.forge.run(stage, f"results/{NAME}") == 0, campaign.forge.said()
         clear(campaign, cell)
         assert campaign.forge.run(*campaign.train(cell)) == 0, campaign.forge.said()
@@ -254,7 +255,7 @@ def test_a_damaged_checkpoint(campaign: Campaign, damage: str) -> None:
 
 def test_every_kill_was_counted(campaign: Campaign) -> None:
     """Last: of each test of kills that was asked for, as many points as it promises, and each survived."""
-    for verb, points in KILLS.items():
+    for verb, points in POINTS.items():
         fault = "SIGKILL while training" if verb == "train" else f"SIGKILL while in {verb}"
         assert campaign.table.get(fault, [points, points]) == [points, points]
 
