@@ -125,8 +125,9 @@ DEVICES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 OWNERSHIP = {
     "price_per_device": 40_000.0, "server_and_network_factor": 1.5, "years": 4.0, "utilisation": 0.8,
-    "electricity_per_kwh": 0.1, "pue": 1.2, "host_watts_per_device": 300.0, "sources": {"all": "synthetic"},
+    "electricity_per_kwh": 0.1, "sources": {"all": "synthetic"},
 }  # fmt: skip
+ENERGY = {"pue": 1.2, "host_watts_per_device": 300.0, "sources": {"all": "synthetic"}}
 
 
 def write_experiment(
@@ -227,6 +228,7 @@ def write_configs(
         "cuda": "13.0" if device == "gpu" else None,
         "rental": {"per_device_hour": price, "source": "synthetic"},
         "ownership": ownership,
+        **({"energy": ENERGY} if ownership else {}),
     }
     for path, value in (
         (f"experiments/{name}", experiment),

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from octavo.errors import OctavoError, shown
 from octavo.files import read_bytes
@@ -186,7 +187,8 @@ def parse_yaml(content: bytes, path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:  # a character that YAML does not allow
         raise OctavoError(f"the file is not valid YAML: {str(error).splitlines()[0]}", where=path) from error
     if not isinstance(value, dict):
-        raise OctavoError(f"the file holds {type(value).__name__}", where=path, expected="a mapping of keys to values")
+        found = "the file is empty" if value is None else f"the file holds a {type(value).__name__}"
+        raise OctavoError(found, where=path, expected="a mapping of keys to values")
     return value
 
 
@@ -294,9 +296,14 @@ def _fields(section: type[Section], loc: Keys) -> list[str]:
     for part in loc:
         if kinds := [one for one in options if "kind" in one.model_fields and one.model_fields["kind"].default == part]:
             options = kinds
-        elif fields := [one.model_fields[str(part)] for one in options if part in one.model_fields]:
+        elif fields := [keys[str(part)] for keys in map(_named, options) if part in keys]:
             options = [inner for field in fields for inner in _sections(field.annotation)]
-    return sorted(options[0].model_fields) if len(options) == 1 else []
+    return sorted(_named(options[0])) if len(options) == 1 else []
+
+
+def _named(section: type[Section]) -> dict[str, FieldInfo]:
+    """A section's fields by their keys in the file."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
 
 
 def _sections(annotation: Any) -> Iterator[type[Section]]:

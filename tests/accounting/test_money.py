@@ -28,7 +28,7 @@ DEVICE = Device.model_validate(
 )  # fmt: skip
 OWNED = {
     "price_per_device": 40_000, "server_and_network_factor": 1.5, "years": 4, "utilisation": 0.8,
-    "electricity_per_kwh": 0.1, "pue": 1.2, "host_watts_per_device": 300, "sources": {"all": "test"},
+    "electricity_per_kwh": 0.1, "sources": {"all": "test"},
 }  # fmt: skip
 
 
@@ -55,41 +55,27 @@ def test_ends_of_a_range_out_of_order_are_refused() -> None:
         cluster(rental={"per_device_hour": {"low": 3, "middle": 2, "high": 5}, "source": "test"})
 
 
-OLDER_FORM = {
+EVEN = {
     "cost_of_capital": 0, "residual_share": 0, "hosting_per_kw_month": 0, "maintenance_share": 0,
     "staff_per_engineer": 0, "idle_power_share": 0,
 }  # fmt: skip
-"""What makes an annuity the even write-off of before."""
+"""What makes an annuity an even write-off."""
+POWER = {"host_watts_per_device": 300, "pue": 1.2}
 
 
 def test_owning_spreads_the_device_over_the_hours_that_it_works() -> None:
     """$40,000 x 1.5 over 4 years x 8,760 h x 0.8 = 28,032 h is $2.1404 an hour; at the meter (700 W x 0.8 + 300 W)
-    x 1.2 = 1.032 kW at $0.10 is $0.1032. The file has its power where files had it before."""
-    price = hour_price(cluster(ownership={**OWNED, **OLDER_FORM}, price="ownership"), DEVICE)
+    x 1.2 = 1.032 kW at $0.10 is $0.1032."""
+    price = hour_price(cluster(ownership={**OWNED, **EVEN}, price="ownership", energy=POWER), DEVICE)
     assert price.capital == pytest.approx(60_000 / 28_032)
     assert price.electricity == pytest.approx(0.1032)
     assert price.total == pytest.approx(2.1404 + 0.1032, abs=1e-4)
 
 
-def test_power_is_read_where_files_had_it_before() -> None:
-    older = cluster(ownership=OWNED, price="ownership", average_power_fraction=0.5)
-    energy = {"average_power_fraction": 0.5, "host_watts_per_device": 300, "pue": 1.2}
-    newer = {key: value for key, value in OWNED.items() if key not in energy}
-    assert older == cluster(ownership=newer, price="ownership", energy=energy)
-
-
-def test_power_in_both_places_is_refused() -> None:
-    with pytest.raises(ValidationError, match="pue"):
-        cluster(ownership=OWNED, price="ownership", energy={"pue": 1.2})
-
-
-METERED = {"average_power_fraction": 0.5, "host_watts_per_device": 300, "pue": 1.2}
-
-
 def test_energy_is_that_at_the_meter_whatever_was_measured() -> None:
     """10 device-hours. Nothing measured: (700 x 0.5 + 300) W x 10 h x 1.2. GPUs measured: their 4 kWh, and the
     host's 3. Nodes measured: 7 kWh as they are."""
-    rented = cluster(rental={"per_device_hour": 2.0, "source": "test"}, energy=METERED)
+    rented = cluster(rental={"per_device_hour": 2.0, "source": "test"}, energy={"average_power_fraction": 0.5, **POWER})
     assert energy_at_the_meter(rented, DEVICE, 10) == pytest.approx(6.5 * 1.2)
     assert energy_at_the_meter(rented, DEVICE, 10, devices_kwh=4.0) == pytest.approx(7 * 1.2)
     assert energy_at_the_meter(rented, DEVICE, 10, nodes_kwh=7.0) == pytest.approx(7 * 1.2)
@@ -97,7 +83,7 @@ def test_energy_is_that_at_the_meter_whatever_was_measured() -> None:
 
 def test_measured_energy_is_what_an_owner_pays() -> None:
     """$2.1404 for what was bought, and 20 kWh at $0.10 in place of the estimate."""
-    owned = cluster(ownership={**OWNED, **OLDER_FORM}, price="ownership")
+    owned = cluster(ownership={**OWNED, **EVEN}, price="ownership", energy=POWER)
     assert cost(owned, DEVICE, 10, 20.0) == pytest.approx(10 * 60_000 / 28_032 + 2.0)
     assert cost(owned, DEVICE, 10) == pytest.approx(10 * (60_000 / 28_032 + 0.1032))
     rented = cluster(rental={"per_device_hour": 2.0, "source": "test"})

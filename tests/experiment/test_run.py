@@ -183,6 +183,7 @@ def test_tokens_become_whole_steps(load: Load) -> None:
         ({"models.dense.attention.kind": "mqa"}, ["'mqa'", "models.dense.attention.kind", "one of 'gqa', 'mla'"]),
         ({"data.sources": [{"path": "text"}]}, ["key 'kind' is missing", "data.sources.0.kind"]),
         ({"models.dense": 3}, ["wrong value: 3", "models.dense\n"]),
+        ({"models.dense.layers": 10**9}, ["models.dense.layers", "less than or equal to 10000"]),
         (
             {"overrides": {"moe": {"training.optimizer.learning_rate": "x"}}},
             ["'x'", "overrides.moe.training.optimizer.learning_rate"],

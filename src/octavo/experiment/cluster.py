@@ -284,22 +284,6 @@ class Cluster(Section):
     slurm: Slurm | None = None
     """How jobs are submitted; None: runs are started on this machine."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _older_form(cls, value: Any) -> Any:
-        """Files that were written when power stood elsewhere (results carry theirs): what `energy` says now."""
-        if not isinstance(value, dict) or value.get("energy") is not None:
-            return value
-        value, owned = dict(value), value.get("ownership")
-        energy = {key: value.pop(key) for key in ("average_power_fraction",) if key in value}
-        if isinstance(owned, dict):
-            value["ownership"] = owned = dict(owned)
-            energy |= {key: owned.pop(key) for key in ("pue", "host_watts_per_device") if key in owned}
-            sources = owned.get("sources")
-            if energy and isinstance(sources, dict):
-                energy["sources"] = {key: sources[key] for key in energy if key in sources}
-        return {**value, "energy": energy} if energy else value
-
     @model_validator(mode="after")
     def _priced(self) -> Self:
         if getattr(self, self.price) is None:

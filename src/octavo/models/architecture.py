@@ -15,6 +15,8 @@ from octavo.configuration import Section
 
 Even = Annotated[PositiveInt, Field(multiple_of=2)]
 """RoPE rotates pairs."""
+MOST_LAYERS = 10_000
+"""Layers are gone through one by one, and with a few zeros too many for hours."""
 
 
 class GroupedQueryAttention(Section):
@@ -144,7 +146,7 @@ class Architecture(Section):
     """The model's name, as tables print it."""
     source: str
     """Where the sizes come from: a paper, a model card, or this project."""
-    layers: PositiveInt
+    layers: Annotated[PositiveInt, Field(le=MOST_LAYERS)]
     """Transformer layers, those of multi-token prediction not counted."""
     hidden_size: PositiveInt
     """Width of the residual stream (d_model)."""
@@ -161,7 +163,7 @@ class Architecture(Section):
     """None: the tokenizer's."""
     tied_embeddings: bool = False
     """Whether the output head is the input embedding."""
-    multi_token_prediction_layers: NonNegativeInt = 0
+    multi_token_prediction_layers: Annotated[NonNegativeInt, Field(le=MOST_LAYERS)] = 0
     """Layers that predict further tokens (DeepSeek-V3's MTP modules)."""
     rope_theta: PositiveFloat = 10_000.0
     """Base of RoPE's frequencies."""
