@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from octavo.errors import OctavoError
 from octavo.evidence import aggregate as tables
@@ -133,6 +136,44 @@ def test_a_damaged_part_is_made_again(root: Path) -> None:
             before = files(root)
             assert kept(root) == tables_of
             assert files(root) != before, path
+
+
+CHANGES = st.one_of(
+    st.tuples(st.just("run moved away or back"), st.sampled_from(["dense-bf16", "moe-bf16"]), st.integers(1, 4)),
+    st.tuples(st.just("attempt"), st.booleans(), st.integers(0, 12)),
+    st.tuples(st.just("price"), st.integers(1, 9), st.none()),
+    st.tuples(st.just("part damaged"), st.integers(0, 20), st.integers(0, 1 << 20)),
+)
+
+
+def make(root: Path, what: str, first: Any, second: Any) -> None:
+    """One change to runs, prices or what was kept of an earlier call."""
+    if what == "run moved away or back":
+        here, away = run(root, first, second), root / f"{first}-{second}"
+        shutil.move(*((here, away) if here.exists() else (away, here)))
+    elif what == "attempt" and run(root, "moe-bf16", 2).exists():  # the run that is not finished
+        path = run(root, "moe-bf16", 2) / "attempts.jsonl"
+        own = [json.loads(line) for line in path.read_text().splitlines()]
+        ended = {"end": own[0]["start"], "exit_reason": "failed"} if first else {"end": None, "exit_reason": None}
+        line = {**own[0], **ended, "attempt": len(own) + 1, "first_step": second, "last_step": second}
+        path.write_text("".join(f"{json.dumps(one)}\n" for one in [*own, line]))
+    elif what == "price":
+        path = root / "configs/clusters/synthetic.yaml"
+        path.write_text(re.sub(r"per_device_hour: .*", f"per_device_hour: {first}", path.read_text()))
+    elif what == "part damaged" and (found := sorted(files(root))):
+        path = found[first % len(found)]
+        content = bytearray(path.read_bytes())
+        content[second % len(content)] ^= 1
+        path.write_bytes(content)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(CHANGES, min_size=1, max_size=4))
+def test_whatever_changed_tables_are_those_made_from_nothing(root: Path, changes: list[tuple[str, Any, Any]]) -> None:
+    """Byte for byte; the folder goes on from example to example."""
+    for change_ in changes:
+        make(root, *change_)
+    assert kept(root) == whole(root)
 
 
 def test_a_part_of_another_version_is_made_again_and_removed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

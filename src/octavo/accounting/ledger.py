@@ -78,7 +78,8 @@ def times_provisional(folder: ExperimentFolder) -> int:
 
 def trainers_rows(experiment: Experiment) -> list[dict[str, Any]]:
     """The ledger by the trainer's word alone: every line of every `attempts.jsonl`."""
-    return [row for folder in experiment.folder.run_folders() for row in _rows(experiment, folder)]
+    seeds = set(experiment.file.all_seeds)
+    return [row for folder in experiment.folder.run_folders() for row in _rows(experiment, folder, seeds)]
 
 
 def running(folder: RunFolder) -> bool:
@@ -100,9 +101,10 @@ def last_sign_of_life(folder: RunFolder, attempt: AttemptRecord) -> datetime:
     return datetime.fromtimestamp(line.time, UTC) if line else attempt.start
 
 
-def _rows(experiment: Experiment, folder: RunFolder) -> Iterator[dict[str, Any]]:
+def _rows(experiment: Experiment, folder: RunFolder, seeds: set[int]) -> Iterator[dict[str, Any]]:
+    """`seeds`: all that the experiment has."""
     cell = experiment.cells.get(folder.cell)
-    current = cell.identity(folder.seed) if cell and folder.seed in experiment.file.all_seeds else None
+    current = cell.identity(folder.seed) if cell and folder.seed in seeds else None
     for place in [*sorted(folder.superseded.glob("*")), folder.path]:
         for attempt in read_lines(place / ATTEMPTS_FILE, AttemptRecord):
             superseded = place != folder.path or current is None or not current.holds(attempt)

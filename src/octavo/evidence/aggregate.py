@@ -125,16 +125,13 @@ def aggregate(
     Raises OctavoError for a run that was trained under another configuration or on another data set than the others,
     or whose files are damaged or not those that its result was written with.
     """
-    import pandas as pd
-
     cells = experiment.ablation_cells(ablation) if ablation else list(experiment.cells.values())
     target = into or (folder.ablation(ablation) if ablation else folder)
     if ablation:  # otherwise cells and seeds that the experiment no longer has stay in the ledger: they were paid for
         attempts = attempts.loc[attempts["cell"].isin([cell.cell for cell in cells])]
     if seeds:
         attempts = attempts.loc[attempts["seed"].isin(seeds)]
-    ledger = _Ledger.of(attempts)
-    rows, damaged = [], {}
+    found, damaged = list[_Run](), {}
     data = current_manifest(experiment.file.data, experiment.file.tokenizer)
     asked = {cell.cell: seeds or experiment.seeds_of(cell.cell, folder) for cell in cells}
     with parts_of(folder.parts if keep else None, target.path) as parts:
@@ -143,14 +140,14 @@ def aggregate(
             made.append(part.steps)
             for run in (_Run(**facts) for facts in part.facts):
                 data = _same_data(run, data)
-                rows.append(run.row | ledger.costs(run.row["cell"], run.row["seed"], run.kept))
+                found.append(run)
                 damaged |= {run.name: run.contradictions} if run.contradictions else {}
         _refuse(damaged, folder)
         with atomic_path(target.steps_table) as temporary:
             join(made, temporary)
         parts.tidy(cells=set(asked), whole=not (ablation or seeds))
     write_table(target.attempts_table, attempts, "attempts")
-    write_table(target.runs_table, pd.DataFrame(rows), "runs")  # last: where it is, the others are
+    write_table(target.runs_table, _with_costs(found, attempts), "runs")  # last: where it is, the others are
     return target
 
 
@@ -416,49 +413,36 @@ class _StepsWriter:
         self._waiting, self._rows = [], 0
 
 
-@dataclass(frozen=True)
-class _Ledger:
-    """The attempts of all runs, by column: to cut a frame out of another for every run takes longer than to read it."""
+def _with_costs(runs: list[_Run], attempts: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs with hours, energy and money of their attempts, added up in the ledger's order.
 
-    rows: dict[tuple[str, int], np.ndarray]
-    """(cell, seed) -> where its attempts are."""
-    attempt: np.ndarray
-    superseded: np.ndarray
-    currency: np.ndarray
-    amounts: dict[str, np.ndarray]
-    """Hours, energy and money; NaN where an attempt's is not known."""
+    A sum that an unknown amount (NaN) belongs to is not known either. Attempts at other runs are left out.
+    """
+    import pandas as pd
 
-    @classmethod
-    def of(cls, attempts: pd.DataFrame) -> _Ledger:
-        amounts = {
-            name: attempts[name].to_numpy(dtype=float, na_value=np.nan)
-            for name in ("device_hours", "energy_kwh", "cost")
-        }
-        rows: Any = attempts.groupby(["cell", "seed"]).indices
-        attempt, superseded, currency = (attempts[name].to_numpy() for name in ("attempt", "superseded", "currency"))
-        return cls(rows, attempt, superseded, currency, amounts)
+    count = len(runs)
+    number = {(run.row["cell"], run.row["seed"]): index for index, run in enumerate(runs)}
+    shares = {(index, attempt): share for index, run in enumerate(runs) for attempt, share in run.kept}
+    of = [number.get(run, count) for run in zip(attempts["cell"], attempts["seed"], strict=True)]
+    share = np.array([shares.get(one, 0.0) for one in zip(of, attempts["attempt"], strict=True)])
+    share[attempts["superseded"].to_numpy(dtype=bool)] = 0.0
+    place = np.array(of, np.intp)
+    made = np.bincount(place, minlength=count + 1)[:count]
 
-    def costs(self, cell: str, seed: int, kept: list[tuple[int, float]]) -> dict[str, Any]:
-        """Hours, energy and money of a run's attempts; `kept`: the share of each that its result rests on."""
-        rows = self.rows.get((cell, seed))
-        if rows is None:
-            return {"attempts": 0}
-        of = dict(kept)
-        share = np.where(self.superseded[rows], 0.0, [of.get(int(attempt), 0.0) for attempt in self.attempt[rows]])
+    def added_up(column: str, weights: np.ndarray | float = 1.0) -> np.ndarray:
+        amounts = attempts[column].to_numpy(dtype=float, na_value=np.nan) * weights
+        return np.where(made, np.bincount(place, amounts, count + 1)[:count], np.nan)
 
-        def whole(column: str, weights: np.ndarray | float = 1.0) -> float | None:
-            values = self.amounts[column][rows]
-            return None if np.isnan(values).any() else float((values * weights).sum())
-
-        return {
-            "attempts": len(rows),
-            "device_hours_final": whole("device_hours", share),
-            "device_hours_all_in": whole("device_hours"),
-            "energy_kwh_all_in": whole("energy_kwh"),
-            "cost_final": whole("cost", share),
-            "cost_all_in": whole("cost"),
-            "currency": self.currency[rows[0]],
-        }
+    first = dict(zip(reversed(of), reversed(attempts["currency"].tolist()), strict=True))
+    return pd.DataFrame([run.row for run in runs]).assign(
+        attempts=made,
+        device_hours_final=added_up("device_hours", share),
+        device_hours_all_in=added_up("device_hours"),
+        energy_kwh_all_in=added_up("energy_kwh"),
+        cost_final=added_up("cost", share),
+        cost_all_in=added_up("cost"),
+        currency=[first.get(index) for index in range(count)],
+    )
 
 
 def _run_row(

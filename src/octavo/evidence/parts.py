@@ -122,10 +122,14 @@ def _lock(folder: Path) -> Iterator[bool]:
         os.close(handle)
 
 
+_ANY = RunFolder(Path())
+_READ = tuple(file.name for file in (_ANY.result, _ANY.metrics, _ANY.attempts, _ANY.provenance, _ANY.routing))
+"""Files of a run that a part is made of."""
+
+
 def _signature(run: RunFolder) -> Signature:
     folder = str(run.path)
-    files = (run.result, run.metrics, run.attempts, run.provenance, run.routing)
-    return [_stat(f"{folder}/{file.name}") for file in files]
+    return [_stat(f"{folder}/{name}") for name in _READ]
 
 
 def _stat(path: str) -> tuple[int, ...] | None:
