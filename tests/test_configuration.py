@@ -138,7 +138,7 @@ def test_a_missing_file_lists_its_neighbours(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "- 1\n- 2\n", "just text"])
 def test_a_file_without_keys_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(OctavoError, match="the file (is empty|holds)"):
+    with pytest.raises(OctavoError, match=r"the file (is empty|holds)"):
         read_yaml(write(tmp_path, text))
 
 
