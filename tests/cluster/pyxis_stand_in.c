@@ -56,7 +56,7 @@ struct spank_option spank_options[] = {
 static int fail(const char *what)
 {
     slurm_error("stand-in for pyxis: %s: %s", what, strerror(errno));
-    return ESPANK_ERROR;
+    return -1; /* a positive value is no failure to Slurm */
 }
 
 /* Make a folder and those above it. */
@@ -117,6 +117,15 @@ static int mount_root(void)
     return mount("overlay", ROOT "/root", "overlay", 0, layers) ? fail("overlay") : ESPANK_SUCCESS;
 }
 
+/* Pyxis wants the folder that slurmd makes when it loads the plugin. Where it did not, no task is started on the node.
+ * Here the folder is the argument of the plugin. */
+int slurm_spank_init_post_opt(spank_t spank, int count, char **arguments)
+{
+    if (spank_remote(spank) == 1 && image != NULL && count == 1 && access(arguments[0], F_OK))
+        return fail(arguments[0]);
+    return ESPANK_SUCCESS;
+}
+
 int slurm_spank_task_init_privileged(spank_t spank, int count, char **arguments)
 {
     (void)count, (void)arguments;
@@ -125,13 +134,13 @@ int slurm_spank_task_init_privileged(spank_t spank, int count, char **arguments)
         return ESPANK_SUCCESS;
     if (mount_root() || bind_mount("/proc", "/proc", "") || bind_mount("/sys", "/sys", "") ||
         bind_mount("/dev", "/dev", "") || bind_mount("/etc/hosts", "/etc/hosts", ""))
-        return ESPANK_ERROR;
+        return -1;
     if (home && spank_getenv(spank, "HOME", folder, sizeof folder) == ESPANK_SUCCESS && bind_mount(folder, folder, ""))
-        return ESPANK_ERROR;
+        return -1;
     for (char *rest = mounts ? strdup(mounts) : NULL, *one; (one = strsep(&rest, ","));) {
         char *source = strsep(&one, ":"), *target = strsep(&one, ":");
         if (bind_mount(source, target ? target : source, one ? one : ""))
-            return ESPANK_ERROR;
+            return -1;
     }
     if (!writable && mount(NULL, ROOT "/root", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY, NULL))
         return fail("read-only root");

@@ -38,14 +38,15 @@ exit 0
 
 
 @pytest.fixture(scope="module", autouse=True)
-def plugin(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The stand-in in srun and on every node."""
+def runtime_path(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The stand-in in srun and on every node; the folder that it wants on a node."""
     library = tmp_path_factory.mktemp("plugin") / "pyxis_stand_in.so"
     source = Path(__file__).with_name("pyxis_stand_in.c")
     subprocess.run(["gcc", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", library, source], check=True)
     plugins = slurm.folder / "plugstack.conf"
-    plugins.write_text(f"required {library}\n")
-    yield
+    runtime = tmp_path_factory.mktemp("runtime")
+    plugins.write_text(f"required {library} {runtime}\n")
+    yield runtime
     plugins.write_text("")
 
 
@@ -65,6 +66,7 @@ def squashfs(folder: Path, image: Path) -> None:
     environment = folder / ENVIRONMENT.lstrip("/")
     environment.parent.mkdir(parents=True)
     environment.write_text("export PATH=/opt/venv/bin:$PATH\n")
+    (folder / "bin").symlink_to("usr/bin")  # enroot starts what it starts by /bin/sh
     (folder / "in-the-image").touch()
     image.parent.mkdir(parents=True)
     subprocess.run(["mksquashfs", folder, image, "-quiet", "-no-progress"], check=True)
@@ -98,6 +100,30 @@ def test_a_rank_sees_what_is_mounted_and_set_and_no_home(tmp_path: Path, monkeyp
     assert {"SLURM_PROCID", "SLURMD_NODENAME", "CUDA_VISIBLE_DEVICES"} <= variables
     assert {"GLOO_SOCKET_IFNAME", "OCTAVO_IMAGE_DIGEST", "PATH"} <= variables
     assert not {"SECRET", "HOME", "SLURM_CONF"} & variables
+
+
+def test_a_run_whose_ranks_the_plugin_does_not_start_has_failed_though_srun_ends_with_0(
+    tmp_path: Path, runtime_path: Path
+) -> None:
+    """What pyxis did on a node whose slurmd was older than its line in plugstack.conf."""
+    checkout = make_checkout(tmp_path / "octavo")
+    checkout.configure(container="pyxis", image="cpu")
+    image = checkout.root / image_file("cpu", "pyxis")
+    squashfs(tmp_path / "system", image)
+    image_record(image).write_text('{"digest": "sha256:abc"}')
+    run = checkout.run("tiny", "dense-bf16")
+    asked = ["--quiet", f"--account={ACCOUNT}", "--partition=gpu", "--nodes=2", "--gres=gpu:h100:1", "--mem=4000"]
+    runtime_path.rmdir()
+    try:
+        process = checkout.start("salloc", *asked, "octavo", "train", str(run))
+        printed, _ = process.communicate(timeout=300)
+    finally:
+        runtime_path.mkdir()
+    assert process.returncode == 1, printed
+    assert "launch failed: Plugin initialization failed" in printed
+    assert "error: srun ended with status 0, but no rank of the run was started" in printed
+    attempt = json.loads((run / "attempts.jsonl").read_text())
+    assert (attempt["exit_reason"], attempt["device_count"]) == ("failed", 2)
 
 
 @pytest.mark.container

@@ -26,6 +26,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +36,7 @@ from octavo.cluster.container import before, task
 from octavo.cluster.image import Image, read_image
 from octavo.cluster.job import Allocation, allocation, comment, same_nodes, slurm_section
 from octavo.cluster.own import OwnAllocation, own_allocation
+from octavo.cluster.probe import SHOWN_SECONDS
 from octavo.cluster.queue import ask, queue
 from octavo.errors import OctavoError
 from octavo.experiment.cluster import Slurm
@@ -192,7 +194,15 @@ def launch(experiment: Experiment, run: RunConfig, folder: RunFolder, arguments:
     planned = plan_launch(experiment, run, folder.path, arguments=arguments)
     if planned.own:
         _check_time(planned, planned.own)
+    stale = _version(folder.result)
     status, ending = run_script(planned.script(), planned.root, login=bool(slurm.modules))
+    if not status and not _shown(folder.result, stale):
+        journal.enter_unbegun(folder, _unbegun(planned, job, began, status))
+        raise OctavoError(
+            "srun ended with status 0, but no rank of the run was started",
+            where=f"job {job}",
+            fix="srun's words are above; where they name a plugin, such as pyxis, the nodes' slurmd.log says more",
+        )
     if status:
         journal.enter_unbegun(folder, _unbegun(planned, job, began, status))
         status = RESTART if stood_still(folder, began) else status
@@ -245,6 +255,25 @@ def run_script(script: str, root: Path, *, login: bool) -> tuple[int, bool]:
     stopped = status in (128 + signal.SIGTERM, 128 + signal.SIGUSR1)
     # Slurm's warning of a time limit goes to the ranks alone; what comes here ends the job
     return RESTART if stopped else status, any(number != signal.SIGUSR1 for number in told)
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What tells a file from one written in its place; None where there is none."""
+    with suppress(FileNotFoundError):
+        state = path.stat()
+        return state.st_ino, state.st_mtime_ns
+    return None
+
+
+def _shown(result: Path, stale: tuple[int, int] | None) -> bool:
+    """Whether a rank wrote a result, which another node's may be seen late.
+
+    srun's status does not say: it is 0 where a plugin of the site failed on the nodes and no task was started.
+    """
+    end = time.monotonic() + SHOWN_SECONDS
+    while (version := _version(result)) in (None, stale) and time.monotonic() < end:
+        time.sleep(1)
+    return version not in (None, stale)
 
 
 def _unbegun(planned: Launch, job: str, began: datetime, status: int) -> AttemptRecord:
