@@ -23,6 +23,7 @@ from octavo.forecast.cpu import MULTIPLIES_BF16
 from octavo.forecast.document import typeset, write_plan
 from octavo.forecast.measured import forecast_cells
 from octavo.forecast.plan import COLUMNS, check_budget, plan_frame, plan_record
+from octavo.forecast.setting import read_device
 from octavo.layout import ExperimentFolder
 
 Change = Callable[[dict[str, Any]], None]
@@ -358,6 +359,13 @@ def test_what_the_planned_runs_cannot_tell_is_said() -> None:
     assert "(claim 1 is one) cannot be tested with this pair" in sizes
     experiment = load_experiment("deepseek-v3")  # 14.8 T over 36.6 B: 404, and there is no pair
     assert not any("tokens per active parameter" in one for one in record_of(experiment)["remarks"])
+
+
+def test_attention_that_is_not_fused_is_not_planned_for_and_said_to_be_so() -> None:
+    experiment = dataclasses.replace(load_experiment("h100-node"), device=read_device("l40s"))
+    (said,) = [one for one in record_of(experiment)["remarks"] if one.startswith("Not planned for: ")]
+    assert said.startswith("Not planned for: dense-bf16, ")
+    assert "whole score matrices are computed, which take more memory and time than a plan says" in said
 
 
 def test_a_published_run_of_the_model_stands_beside_its_forecast() -> None:

@@ -10,7 +10,7 @@ from octavo.errors import OctavoError
 from octavo.experiment.load import load_experiment
 from octavo.experiment.run import RunConfig
 from octavo.precision.config import Precision
-from octavo.training.requirements import Gpu, check_device
+from octavo.training.requirements import Gpu, attention_warning, check_device
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0")
 
@@ -52,3 +52,17 @@ def test_other_devices_are_refused(cluster: str, recipe: str, gpu: Gpu | None, m
 
 def test_a_gpu_emulates_what_it_lacks() -> None:
     check_device(run("h100-node", "fp8_mxfp8", emulate=True), H100)
+
+
+def test_attention_that_is_not_fused_is_told_of_at_the_start() -> None:
+    """cuDNN 9.18.0 is 91800 in torch's words; without CUDA there is none to look at."""
+    assert attention_warning(run("b200-node"), 92400) is None
+    assert attention_warning(run("b200-node"), None) is None
+    old, ada = attention_warning(run("b200-node"), 91800), attention_warning(run("l40s-node"), 92400)
+    assert old is not None
+    assert old.startswith(
+        "warning: dense-bf16: Transformer Engine has no fused attention in deterministic mode with cu"
+    )
+    assert ada is not None
+    assert "on L40S (compute capability 8.9)" in ada
+    assert attention_warning(run("laptop"), None) is None

@@ -75,6 +75,7 @@ def check(
     at most 64 MiB and read byte by byte; of other text `octavo data` tells it.
     """
     from octavo.data.checks import check_text
+    from octavo.experiment.attention import unfused_cells
     from octavo.experiment.load import load_experiment
 
     loaded = load_experiment(enter_trained(experiment).name)
@@ -82,6 +83,8 @@ def check(
     first, most = len(loaded.file.first_seeds), len(loaded.file.all_seeds)
     if first < most:
         typer.echo(f"seeds until decided: {first} for every cell, up to {most} for what is not", err=True)
+    for said in unfused_cells(loaded):
+        typer.echo(f"warning: {said}", err=True)
     for cell in loaded.cells:
         typer.echo(cell)
 

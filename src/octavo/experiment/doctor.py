@@ -83,12 +83,16 @@ def _gpus() -> Iterator[Finding]:
     if not listed or not listed.strip():
         yield Finding("GPU", "note", "none: models train on the CPU, FP8 is emulated")
         return
+    from octavo.experiment.attention import fused_in_fixed_order
     from octavo.precision.recipes import recipes_of
 
     for number, line in enumerate(listed.strip().splitlines()):
         name, capability, memory, driver = (part.strip() for part in line.split(","))
         recipes = ", ".join(recipes_of(capability))
-        yield Finding(f"GPU {number}", "ok", f"{name}, {memory}, driver {driver}, recipes: {recipes}")
+        found = f"{name}, {memory}, driver {driver}, recipes: {recipes}"
+        if not fused_in_fixed_order(capability):
+            found += "; no fused attention in deterministic mode: set training.deterministic: false"
+        yield Finding(f"GPU {number}", "ok", found)
 
 
 def _tool(name: str, command: list[str], purpose: str, fix: str) -> Finding:

@@ -22,6 +22,7 @@ from octavo.accounting.money import (
 )
 from octavo.configuration import place
 from octavo.errors import OctavoError
+from octavo.experiment.attention import unfused_cells
 from octavo.experiment.run import CellConfig, Experiment
 from octavo.forecast.memory import RESERVE, fits, memory
 from octavo.forecast.published import published_runs, runs_beside
@@ -214,7 +215,11 @@ def plan_record(experiment: Experiment, frame: pd.DataFrame, steps: dict[str, St
         "ablations_share": share,
         "carbon_kg": carbon_kg(experiment.cluster, totals["energy_kwh"]),
         "carbon_location": experiment.cluster.energy.location,
-        "remarks": [*_published(experiment), *_remarks(frame)],
+        "remarks": [
+            *_published(experiment),
+            *(f"Not planned for: {said}." for said in unfused_cells(experiment)),
+            *_remarks(frame),
+        ],
         "budget": experiment.file.budget.model_dump(mode="json"),
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from octavo.errors import OctavoError
+from octavo.experiment import attention
 from octavo.experiment.cluster import Device
 from octavo.experiment.layout_checks import check_devices_can
 from octavo.experiment.load import load_cluster
@@ -86,6 +87,13 @@ def late_to_save(run: RunConfig, seconds: float) -> str | None:
         f"{slurm.signal_seconds} s before: the run would be ended first, losing its steps since the last checkpoint; "
         f"raise slurm.signal_seconds in configs/clusters/{run.cluster}.yaml"
     )
+
+
+def attention_warning(run: RunConfig, cudnn: int | None) -> str | None:
+    """A warning where attention is not fused on the run's device; `cudnn` as torch says it (91801), None: not there."""
+    found = (cudnn // 10000, cudnn // 100 % 100, cudnn % 100) if cudnn else attention.CUDNN
+    said = attention.unfused_attention(run, device_of(run), found)
+    return said and f"warning: {said}"
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ from octavo.training.launch import RESTART, STARTED, STOPS, Process, nodes, slur
 from octavo.training.optimizer import build_optimizer, build_scheduler
 from octavo.training.process import set_up_process
 from octavo.training.progress import Progress
-from octavo.training.requirements import late_to_save
+from octavo.training.requirements import attention_warning, late_to_save
 from octavo.training.routing import RouterProbe
 from octavo.training.step import Stepper, StepResult
 from octavo.training.step_proof import StepWatch, check_step
@@ -203,6 +203,8 @@ class _Trainer:
             data_manifest_sha256=self.data.manifest_sha256,
         )
         if self.process.leads:
+            if self.on_gpu and (warning := attention_warning(run, torch.backends.cudnn.version())):
+                self.progress.say(warning)
             self.checkpoints.remove_partial()
             found = provenance.collect(
                 threads=self.training.threads,
