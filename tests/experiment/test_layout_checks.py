@@ -53,7 +53,15 @@ def test_virtual_stages_take_whole_groups_of_micro_batches(load: Callable[..., E
             | {"overrides": {"moe": {"parallelism.tensor": 2, "parallelism.sequence": True}}},
             ["shared experts' size: 33"],
         ),
-        ({"overrides": {"moe": {"parallelism.dispatcher": "flex"}}}, ["flex dispatcher", "parallelism.dispatcher"]),
+        (
+            {"overrides": {"moe": {"parallelism.dispatcher": "deepep"}}},
+            ["the dispatcher deepep with tensor x expert = 1", "parallelism.dispatcher"],
+        ),
+        (
+            {"parallelism": {"data": 2}}
+            | {"overrides": {"moe": {"parallelism.dispatcher": "hybridep", "parallelism.expert": 2}}},
+            ["the dispatcher hybridep in deterministic mode", "training.deterministic: false"],
+        ),
         (
             {"precisions": ["bf16", {"recipe": "fp8_blockwise", "fp8_parameters": True}]},
             ["fp8_parameters without the distributed optimizer"],
@@ -72,8 +80,8 @@ def test_a_layout_that_cannot_train(load: Callable[..., Experiment], changes: di
     ("changes", "words"),
     [
         ({"parallelism": {"context": 2}}, "context parallelism"),
-        ({"overrides": {"moe": {"parallelism.dispatcher": "flex", "parallelism.data": 2, "parallelism.expert": 2}}},
-         "the flex dispatcher"),
+        ({"overrides": {"moe": {"parallelism.dispatcher": "deepep", "parallelism.data": 2, "parallelism.expert": 2}}},
+         "the dispatcher deepep"),
         ({"training.optimizer.distributed": True}, "the distributed optimizer"),
     ],
 )  # fmt: skip

@@ -19,6 +19,13 @@ import pytest
 from octavo.precision.recipes import ALL_PRODUCTS, RECIPES
 
 pytest.importorskip("megatron.core")
+CHANGED = [
+    'fp8_delayed {"formats": {"gradient": "e4m3"}}',
+    'fp8_tensorwise {"formats": {"gradient": "e4m3"}, "scales": "power_of_two"}',
+    'fp8_blockwise {"formats": {"gradient": "e5m2"}}',
+    'fp8_blockwise {"scales": "fp32"}',
+    'fp8_mxfp8 {"formats": {"gradient": "e5m2"}}',
+]
 EMULATED = [name for name, recipe in RECIPES.items() if recipe.quantised and recipe.emulated]
 
 
@@ -34,10 +41,10 @@ def compared(transformer_engine: Path) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {one["recipe"]: one for one in answers}
+    return {f"{one['recipe']} {json.dumps(one['changes'])}".removesuffix(" {}"): one for one in answers}
 
 
-@pytest.mark.parametrize("recipe", EMULATED)
+@pytest.mark.parametrize("recipe", [*EMULATED, *CHANGED])
 def test_operands_of_all_products_are_equal_to_the_bit(compared: dict[str, Any], recipe: str) -> None:
     """Values, axes and scales: over micro-batches, with an expert that has no tokens, and passes of validation between
     steps. Delayed scaling takes a weight's magnitude once a step, none of a pass without tokens, and validation's with
@@ -46,7 +53,7 @@ def test_operands_of_all_products_are_equal_to_the_bit(compared: dict[str, Any],
     assert compared[recipe]["different"] == []
 
 
-@pytest.mark.parametrize("recipe", EMULATED)
+@pytest.mark.parametrize("recipe", [*EMULATED, *CHANGED])
 def test_results_differ_by_the_order_of_sums_alone(compared: dict[str, Any], recipe: str) -> None:
     """By one step of BF16 at most: where two sums lie on two sides of a halfway case."""
     assert compared[recipe]["largest_difference"] <= 1.0
@@ -58,6 +65,23 @@ def test_the_table_of_formats_and_blocks_is_transformer_engines(compared: dict[s
     for kind, (format, block) in compared[recipe]["quantisers"].items():
         assert format == ours.formats[kind].name
         assert block == (list(ours.blocks[kind]) if ours.blocks else None)
+
+
+@pytest.mark.parametrize("recipe", [*EMULATED, *CHANGED])
+def test_the_proof_of_a_step_tells_formats_blocks_and_scales_of_what_is_quantised(
+    compared: dict[str, Any], recipe: str
+) -> None:
+    for found, asked in compared[recipe]["described"].values():
+        assert found == asked
+        assert found.endswith("scales not its own") == ("scales" in recipe)
+
+
+@pytest.mark.parametrize("changed", CHANGED)
+def test_formats_that_an_experiment_gives_are_those_that_transformer_engine_quantises_to(
+    compared: dict[str, Any], changed: str
+) -> None:
+    found = {kind: format for kind, (format, _) in compared[changed]["quantisers"].items()}
+    assert found == compared[changed]["asked"]
 
 
 SMALL = 2.0**-12

@@ -99,6 +99,16 @@ def test_a_gpu_emulates_what_it_lacks_if_told_to() -> None:
         ({"recipe": "fp8_blockwise", "accumulation": "fp14"}, "9.0", "cannot be asked of Transformer Engine"),
         ({"recipe": "fp8_blockwise", "block_size": 64}, "9.0", "cannot be asked of Transformer Engine"),
         ({"recipe": "fp8_blockwise", "output_head": True}, "9.0", "cannot be asked of Transformer Engine"),
+        ({"recipe": "fp8_blockwise", "formats": {"input": "e5m2"}}, "9.0", "formats .* cannot be asked of Transformer"),
+        ({"recipe": "fp8_blockwise", "formats": {"gradient": "e4m3"}}, None, "formats: {gradient: e4m3} for fp8_block"),
+        ({"recipe": "nvfp4", "formats": {"gradient": "e5m2"}}, "10.0", "formats: {gradient: e5m2} for nvfp4"),
+        ({"recipe": "bf16", "formats": {"gradient": "e5m2"}}, None, "bf16 has no formats"),
+        ({"recipe": "bf16", "scales": "fp32"}, None, "bf16 has no scales"),
+        ({"recipe": "fp8_tensorwise", "scales": "fp32"}, None, "whose scales are FP32"),
+        ({"recipe": "fp8_delayed", "scales": "power_of_two"}, None, "whose scales are FP32"),
+        ({"recipe": "fp8_mxfp8", "scales": "fp32"}, None, "whose scales are E8M0"),
+        ({"recipe": "fp8_blockwise", "scales": "fp32", "accumulation": "fp14"}, None, "scales: fp32 with accumulation"),
+        ({"recipe": "fp8_blockwise", "scales": "fp32"}, "10.0", "multiplies blocks as MX"),
         ({"recipe": "fp8_blockwise", "products": ["forward"]}, "9.0", "cannot be asked of Transformer Engine"),
         ({"recipe": "fp8_tensorwise", "products": ["forward", "input_gradient"]}, "9.0", "cannot be asked"),
         ({"recipe": "fp8_delayed", "products": ["forward", "input_gradient"]}, "9.0", "cannot be asked"),
@@ -108,6 +118,21 @@ def test_what_cannot_be_is_refused(precision: dict[str, Any], capability: str | 
     with pytest.raises(OctavoError, match=message) as caught:
         check(precision, capability)
     assert caught.value.where
+
+
+@pytest.mark.parametrize(
+    ("precision", "capability"),
+    [
+        ({"recipe": "fp8_mxfp8", "formats": {"gradient": "e5m2"}}, "10.0"),
+        ({"recipe": "fp8_delayed", "formats": {"gradient": "e4m3"}}, "8.9"),
+        ({"recipe": "fp8_blockwise", "formats": {"input": "e5m2", "weight": "e5m2"}}, None),
+        ({"recipe": "fp8_blockwise", "scales": "fp32"}, "9.0"),
+        ({"recipe": "fp8_blockwise", "scales": "fp32", "emulate": True}, "10.0"),
+        ({"recipe": "fp8_tensorwise", "scales": "power_of_two"}, "12.0"),
+    ],
+)
+def test_other_formats_and_scales_where_a_device_has_them(precision: dict[str, Any], capability: str | None) -> None:
+    check(precision, capability)
 
 
 def test_a_model_must_have_layers_between_the_first_and_the_last() -> None:
@@ -171,6 +196,8 @@ def test_the_ablations_shown_as_comments_are_ablations(tmp_path: Path, monkeypat
     cells = {name: cell for name, cell in experiment.cells.items() if cell.ablation}
     assert cells["moe-fp8_blockwise+forward_alone"].precision.products == ["forward"]
     assert cells["moe-fp8_blockwise+ends_in_bf16"].precision.first_last_layers_bf16
+    assert cells["moe-fp8_blockwise+e5m2_gradients"].precision.formats == {"gradient": "e5m2"}
+    assert cells["moe-fp8_blockwise+fp32_scales"].precision.scales == "fp32"
     assert cells["moe-fp8_blockwise+small_blocks"].precision.block_size == 32
     assert cells["moe-fp8_blockwise+head_in_fp8"].precision.output_head
     router = cells["moe-fp8_blockwise+router_in_bf16"].model.experts

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from octavo.precision.recipes import RECIPES
+from octavo.precision.recipes import RECIPES, SCALE_VARIABLES
 
 pytest.importorskip("megatron.core")
 
@@ -191,6 +191,20 @@ def test_a_recipe_that_the_environment_changed_is_found(transformer_engine: Path
     for variable, answer in zip(changed.values(), answers, strict=True):
         assert f"{variable} makes another recipe" in answer["error"]
     assert "error" not in untouched
+
+
+def test_formats_and_scales_that_an_experiment_gives_are_built(transformer_engine: Path) -> None:
+    """Scales come by a variable of the environment, which `octavo train` sets: without it the run stops."""
+    changed = {"recipe": "fp8_blockwise", "formats": {"gradient": "e5m2"}, "scales": "fp32"}
+    case, (variable, _) = ("laptop-dense", changed, False), SCALE_VARIABLES["fp8_blockwise"]
+    (built,) = construct(transformer_engine, [case], **{variable: "1"})
+    assert built["built"] == {
+        "fp8_blockwise (Transformer Engine, gradient e5m2, scales FP32)": LINEARS["laptop-dense"],
+        "bf16 (Megatron-Core)": 1,
+    }
+    (refused,) = construct(transformer_engine, [case])
+    assert f"{variable} makes another recipe" in refused["error"]
+    assert f"set {variable}=1" in refused["error"]
 
 
 def test_transformer_engine_has_no_weight_gradient_in_bf16(transformer_engine: Path) -> None:

@@ -10,7 +10,13 @@ from octavo.errors import OctavoError
 from octavo.experiment.load import load_experiment
 from octavo.experiment.run import RunConfig
 from octavo.precision.config import Precision
-from octavo.training.requirements import Gpu, attention_warning, check_device
+from octavo.training.requirements import (
+    Gpu,
+    attention_warning,
+    check_device,
+    check_dispatcher,
+    scales_environment,
+)
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0")
 
@@ -66,3 +72,33 @@ def test_attention_that_is_not_fused_is_told_of_at_the_start() -> None:
     assert ada is not None
     assert "on L40S (compute capability 8.9)" in ada
     assert attention_warning(run("laptop"), None) is None
+
+
+@pytest.mark.parametrize(("dispatcher", "branch"), [("deepep", "main"), ("hybridep", "hybrid-ep")])
+def test_a_dispatcher_whose_package_is_not_there_is_refused(dispatcher: str, branch: str) -> None:
+    """It is not in the lock. An experiment's dense models have no dispatcher."""
+    dense, moe = (load_experiment("quickstart").run(cell, 1) for cell in ("dense-bf16", "moe-bf16"))
+    layout = dense.parallelism.model_copy(update={"dispatcher": dispatcher})
+    check_dispatcher(moe)
+    check_dispatcher(dense.model_copy(update={"parallelism": layout}))
+    with pytest.raises(OctavoError, match=f"the dispatcher {dispatcher} needs the package deep_ep") as caught:
+        check_dispatcher(moe.model_copy(update={"parallelism": layout}))
+    assert str(caught.value.expected).endswith(f"branch {branch}")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "recipe", "scales", "variable"),
+    [
+        ("h100-node", "fp8_blockwise", "fp32", "NVTE_FP8_BLOCK_SCALING_FP32_SCALES"),
+        ("h100-node", "fp8_tensorwise", "power_of_two", "NVTE_FP8_CURRENT_SCALING_POWER_2_SCALES"),
+        ("h100-node", "fp8_blockwise", None, None),
+        ("laptop", "fp8_blockwise", "fp32", None),
+    ],
+)
+def test_other_scales_are_asked_of_transformer_engine_by_its_variable(
+    cluster: str, recipe: str, scales: str | None, variable: str | None
+) -> None:
+    """Its recipes read them when they are imported (transformer_engine/common/recipe, v2.20)."""
+    other = run(cluster, recipe)
+    other = other.model_copy(update={"precision": other.precision.model_copy(update={"scales": scales})})
+    assert scales_environment(other) == ({variable: "1"} if variable else {})

@@ -91,12 +91,17 @@ def _resolve(folder: RunFolder, config: Path | None) -> RunConfig:
 
 def _set_environment(run: RunConfig) -> None:
     """Variables that torch and its libraries read when they are imported."""
-    from octavo.training.requirements import connections_environment, deterministic_environment, device_of
+    from octavo.training.requirements import (
+        connections_environment,
+        deterministic_environment,
+        device_of,
+        scales_environment,
+    )
 
     warnings.filterwarnings("ignore", module=r"megatron\.")  # of options that we chose, and of Apex
     if device_of(run).kind == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also where there is a GPU: a run is what it says
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(run.training.threads)
-    os.environ.update(connections_environment(run, os.environ))
+    os.environ.update(connections_environment(run, os.environ) | scales_environment(run))
     if run.training.deterministic:
         os.environ.update(deterministic_environment(run, os.environ))

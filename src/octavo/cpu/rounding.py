@@ -50,14 +50,15 @@ def _largest(values: Tensor) -> float:
     return max(-low.item(), high.item())
 
 
-def tensor_scale(amax: float, format: Format) -> float:
+def tensor_scale(amax: float, format: Format, *, exact: bool = False) -> float:
     """The FP32 factor that brings `amax` to the format's largest number; 1 for zero, infinity and NaN.
 
-    Transformer Engine's rule (`compute_scale_from_amax`).
+    With `exact` the power of two at or below it. Transformer Engine's rule (`compute_scale_from_amax`).
     """
     if amax == 0.0 or not math.isfinite(amax):
         return 1.0
-    return min(to_fp32(format.largest / amax), torch.finfo(torch.float32).max)
+    scale = min(to_fp32(format.largest / amax), torch.finfo(torch.float32).max)
+    return 2.0 ** (math.frexp(scale)[1] - 1) if exact else scale
 
 
 def to_fp32(value: float) -> float:
@@ -101,10 +102,20 @@ def round_blocks(tensor: Tensor, format: Format, block: tuple[int, int], out: Te
 
 
 def round_groups_blocks(
-    tensor: Tensor, rows: Sequence[int], format: Format, block: tuple[int, int], out: Tensor
+    tensor: Tensor,
+    rows: Sequence[int],
+    format: Format,
+    block: tuple[int, int],
+    out: Tensor,
+    *,
+    exact_scales: bool = True,
 ) -> None:
     """`round_blocks` of each group of a tensor's rows: the first rows[0], the next rows[1], ...; no block has rows of
-    two groups."""
+    two groups. Without `exact_scales` a block's scale is no power of two but `tensor_scale`'s, and `out` is FP32."""
+    if not exact_scales:
+        for values, rounded in zip(tensor.split(list(rows)), out.split(list(rows)), strict=True):
+            _round_blocks_by_fp32(values, format, block, rounded)
+        return
     if kernel := _kernel_for(tensor, out):
         _round_blocks_compiled(kernel, tensor, rows, format, block, out)
         return
@@ -125,6 +136,23 @@ def _round_blocks(tensor: Tensor, format: Format, block: tuple[int, int], out: T
             torch.maximum(power, smallest_normal, out=power)
     _round_to(values, format, powers)
     out.copy_(values)
+
+
+def _round_blocks_by_fp32(tensor: Tensor, format: Format, block: tuple[int, int], out: Tensor) -> None:
+    """The inverse of a scale is rounded to FP32, and so is what it multiplies: as Transformer Engine dequantises.
+
+    A scale beyond the largest number of the tensor's type is that number, as in its kernels.
+    """
+    for rows_of, rows in _cuts(tensor.shape[0], block[0]):
+        for columns_of, columns in _cuts(tensor.shape[1], block[1]):
+            values = _blocks(tensor[rows_of, columns_of].float(), rows, columns)
+            amax = values.abs().nan_to_num(0.0, math.inf).amax((1, 3), keepdim=True)
+            # a number divided by a tensor would be multiplied by the rounded inverse
+            scale = (torch.full_like(amax, format.largest) / amax).clamp_(max=torch.finfo(tensor.dtype).max)
+            scale = torch.where(amax == 0, 1.0, torch.where(amax.isinf(), math.nan, scale))
+            codes = (values * scale).clamp_(-format.largest, format.largest)
+            _round_to(codes, format, power_of_two(codes).clamp_min_(format.smallest_normal))
+            _blocks(out[rows_of, columns_of], rows, columns).copy_(codes.mul_(1.0 / scale))
 
 
 def power_of_two(values: Tensor) -> Tensor:

@@ -391,8 +391,9 @@ class Parallelism(Section):
     """Data-parallel ranks."""
     sequence: bool = False
     """Megatron's sequence parallelism (with tensor > 1)."""
-    dispatcher: Literal["alltoall", "allgather", "flex"] = "alltoall"
-    """Megatron-Core's dispatcher of tokens to experts."""
+    dispatcher: Literal["alltoall", "allgather", "deepep", "hybridep"] = "alltoall"
+    """How tokens are sent to experts: by collectives of NCCL, or by DeepEP or HybridEP, which send a token once to each
+    domain that has any of its experts, need a package that the image does not have, and `deterministic: false`."""
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -403,6 +404,11 @@ class Parallelism(Section):
         if self.sequence and self.tensor == 1:
             raise ValueError("sequence: true needs tensor > 1")
         return self
+
+    @property
+    def sends_once(self) -> bool:
+        """Whether tokens go to their experts by a library that sends each once to a domain."""
+        return self.dispatcher in ("deepep", "hybridep")
 
     @property
     def world_size(self) -> int:

@@ -107,7 +107,7 @@ def check_devices_can(cell: CellConfig, device: Device, where: Callable[..., str
     `where` names the place of a key, given as its path, for the message.
     """
     layout, moe = cell.parallelism, cell.model.experts is not None
-    flex = layout.dispatcher == "flex" and moe
+    sends_once = layout.sends_once and moe
     refused = {
         "context parallelism: Megatron-Core has it in Transformer Engine's attention alone": (
             layout.context > 1,
@@ -117,7 +117,7 @@ def check_devices_can(cell: CellConfig, device: Device, where: Callable[..., str
             layout.tensor > 1 and moe,
             ("parallelism", "tensor"),
         ),
-        "the flex dispatcher: its kernels are CUDA's": (flex, ("parallelism", "dispatcher")),
+        f"the dispatcher {layout.dispatcher}: its kernels are CUDA's": (sends_once, ("parallelism", "dispatcher")),
         "the distributed optimizer: its checkpoints do not resume to the last bit over gloo": (
             cell.training.optimizer.distributed,
             ("training", "optimizer", "distributed"),
@@ -131,11 +131,18 @@ def check_devices_can(cell: CellConfig, device: Device, where: Callable[..., str
                 where=where(*keys),
                 fix="leave it out of the experiment, or run it on a GPU cluster",
             )
-    if flex and layout.tensor * layout.expert == 1:
+    if sends_once and layout.tensor * layout.expert == 1:
         raise OctavoError(
-            f"{cell.cell}: the flex dispatcher with tensor x expert = 1 has nobody to send to",
+            f"{cell.cell}: the dispatcher {layout.dispatcher} with tensor x expert = 1 has nobody to send to",
             where=where("parallelism", "dispatcher"),
             fix="use dispatcher: alltoall, or set expert",
+        )
+    if sends_once and cell.training.deterministic:
+        raise OctavoError(
+            f"{cell.cell}: the dispatcher {layout.dispatcher} in deterministic mode: the order in which its tokens "
+            "arrive differs from run to run (github.com/deepseek-ai/DeepEP/pull/753)",
+            where=where("parallelism", "dispatcher"),
+            fix="use dispatcher: alltoall, or set training.deterministic: false",
         )
 
 

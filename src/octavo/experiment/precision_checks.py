@@ -23,6 +23,8 @@ from octavo.precision.config import Precision, RecipeName
 from octavo.precision.recipes import (
     ALL_PRODUCTS,
     RECIPES,
+    SCALE_VARIABLES,
+    SCALES,
     Recipe,
     column_multiple,
     quantised_recipes,
@@ -57,7 +59,10 @@ def _check_options(precision: Precision, recipe: Recipe, where: str) -> None:
     """What holds on every device."""
     if not recipe.quantised:
         defaults = Precision(recipe=recipe.name)
-        for name in ("products", "accumulation", "first_last_layers_bf16", "output_head", "fp8_parameters", "emulate"):
+        for name in (
+            *("products", "accumulation", "formats", "scales", "first_last_layers_bf16", "output_head"),
+            *("fp8_parameters", "emulate"),
+        ):
             if getattr(precision, name) != getattr(defaults, name):
                 raise OctavoError(
                     f"recipe {recipe.name} has no {name}: it is about FP8",
@@ -81,12 +86,44 @@ def _check_options(precision: Precision, recipe: Recipe, where: str) -> None:
             where=where,
             expected=f"block_size with one of {', '.join(with_blocks)} (emulated)",
         )
+    _check_formats(precision, recipe, where)
     if precision.first_last_layers_bf16 and recipe.scaling == "delayed":
         raise OctavoError(
             f"first_last_layers_bf16 with {recipe.name}: Megatron-Core refuses it, since leaving FP8 between layers "
             "breaks the reduction of amax histories",
             where=where,
             fix="choose another recipe or keep all layers in FP8",
+        )
+
+
+def _check_formats(precision: Precision, recipe: Recipe, where: str) -> None:
+    """Formats and scales that the recipe does not have, or has anyway: an ablation would change nothing."""
+    for kind, name in precision.formats.items():
+        if recipe.name == "nvfp4" or recipe.formats[kind].name == name:
+            has = f"{recipe.name} has {recipe.formats[kind].name}"
+            raise OctavoError(
+                f"formats: {{{kind}: {name}}} for {recipe.name}",
+                where=where,
+                expected=f"another format of eight bits than the recipe's own ({has})"
+                if recipe.name != "nvfp4"
+                else "a recipe of eight bits",
+                fix=f"leave formats.{kind} out",
+            )
+    if precision.scales is None:
+        return
+    if recipe.name not in SCALE_VARIABLES or SCALES[precision.scales] == recipe.scale:
+        raise OctavoError(
+            f"scales: {precision.scales} for {recipe.name}, whose scales are {recipe.scale}",
+            where=where,
+            expected="scales: power_of_two with fp8_tensorwise, or scales: fp32 with fp8_blockwise",
+            fix="leave scales out",
+        )
+    if precision.accumulation != "fp32" and recipe.blocks:
+        raise OctavoError(
+            f"scales: {precision.scales} with accumulation {precision.accumulation}: short sums are of codes whose "
+            "scales are powers of two",
+            where=where,
+            fix="leave one of the two out",
         )
 
 
@@ -112,6 +149,8 @@ def _check_gpu(precision: Precision, recipe: Recipe, device: Device, cuda: str |
     for name, changed in (
         ("accumulation", precision.accumulation != "fp32"),
         ("block_size", precision.block_size is not None),
+        # its recipes have one format for input and weight, e4m3, and one for gradients
+        ("formats", bool(precision.formats.keys() - {"gradient"})),
         ("output_head", precision.output_head),
         # Megatron-Core's fp8_wgrad becomes override_linear_precision, which Transformer Engine 2 ignores
         ("products", set(precision.products) != set(ALL_PRODUCTS)),
@@ -128,6 +167,14 @@ def _check_gpu(precision: Precision, recipe: Recipe, device: Device, cuda: str |
             where=where,
             expected=f"a GPU of {_devices_that_can(recipe)}",
             fix=f"choose {', '.join(recipes_of(device.compute_capability))}; or set emulate: true",
+        )
+    if recipe.name == "fp8_blockwise" and precision.scales == "fp32" and device.compute_capability != "9.0":
+        raise OctavoError(
+            f"scales: fp32 on {device.name} (compute capability {device.compute_capability}), which multiplies blocks "
+            "as MX, with scales that are powers of two",
+            where=where,
+            expected="a GPU of compute capability 9.0",
+            fix="leave scales out, or set emulate: true",
         )
     needed = recipe.minimum_cuda
     if needed and (cuda is None or version(cuda) < version(needed)):

@@ -35,6 +35,8 @@ ADDED_LATER: dict[tuple[str, ...], Any] = {
     ("training", "schedule", "decay_fraction"): None,
     ("training", "schedule", "trunk_steps"): None,
     ("training", "recompute"): [],
+    ("precision", "formats"): {},
+    ("precision", "scales"): None,
     ("model", "gated"): True,
     ("model", "experts", "every"): 1,
 }

@@ -412,7 +412,7 @@ def _group_rate(setting: Setting, rates: Rates, ranks: int) -> float:
 def _all_to_all_rate(setting: Setting, rates: Rates) -> float:
     """Bytes of copies per second: link and network work side by side, each on its share of the destinations.
 
-    The `flex` dispatchers (DeepEP, HybridEP) send a token once to each domain that has any of its experts and copy it
+    DeepEP and HybridEP send a token once to each domain that has any of its experts and copy it
     there; with top_k experts drawn evenly from n domains that is n (1 - (1 - 1/n)^top_k) domains.
     """
     ranks, near = setting.layout.expert, setting.link_domain
@@ -422,5 +422,5 @@ def _all_to_all_rate(setting: Setting, rates: Rates) -> float:
     far = 1 - 1 / domains
     assert setting.model.experts is not None, "asked of layers with experts"
     top_k = setting.model.experts.top_k
-    once = domains * (1 - far**top_k) / top_k if setting.layout.dispatcher == "flex" else 1.0
+    once = domains * (1 - far**top_k) / top_k if setting.layout.sends_once else 1.0
     return min(rates.link / (1 - far), rates.network / (far * once))

@@ -131,7 +131,7 @@ def plain_training(global_batch: int, micro_batch: int, sequence_length: int) ->
 
 def plain_layout(devices: int, tensor: int, pipeline: int, context: int, virtual: int, expert: int) -> Parallelism:
     """A layout of so many devices as the published rows have it: sequence parallelism goes with tensor parallelism,
-    and tokens to other nodes are sent once (the flex dispatcher)."""
+    and tokens to other nodes are sent once (DeepEP, HybridEP)."""
     inner = tensor * pipeline * context
     if devices % inner:
         raise OctavoError(
@@ -156,5 +156,5 @@ def plain_layout(devices: int, tensor: int, pipeline: int, context: int, virtual
         expert=expert,
         data=data,
         sequence=tensor > 1,
-        dispatcher="flex",
+        dispatcher="deepep",
     )

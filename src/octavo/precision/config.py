@@ -30,6 +30,11 @@ class Precision(Section):
     elements (arXiv 2412.19437, section 3.3.2). Other than fp32: emulated only."""
     block_size: PositiveInt | None = None
     """Elements that share a scale, for recipes with blocks; None: the recipe's own."""
+    formats: dict[Literal["input", "weight", "gradient"], Literal["e4m3", "e5m2"]] = {}
+    """Eight-bit formats in place of the recipe's own, by kind of tensor; with Transformer Engine gradients' alone."""
+    scales: Literal["power_of_two", "fp32"] | None = None
+    """What scales of `fp8_tensorwise` and `fp8_blockwise` are rounded to; None: the recipe's own. FP32 scales of blocks
+    are Hopper's alone."""
     first_last_layers_bf16: bool = False
     """Keep the first and the last layer in BF16."""
     output_head: bool = False

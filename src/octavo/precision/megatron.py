@@ -31,7 +31,15 @@ from octavo.precision.config import Precision
 from octavo.precision.experts import GroupedExperts
 from octavo.precision.history import AmaxHistory
 from octavo.precision.products import BF16, Numerics, linear
-from octavo.precision.recipes import ALL_PRODUCTS, RECIPES, column_multiple
+from octavo.precision.recipes import (
+    ALL_PRODUCTS,
+    RECIPES,
+    SCALE_VARIABLES,
+    Recipe,
+    changes_of,
+    column_multiple,
+    recipe_of,
+)
 
 
 def spec_provider(precision: Precision, *, on_gpu: bool) -> BackendSpecProvider:
@@ -45,7 +53,7 @@ def transformer_config_options(precision: Precision, *, on_gpu: bool) -> dict[st
     """What Megatron-Core's TransformerConfig is told about the precision. Emulation needs no telling."""
     if not on_gpu or precision.emulate:
         return {}
-    options = dict(RECIPES[precision.recipe].transformer_config)
+    options = dict(recipe_of(precision).transformer_config)
     if not options:
         return {}
     if precision.recipe == "fp8_delayed":
@@ -109,7 +117,7 @@ def verify_stages(built: Mapping[str, int], precision: Precision, *, on_gpu: boo
     for stage in of_stages:
         counts.update(stage)
     emulated = not on_gpu or precision.emulate
-    wanted = _own_name(Numerics.of(precision)) if emulated else f"{precision.recipe} ({_ENGINE})"
+    wanted = _own_name(Numerics.of(precision)) if emulated else _engine_name(recipe_of(precision))
     if RECIPES[precision.recipe].quantised and not counts[wanted]:
         raise OctavoError(
             f"no linear layer of the model computes in {precision.recipe}: {dict(counts)}",
@@ -215,7 +223,7 @@ def _own_name(numerics: Numerics) -> str:
     """`fp8_blockwise (emulated)`, and what of it is not the recipe's own: products, sums, blocks."""
     if not numerics.recipe.quantised:
         return f"{numerics.recipe.name} (FP32 sums of BF16 products)"
-    said = [_EMULATED]
+    said = [_EMULATED, *changes_of(numerics.recipe)]
     if numerics.products != frozenset(ALL_PRODUCTS):
         said.append(f"{' and '.join(one for one in ALL_PRODUCTS if one in numerics.products)} alone")
     if numerics.accumulation != "fp32":
@@ -223,6 +231,11 @@ def _own_name(numerics: Numerics) -> str:
     if numerics.block_size is not None:
         said.append(f"blocks of {numerics.block_size}")
     return f"{numerics.recipe.name} ({', '.join(said)})"
+
+
+def _engine_name(recipe: Recipe) -> str:
+    """`fp8_blockwise (Transformer Engine)`, and what of it is not the recipe's own: formats, scales."""
+    return f"{recipe.name} ({', '.join([_ENGINE, *changes_of(recipe)])})"
 
 
 def _is_head(name: str) -> bool:
@@ -262,7 +275,7 @@ def _engine_linears() -> tuple[type, ...]:
 def _verify_transformer_engine(model: nn.Module, precision: Precision) -> dict[str, int]:
     """Every linear layer but the output head is Transformer Engine's, and Megatron enters the recipe asked for."""
     _transformer_engine()
-    recipe = RECIPES[precision.recipe]
+    recipe = recipe_of(precision)
     config: Any = model.config
     try:
         entered_recipe = _entered_recipe(config)
@@ -279,13 +292,13 @@ def _verify_transformer_engine(model: nn.Module, precision: Precision) -> dict[s
             expected=_ENTERED[precision.recipe] or "no FP8 context",
             fix="this is a bug in Octavo or in the versions installed: compare them with container.def",
         )
-    _check_unchanged(entered_recipe)
+    _check_unchanged(entered_recipe, recipe)
     exempt = _left_in_bf16(model, config)
     counts = Counter[str]()
     for name, module in model.named_modules():
         if isinstance(module, _engine_linears()):
             in_bf16 = not recipe.quantised or id(module) in exempt
-            counts[f"{'bf16' if in_bf16 else precision.recipe} ({_ENGINE})"] += 1
+            counts[_engine_name(RECIPES["bf16"] if in_bf16 else recipe)] += 1
             if not in_bf16:
                 _check_sizes(name, module, precision)
         elif isinstance(module, ColumnParallelLinear) and _is_head(name):
@@ -353,8 +366,7 @@ def _left_in_bf16(model: Any, config: Any) -> set[int]:
 
 
 _CHANGES: dict[str, tuple[str, Any]] = {
-    "NVTE_FP8_BLOCK_SCALING_FP32_SCALES": ("use_f32_scales", False),
-    "NVTE_FP8_CURRENT_SCALING_POWER_2_SCALES": ("use_power_2_scales", False),
+    **{variable: (field, False) for variable, field in SCALE_VARIABLES.values()},
     "NVTE_BACKWARD_OVERRIDE": ("backward_override", None),
     "NVTE_NVFP4_DISABLE_RHT": ("disable_rht", False),
     "NVTE_NVFP4_DISABLE_STOCHASTIC_ROUNDING": ("disable_stochastic_rounding", False),
@@ -365,14 +377,16 @@ _CHANGES: dict[str, tuple[str, Any]] = {
 """Variable of the environment -> the field of Transformer Engine's recipes that it sets, and what that must be."""
 
 
-def _check_unchanged(recipe: Any) -> None:
-    """Transformer Engine's environment variables must not have made another recipe of the one asked for."""
+def _check_unchanged(entered: Any, recipe: Recipe) -> None:
+    """Transformer Engine's environment variables must have made the recipe asked for, and no other."""
+    asked = SCALE_VARIABLES.get(recipe.name, ("", ""))[0] if recipe.scale != RECIPES[recipe.name].scale else ""
     for variable, (field, unchanged) in _CHANGES.items():
-        if getattr(recipe, field, unchanged) != unchanged:
+        value = True if variable == asked else unchanged
+        if getattr(entered, field, value) != value:
             raise OctavoError(
-                f"{variable} makes another recipe of {type(recipe).__name__}",
+                f"{variable} makes another recipe of {type(entered).__name__}",
                 where="the environment",
-                fix=f"unset {variable}",
+                fix=f"set {variable}=1" if variable == asked else f"unset {variable}",
             )
 
 

@@ -40,7 +40,7 @@ from octavo.precision import diagnostics
 from octavo.precision.accumulators import PROMOTION_INTERVAL, short_accumulation
 from octavo.precision.config import Precision
 from octavo.precision.history import AmaxHistory
-from octavo.precision.recipes import RECIPES, Recipe
+from octavo.precision.recipes import RECIPES, Recipe, recipe_of
 from octavo.records import Product, TensorKind
 
 _USES: dict[TensorKind, tuple[Product, Product]] = {
@@ -67,7 +67,7 @@ class Numerics:
     @classmethod
     def of(cls, precision: Precision) -> Numerics:
         """The numerics that an experiment's precision asks for."""
-        recipe = RECIPES[precision.recipe]
+        recipe = recipe_of(precision)
         if not recipe.quantised:
             return cls(recipe)
         return cls(
@@ -166,13 +166,14 @@ class Quantiser:
     def _quantise(self, tensor: Tensor, kind: TensorKind, block: tuple[int, int] | None, training: bool) -> Operand:
         """Every expert's part rounded by itself: its scales, and its blocks of rows, are its own."""
         format = self.numerics.recipe.formats[kind]
+        exact = self.numerics.recipe.exact_scales
         # all experts in one call: rows of tokens or of weights, one expert's after the other's
         flat = tensor.contiguous().view(-1, tensor.shape[-1])
         rows = [tensor.shape[1]] * tensor.shape[0] if tensor.dim() == 3 else self.counts
-        # the tensor's own type holds all rounded values
-        whole = torch.empty_like(flat)
+        # the tensor's own type holds all rounded values, but for those that a scale of no power of two is taken out of
+        whole = torch.empty_like(flat, dtype=torch.float32 if block is not None and not exact else None)
         if block is not None:
-            round_groups_blocks(flat, rows, format, block, whole)
+            round_groups_blocks(flat, rows, format, block, whole, exact_scales=exact)
             self._report(kind, flat, whole, rows, [None] * len(rows), format)
             return self._plain(whole.view(tensor.shape))
         sizes = [count * flat.shape[1] for count in rows]
@@ -221,7 +222,8 @@ class Quantiser:
     ) -> list[float]:
         """One per expert, by its own largest magnitude or by those of the passes before."""
         if self.history is None:
-            return [tensor_scale(largest, format) for largest in _largest_numbers(tensor, sizes)]
+            exact = self.numerics.recipe.exact_scales
+            return [tensor_scale(most, format, exact=exact) for most in _largest_numbers(tensor, sizes)]
         amaxes = partial(_largest_numbers, tensor, sizes)
         return self.history.scales_of(kind, amaxes, format, training=training)
 
@@ -231,8 +233,11 @@ class Quantiser:
     def operand_type(self, tensor: Tensor) -> torch.dtype:
         """The type in which a tensor's GEMM operands are kept: BF16 where one BF16 GEMM gives the same bits, else FP32.
 
-        Where there is no bias and nothing is accumulated, the GEMM's output has this type, too.
+        Where there is no bias and nothing is accumulated, the GEMM's output has this type, too. Values that an FP32
+        scale of a block was taken out of are FP32.
         """
+        if self.numerics.recipe.blocks and not self.numerics.recipe.exact_scales:
+            return torch.float32
         alone = len(self.counts) == 1 and self.numerics.accumulation == "fp32" and _multiplies_bf16(tensor.device)
         fits = in_one_call(tensor) or (alone and tensor.dtype == torch.bfloat16)
         return torch.bfloat16 if fits else torch.float32

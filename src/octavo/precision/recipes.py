@@ -15,12 +15,12 @@ On GPUs Transformer Engine computes them (`transformer_config` holds what Megatr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from octavo.cpu.formats import E2M1, E4M3, E5M2, Format
-from octavo.precision.config import RecipeName
+from octavo.precision.config import Precision, RecipeName
 from octavo.records import Product, TensorKind
 
 Scaling = Literal["none", "delayed", "tensor", "block"]
@@ -53,6 +53,22 @@ class Recipe:
         """Whether any operand has fewer bits than BF16."""
         return self.scaling != "none"
 
+    @property
+    def exact_scales(self) -> bool:
+        """Whether scales are powers of two, so that taking them out again rounds nothing."""
+        return self.scale in (POWER_OF_TWO, "E8M0")
+
+
+POWER_OF_TWO = "power of two (FP32)"
+SCALES = {"power_of_two": POWER_OF_TWO, "fp32": "FP32"}
+"""An experiment's `scales` -> the scales' own format."""
+FORMATS = {"e4m3": E4M3, "e5m2": E5M2}
+SCALE_VARIABLES: dict[RecipeName, tuple[str, str]] = {
+    "fp8_tensorwise": ("NVTE_FP8_CURRENT_SCALING_POWER_2_SCALES", "use_power_2_scales"),
+    "fp8_blockwise": ("NVTE_FP8_BLOCK_SCALING_FP32_SCALES", "use_f32_scales"),
+}
+"""Recipes whose scales can be others -> the variable that Transformer Engine reads for that when it is imported, and
+the field of its recipe that then says so."""
 
 _E4M3_ONLY: dict[TensorKind, Format] = {"input": E4M3, "weight": E4M3, "gradient": E4M3}
 _HYBRID: dict[TensorKind, Format] = {"input": E4M3, "weight": E4M3, "gradient": E5M2}
@@ -93,7 +109,7 @@ RECIPES: MappingProxyType[RecipeName, Recipe] = MappingProxyType(
             scaling="block",
             formats=_E4M3_ONLY,
             blocks={"input": (1, 128), "weight": (128, 128), "gradient": (1, 128)},
-            scale="power of two (FP32)",
+            scale=POWER_OF_TWO,
             capabilities=("9.0", "10.0", "10.3", "12.0"),
             minimum_cuda="12.9",
             transformer_config={"fp8": "e4m3", "fp8_recipe": "blockwise"},
@@ -125,6 +141,24 @@ RECIPES: MappingProxyType[RecipeName, Recipe] = MappingProxyType(
 )
 
 ALL_PRODUCTS: tuple[Product, ...] = get_args(Product)
+
+
+def recipe_of(precision: Precision) -> Recipe:
+    """A precision's recipe, with the formats and scales that the experiment gives it."""
+    recipe = RECIPES[precision.recipe]
+    if precision.formats:
+        formats = recipe.formats | {kind: FORMATS[name] for kind, name in precision.formats.items()}
+        # Transformer Engine's: e4m3 everywhere, or "hybrid", with gradients in e5m2
+        named = {"fp8": "e4m3" if formats["gradient"] == E4M3 else "hybrid"}
+        recipe = replace(recipe, formats=formats, transformer_config=recipe.transformer_config | named)
+    return replace(recipe, scale=SCALES[precision.scales]) if precision.scales else recipe
+
+
+def changes_of(recipe: Recipe) -> list[str]:
+    """What of a recipe is not as its name says: `gradient e5m2`, `scales FP32`."""
+    own = RECIPES[recipe.name]
+    changed = [f"{kind} {format.name}" for kind, format in recipe.formats.items() if format != own.formats[kind]]
+    return changed + [f"scales {recipe.scale}"] * (recipe.scale != own.scale)
 
 
 def quantised_recipes() -> list[RecipeName]:

@@ -208,9 +208,15 @@ def _expert_options(cell: CellConfig) -> dict[str, Any]:
         "moe_router_enable_expert_bias": router.balance == "expert_bias",
         "moe_router_bias_update_rate": router.bias_update_rate,
         "moe_router_dtype": "fp32" if router.dtype == "fp32" else None,
-        "moe_token_dispatcher_type": cell.parallelism.dispatcher,
+        **_dispatcher(cell.parallelism),
         "moe_grouped_gemm": True,
     }
+
+
+def _dispatcher(layout: Parallelism) -> dict[str, Any]:
+    if layout.sends_once:
+        return {"moe_token_dispatcher_type": "flex", "moe_flex_dispatcher_backend": layout.dispatcher}
+    return {"moe_token_dispatcher_type": layout.dispatcher}
 
 
 def _has_biases(model: Architecture) -> bool:

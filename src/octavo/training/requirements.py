@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 
 from octavo.errors import OctavoError
 from octavo.experiment import attention
@@ -13,6 +14,7 @@ from octavo.experiment.load import load_cluster
 from octavo.experiment.precision_checks import check_recipe, version
 from octavo.experiment.run import RunConfig
 from octavo.layout import configs
+from octavo.precision.recipes import SCALE_VARIABLES
 
 DETERMINISTIC = {
     "CUBLAS_WORKSPACE_CONFIG": (":4096:8", ":16:8"),
@@ -75,6 +77,36 @@ def connections_environment(run: RunConfig, environment: Mapping[str, str]) -> d
             fix=f"unset {CONNECTIONS}",
         )
     return {CONNECTIONS: "1"}
+
+
+def scales_environment(run: RunConfig) -> dict[str, str]:
+    """The variable that gives a recipe of Transformer Engine's other scales, where the run asks for them on GPUs."""
+    named = SCALE_VARIABLES.get(run.precision.recipe)
+    if named is None or run.precision.scales is None or run.precision.emulated(on_gpu=device_of(run).kind == "gpu"):
+        return {}
+    return {named[0]: "1"}
+
+
+BRANCHES = {"deepep": ("Buffer", "main"), "hybridep": ("HybridEPBuffer", "hybrid-ep")}
+"""Dispatcher -> the class of the package `deep_ep` that Megatron-Core takes for it, and DeepEP's branch that has it."""
+
+
+def check_dispatcher(run: RunConfig) -> None:
+    """Refuse a dispatcher whose package is not installed: it is neither in the lock nor in the image."""
+    if run.model.experts is None or not run.parallelism.sends_once:
+        return
+    name, branch = BRANCHES[run.parallelism.dispatcher]
+    try:
+        found = hasattr(import_module("deep_ep"), name)
+    except ImportError:
+        found = False
+    if not found:
+        raise OctavoError(
+            f"the dispatcher {run.parallelism.dispatcher} needs the package deep_ep with {name}, and it is not there",
+            where=f"cell {run.cell} of experiment {run.experiment}",
+            expected=f"DeepEP built for this GPU: github.com/deepseek-ai/DeepEP, branch {branch}",
+            fix="build it into the image (container.def), or use dispatcher: alltoall",
+        )
 
 
 def late_to_save(run: RunConfig, seconds: float) -> str | None:
@@ -143,3 +175,4 @@ def check_device(run: RunConfig, gpu: Gpu | None) -> None:
             fix=f'run in the image, or write cuda: "{gpu.cuda}" and check the experiment again',
         )
     check_recipe(run.precision, layers=run.model.layers, device=device, cuda=gpu.cuda, where=where)
+    check_dispatcher(run)

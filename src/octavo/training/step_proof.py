@@ -18,7 +18,7 @@ from torch import nn
 from octavo.errors import OctavoError
 from octavo.precision.config import Precision
 from octavo.precision.megatron import quantised_linears
-from octavo.precision.recipes import RECIPES, Recipe
+from octavo.precision.recipes import RECIPES, Recipe, recipe_of
 from octavo.records import Product, StepProof, TensorKind
 
 _PRODUCTS: dict[tuple[bool, bool], tuple[Product, TensorKind, TensorKind]] = {
@@ -35,6 +35,9 @@ _SCALES = {
 }
 """Transformer Engine's quantised tensors -> elements that share a scale (of weights: see `_describe`)."""
 
+
+OTHER_SCALES = ", scales not its own"
+"""Said of tensors whose scales are powers of two where the recipe's are not, or the other way round."""
 
 _PLAIN = ("bfloat16", "float32")
 """Types of products that are not below BF16; routers of Megatron-Core 0.19 multiply in FP32 by Transformer Engine."""
@@ -118,13 +121,18 @@ def _describe(tensor: Any) -> str:
     square = getattr(tensor, "_is_2D_scaled", False) or getattr(tensor._quantizer, "with_2d_quantization", False)
     scale = _SCALES[kind]
     name = str(getattr(format, "name", format)).rpartition("kFloat")[2][1:].lower()
-    return f"{name} {scale.replace('1x', scale[2:] + 'x') if square else scale}"
+    said = f"{name} {scale.replace('1x', scale[2:] + 'x') if square else scale}"
+    powers = getattr(tensor._quantizer, "force_pow_2_scales", None)
+    # of delayed scaling's tensors the quantiser says nothing; the others' default is that of their recipe
+    other = powers is not None and powers != (kind == "Float8BlockwiseQTensor")
+    return said + OTHER_SCALES * other
 
 
 def _asked(recipe: Recipe, kind: TensorKind) -> str:
     """What `_describe` says of a tensor in a recipe."""
     across, along = recipe.blocks.get(kind, (0, 0))
-    return f"{kind} {recipe.formats[kind].name} {f'{across}x{along}' if along else 'one scale'}"
+    said = f"{kind} {recipe.formats[kind].name} {f'{across}x{along}' if along else 'one scale'}"
+    return said + OTHER_SCALES * (recipe.scale != RECIPES[recipe.name].scale)
 
 
 def _attention() -> str:
@@ -149,7 +157,7 @@ def check_step(
 
     With `recomputes` forward products may be there twice: the backward pass makes some of them again.
     """
-    recipe = RECIPES[precision.recipe]
+    recipe = recipe_of(precision)
     layers = sum(len(quantised_linears(model, precision)) for model in models)
     for product, first, second in _PRODUCTS.values():
         seen = proof.products.get(product, {})
