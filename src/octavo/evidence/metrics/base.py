@@ -133,11 +133,11 @@ def number_like(value: float, effect: Estimate) -> str:
 
 
 def decimals_like(effect: Estimate) -> int:
-    """How many decimals it takes to see an effect and the width of its interval; two to six."""
+    """Decimals that it takes to see an effect and the width of its interval, two to six; two where six show none."""
     away = abs(effect.value - 1) if effect.unit == "ratio" else abs(effect.value)
     width = effect.high - effect.low if effect.low is not None and effect.high is not None else 0.0
-    scale = max(width, away / 10, 1e-6)
-    return int(np.clip(np.ceil(-np.log10(scale)), 2, 6))
+    scale = max(width, away / 10)
+    return int(np.clip(np.ceil(-np.log10(scale)), 2, 6)) if scale >= 5e-7 else 2
 
 
 def divergence(cell: Cell, against: Cell) -> Divergence | None:

@@ -183,7 +183,8 @@ def _ends(pair: Pair, found: Paired, early: str, axis: Axis) -> Phrase:
 
     def phrase(effect: Estimate) -> str:
         in_bits = found.losses == "bits per byte"
-        away = f"{number_like(abs(effect.value), effect)} % {'above' if effect.value > 0 else 'below'}"
+        by = number_like(abs(effect.value), effect)
+        away = f"{by} % {'above' if effect.value > 0 else 'below'}" if float(by) else "at"
         verb = "ends" if found.ends else "is"
         said = f"{pair.cell.label} {verb} {away} the {'bits per byte' if in_bits else 'loss'} of {pair.against.label}"
         alike = abs(found.share[1] - found.share[0]) < EQUAL and not found.loss_bias.sign
