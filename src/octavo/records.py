@@ -49,7 +49,7 @@ Product = Literal["forward", "input_gradient", "weight_gradient"]
 class Record(BaseModel):
     """One JSON object of a file between stages."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid")
 
 
 class MetricsRecord(Record):
