@@ -210,3 +210,16 @@ def test_a_table_is_sorted_by_number(page: Chrome) -> None:
 def test_verdicts_are_marked_and_tables_have_captions(page: Chrome) -> None:
     assert page.find_element(By.CSS_SELECTOR, "td.supported").text == "supported"
     assert page.find_element(By.CSS_SELECTOR, "caption").text == "A table."
+
+
+def test_amounts_in_several_units_are_sorted_by_what_they_are(page: Chrome) -> None:
+    shown = ["95 s", "2.1 min", "1.5 h", "52 cents", "$1.20", "2.4 Wh", "1.2 kWh", "396 k", "× 0.887 [0.843, 0.934]"]
+    found = page.execute_script("return arguments[0].map(numeric)", shown)
+    assert found == pytest.approx([95, 126, 5400, 0.52, 1.2, 2.4, 1200, 396_000, 0.887])
+
+
+@pytest.mark.parametrize(("width", "folded"), [(375, True), (1280, False)])
+def test_on_a_telephone_the_answer_comes_before_the_contents(page: Chrome, width: int, folded: bool) -> None:
+    show(page, width, "light")
+    page.refresh()
+    assert (page.find_element(By.CSS_SELECTOR, "nav details").get_attribute("open") is None) == folded

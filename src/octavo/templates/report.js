@@ -1,4 +1,7 @@
 "use strict";
+// Where the contents do not stand beside the report, the answer is the first that is seen.
+if (!matchMedia("(min-width: 75rem)").matches) document.querySelector("nav details").open = false;
+
 // Cells are switched on and off in all figures at once.
 const cells = document.querySelector(".cells");
 if (cells) {
@@ -38,8 +41,10 @@ for (const figure of document.querySelectorAll("figure")) {
 // A table is sorted by the column whose header is pressed: by number where a column has them, else by text.
 const value = (row, column) => row.cells[column].textContent.trim();
 const numeric = (text) => {
-  const found = /^[^\d−+-]*([−+-]?[\d,]*\.?\d+(?:e[-+]?\d+)?)\s?([kMBT]\b)?/.exec(text);
-  const unit = { k: 1e3, M: 1e6, B: 1e9, T: 1e12 };
+  const found = /^[^\d−+-]*([−+-]?[\d,]*\.?\d+(?:e[-+]?\d+)?)\s?([A-Za-z]+\b)?/.exec(text);
+  const unit = {
+    k: 1e3, M: 1e6, B: 1e9, T: 1e12, min: 60, h: 3600, cents: 0.01, kWh: 1e3, MWh: 1e6,
+  };
   return found ? Number(found[1].replaceAll(",", "").replace("−", "-")) * (unit[found[2]] ?? 1) : NaN;
 };
 for (const header of document.querySelectorAll("thead th")) {
