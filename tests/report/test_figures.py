@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ from matplotlib.colors import to_hex
 from matplotlib.transforms import Bbox
 
 from octavo.report.charts import Chart, ChartAxis, Curves, Heat, mean_and_spread
-from octavo.report.paint import paint, save, spread, svg
+from octavo.report.paint import STYLE, paint, save, spread, svg
 from octavo.report.style import CellStyle, cell_styles
 
 
@@ -153,3 +154,28 @@ def test_names_at_ends_of_lines_do_not_overlap(ends: str, count: int) -> None:
     for leader in leaders:
         assert min(np.hypot(leader.x0 - x, min(abs(leader.y0 - y), abs(leader.y1 - y))) for x, y in ended) < 1
     assert len(leaders) == count
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize(
+    "ends", [(75e3, 245e3), (6.2345, 31.234), (5.1234, 24.2), (0.0123, 0.21), (1.0, 1e6), (14.0, 24.0)]
+)
+def test_labels_of_a_logarithmic_axis_are_two_or_more_and_do_not_touch(ends: tuple[float, float], narrow: bool) -> None:
+    frame = pd.DataFrame(
+        [
+            {"panel": panel, "series": "a", "seed": 0, "x": x, "y": y}
+            for panel in "abc"
+            for x, y in zip(ends, (4.0, 3.0), strict=True)
+        ]
+    )
+    panels = {panel: ChartAxis(panel, log=True, engineering=ends[0] > 1e3) for panel in "abc"}
+    styles = {"a": CellStyle("a", "A", "#000000", (), "o")}
+    with plt.rc_context(STYLE):
+        figure = paint(Curves("ticks", frame, panels, ChartAxis("loss")), styles, narrow=narrow).figure
+        figure.canvas.draw()
+        low, high = figure.axes[0].get_xlim()
+        labels = [one for one in figure.axes[0].get_xticklabels() if low <= one.get_position()[0] <= high]
+        boxes = [one.get_window_extent() for one in labels if one.get_text()]
+        plt.close(figure)
+    assert len(boxes) >= 2
+    assert all(right.x0 - left.x1 > 2 for left, right in itertools.pairwise(boxes))

@@ -77,6 +77,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": RULE,
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.4,
@@ -125,11 +126,13 @@ class Drawing:
         if axis.log:
             getattr(ax, f"set_{which}scale")("log")
             low, high = its.get_view_interval()
-            room = self._labels(ax, max((f"{low:g}", f"{high:g}"), key=len)) if which == "x" else 12
+            ends = (10 ** np.floor(np.log10(end)) for end in (low, high))  # as long as a label: ticks are round
+            room = self._labels(ax, max((f"{end:g}" for end in ends), key=len)) if which == "x" else 12
             # over more decades labels would run into each other
             between = (2.0, 5.0) if high < 1e4 * low and 3 * np.log10(high / low) < room else ()
             decades = LogLocator(subs=(1.0, *between), numticks=min(12, max(2, room)))
-            its.set_major_locator(decades if high > 4 * low else MaxNLocator(5))  # less has too few of these ticks
+            few = high <= 4 * low or sum(low <= at <= high for at in decades.tick_values(low, high)) < 2
+            its.set_major_locator(_even_ticks(low, high, room) if few else decades)
             its.set_minor_locator(NullLocator())
             its.set_minor_formatter(NullFormatter())
             its.set_major_formatter("{x:g}")
@@ -158,6 +161,16 @@ class Drawing:
             )
             return -(-len(labels) // columns)
         return 0
+
+
+def _even_ticks(low: float, high: float, room: int) -> MaxNLocator:
+    """Ticks at even steps on a logarithmic axis that has room for so many labels: the last two are the closest."""
+    for most in (5, 4, 3):
+        locator = MaxNLocator(most)
+        ticks = [at for at in locator.tick_values(low, high) if low <= at <= high]
+        if len(ticks) < 3 or np.log(ticks[-1] / ticks[-2]) * room >= np.log(high / low):
+            break
+    return locator
 
 
 def save(chart: Chart, styles: Styles, folder: Path) -> None:

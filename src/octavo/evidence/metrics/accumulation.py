@@ -10,6 +10,7 @@ from octavo.evidence.comparisons import Reading, final_reading, refusal
 from octavo.evidence.grid import Cell, Grid, Pair
 from octavo.evidence.metrics.base import Expectation, Measurement, NoParameters, Phrase, Sample, divergence
 from octavo.evidence.schedule import Bias
+from octavo.records import Estimate
 
 
 def accumulation(grid: Grid, parameters: NoParameters, expectation: Expectation) -> Measurement:
@@ -74,4 +75,9 @@ def _sums_alone(cell: Cell, grid: Grid) -> bool:
 
 def _with_sums(pair: Pair, sums: str) -> Phrase:
     architecture = pair.cell.label.partition(",")[0]
-    return lambda effect: f"{architecture} with {sums} ends {effect.value:+.2f} % from {pair.against.label}"
+
+    def phrase(effect: Estimate) -> str:
+        away = f"{effect.value:+.2f}".replace("-", "\N{MINUS SIGN}")
+        return f"{architecture} with {sums} ends {away} % from {pair.against.label}"
+
+    return phrase

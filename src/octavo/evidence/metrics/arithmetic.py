@@ -121,19 +121,20 @@ def traffic_between_devices(grid: Grid, parameters: Layouts, expectation: Expect
         "share_of_step_time": list(shares.values()),
     }
     told = {labels[name]: share for name, share in shares.items() if share is not None}
-    remark = f"The forecast step waits for it: {_least_and_most(told)}." if told else ""
+    remark = f"Of the forecast step, waiting for these bytes takes {_least_and_most(told)}." if told else ""
     sentences = [_times_the_bytes(times, alike.pop(times, [])) for times in said]  # each once, with all pairs it is of
     arithmetic = list(zip(parts, sentences, strict=True))
     return Measurement(arithmetic=arithmetic, data=data, remark=remark.replace("%", " %"), computed_for=computed_for)
 
 
 def _times_the_bytes(times: str, pairs: list[tuple[str, str]]) -> str:
-    """`A sends 2.00 times the bytes per token of B, C of D`: pairs of the same ratio; nothing without any."""
+    """`A sends 2 times the bytes per token of B (the same: C of D)`: pairs of the same ratio; nothing without any."""
     if not pairs:
         return ""
     (cell, against), *others = pairs
-    told = [f"{cell} sends {times} times the bytes per token of {against}", *(f"{one} of {two}" for one, two in others)]
-    return listed(told)
+    alike = f" (the same: {listed([f'{one} of {two}' for one, two in others])})" if others else ""
+    many = "as many" if float(times) == 1 else f"{float(times):.3g} times the"
+    return f"{cell} sends {many} bytes per token {'as' if many == 'as many' else 'of'} {against}{alike}"
 
 
 def _least_and_most(shares: dict[str, float]) -> str:
@@ -211,19 +212,22 @@ def published_figures(grid: Grid, parameters: Figures, expectation: Expectation)
     for one in figures:
         effect = Estimate(value=one.value, n=0, unit=one.unit)
         verdict: Verdict = "supported" if one.holds else "refuted"
-        sentence = f"“{one.text}”: {_figure(one.value)} {one.unit} recomputed, {_figure(one.published_value)} printed"
+        unit = "" if one.unit == "ratio" else f" {one.unit}"
+        held = "holds" if one.holds else "does not hold"
+        figures_of = f"{_figure(one.value)}{unit} recomputed, {_figure(one.published_value)} printed"
+        sentence = f"“{one.text}” {held}: {figures_of}"
         note = f"{one.assumption} ({one.source})"
         if one.divided_runs and (priced := _at_other_prices(one, parameters.cluster)):
             rows, found = priced
             prices += rows
             effect = Estimate(value=one.value, low=found.low, high=found.high, confidence=1.0, n=0, unit=one.unit)
-            held = {_near(end, one) for end in (found.value, found.low, found.high)}
-            verdict = "inconclusive" if len(held) > 1 else verdict
+            near = {_near(end, one) for end in (found.value, found.low, found.high)}
+            verdict = "inconclusive" if len(near) > 1 else verdict
             inside = one.margin - abs(one.value - (one.published_value or 0.0))
-            allowed = f", inside what “about” allows by {inside:.4f}" if one.holds else ""
-            sentence += (
-                f" at one price for both{allowed}; {_figure(found.low)} to {_figure(found.high)} at "
-                f"{parameters.cluster}.yaml's other prices for the same hours"
+            allowed = f" (by {inside:.4f}, as “about” is read)" if one.holds else ""
+            sentence = (
+                f"“{one.text}” {held}{allowed} if an hour of both runs costs the same: {figures_of}; if each has "
+                f"another of {parameters.cluster}.yaml's prices it is {_figure(found.low)} to {_figure(found.high)}"
             )
             conditions.append(f"“{one.text}” holds on the condition that a GPU-hour of either run costs the same")
         arithmetic.append((Part(label=one.text, effect=effect, verdict=verdict, note=note), sentence))

@@ -39,10 +39,10 @@ def all_in_cost(grid: Grid, parameters: NoParameters, expectation: Expectation) 
     if parts and parts["final runs"]:
         excess = parts["failed, repeated and superseded attempts"] + parts[ABANDONED]
         remark = (
-            f"In this experiment the final runs took {amount(parts['final runs'])} {unit}, what failed, was repeated "
-            f"or was abandoned {amount(excess)} more ({1 + excess / parts['final runs']:.2f} times as much in all), "
-            f"and planned ablations {amount(parts['planned ablations'])}. Searches in other experiments are not "
-            "counted."
+            f"In this experiment the final runs took {amount(parts['final runs'])} {unit}; what failed, was repeated "
+            f"or was abandoned took {amount(excess)} {unit} more ({1 + excess / parts['final runs']:.2f} times as much "
+            f"in all), and planned ablations {amount(parts['planned ablations'])} {unit}. Searches in other "
+            "experiments are not counted."
         )
     data = {"part": list(parts), "amount": list(parts.values()), "unit": [unit] * len(parts)} if parts else {}
     return Measurement(arithmetic=arithmetic, data=data, remark=remark)
