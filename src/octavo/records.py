@@ -207,6 +207,9 @@ class Provenance(Record):
     """Linear layers by implementation: the proof that the precision asked for is the one built."""
     step_proof: StepProof | None = None
     """What ran; null on CPUs, in emulation, and before the first step of an attempt."""
+    kernels: dict[str, float] | None = None
+    """Kind of kernel (`octavo.training.kernels`) -> share of the GPU's time in the second step of an attempt; one
+    rank's, null where it was not profiled."""
     emulated: bool
     deterministic: bool
     layouts: list[LayoutSince] = []

@@ -230,7 +230,7 @@ def test_runs_on_gpus(checkout: Path) -> None:
     shown = CliRunner().invoke(app, ["explain", "h100-node"])
     assert shown.exit_code == 0, shown.output
     assert "all-reduce over 8 GPUs was 200 GB/s, expected 315 GB/s, 36 % short" in shown.stdout
-    assert "No profile of kernels is kept" in shown.stdout
+    assert "of kernels the shares of one step are kept" in shown.stdout
 
 
 def test_the_verb_prints_tables_or_json(quickstart: Experiment) -> None:

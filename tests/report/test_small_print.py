@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from octavo.report.sections.small_print import how_often_read
+from octavo.report.document import Table
+from octavo.report.sections.small_print import _kernels, how_often_read
 
 
 @pytest.mark.parametrize(
@@ -17,3 +18,10 @@ from octavo.report.sections.small_print import how_often_read
 )
 def test_text_that_is_read_again_is_said_to_be(tokens: float, held: float, said: str) -> None:
     assert said in how_often_read(tokens, held)
+
+
+def test_where_the_gpus_time_went_is_told_of_runs_that_were_profiled() -> None:
+    assert _kernels({"moe-bf16/seed-1": None}) == []
+    (table,) = _kernels({"a": {"FP8 products": 0.52, "NCCL": 0.4, "other": 0.08}, "b": None})
+    assert isinstance(table, Table)
+    assert table.rows == [["a", "FP8 products 52 %, NCCL 40 %, other 8 %"]]

@@ -218,8 +218,9 @@ def _not_known(experiment: Experiment, cells: list[_Cell]) -> Iterator[str]:
         )
     else:
         yield (
-            "No profile of kernels is kept: how much of a step each part of the forecast took (products, attention, "
-            "messages, waiting for the host) is not known. Their forecast shares are above."
+            "How much of a step each part of the forecast took (products, attention, messages, waiting for the host) "
+            "is not known: of kernels the shares of one step are kept (the report's small print). Forecast shares are "
+            "above."
         )
         if not (repository() / accept_file(experiment.file.cluster)).exists():
             verb = f"octavo accept {experiment.file.cluster}"

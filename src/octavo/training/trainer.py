@@ -49,6 +49,7 @@ from octavo.training.assembly import build_chunks, unwrapped
 from octavo.training.checkpoint import Checkpointer
 from octavo.training.energy import EnergyMeter
 from octavo.training.initial_values import global_names
+from octavo.training.kernels import KernelWatch
 from octavo.training.launch import RESTART, STARTED, STOPS, Process, nodes, slurm_job
 from octavo.training.optimizer import build_optimizer, build_scheduler
 from octavo.training.process import set_up_process
@@ -250,15 +251,20 @@ class _Trainer:
             probes = bool(self.routers.layers) and step % training.logging.expert_load_interval == 0
             self.routers.switch(probes)
             watch = StepWatch() if step == first and self.on_gpu and not self.run.precision.emulate else None
+            # the second: in the first, kernels are compiled and ranks meet. Rates are medians, which it does not move
+            kernels = KernelWatch() if step == first + 1 and self.on_gpu and self.process.leads else None
             with (
                 diagnose() if self._examines(step) else nullcontext() as numbers,
                 watch.on() if watch else nullcontext(),
+                kernels.on() if kernels else nullcontext(),
             ):
                 result = self.stepper.step(step, self.sequences, signalled=self.signalled)
             seconds = time.perf_counter() - began
             self.watch.worked(result.work_seconds)
             if watch:
                 self._prove(watch)
+            if kernels:
+                self._keep(kernels=kernels.shares)
             self.done = step
             self._log_step(
                 result, seconds, self._expert_load() if probes else None, numbers.fields() if numbers else {}
@@ -282,10 +288,15 @@ class _Trainer:
         models: Any = [unwrapped(chunk) for chunk in self.chunks]
         proof = watch.proof(models)
         if self.process.leads:
-            journal.write_record(self.folder.provenance, self.provenance.model_copy(update={"step_proof": proof}))
+            self._keep(step_proof=proof)
         batch = self.training.micro_batch_size * self.run.parallelism.data
         batches = self.training.global_batch_size // batch
         check_step(proof, models, self.run.precision, batches, recomputes=bool(self.training.recompute))
+
+    def _keep(self, **found: Any) -> None:
+        """Add to the provenance what a step showed."""
+        self.provenance = self.provenance.model_copy(update=found)
+        journal.write_record(self.folder.provenance, self.provenance)
 
     def _steps_above(self, limit: float) -> int:
         """Steps on end with a loss above the limit, up to the checkpoint that the run goes on from."""

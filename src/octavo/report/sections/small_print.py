@@ -365,6 +365,7 @@ def provenance(inputs: Inputs) -> ReportSection:
                   [1.6, 4], small=True)
         )  # fmt: skip
         blocks += _what_ran({name: inputs.provenance[name].step_proof for name in built})
+        blocks += _kernels({name: inputs.provenance[name].kernels for name in built})
     if inputs.manifest:
         rows = [
             [source["name"], source["license"] or "", str(source["documents"]), ", ".join(source["sha256"].values())]
@@ -411,6 +412,17 @@ def _what_ran(proofs: Mapping[str, StepProof | None]) -> list[Block]:
     header = ["run", "products in the first step", "attention", "fused", "dispatcher"]
     caption = "What ran, counted where Transformer Engine calls its kernels."
     return [Table(header, rows, "lllll", caption, [1.6, 3.4, 1.4, 1.2, 1.4], small=True)] if rows else []
+
+
+def _kernels(profiles: Mapping[str, dict[str, float] | None]) -> list[Block]:
+    """Where the GPU's time went in the second step of runs; nothing where none was profiled."""
+    rows = [
+        [name, ", ".join(f"{kind} {100 * share:.0f} %" for kind, share in shares.items())]
+        for name, shares in profiles.items()
+        if shares
+    ]
+    caption = "Kernels by kind, as a share of the GPU's time in the second step of an attempt."
+    return [Table(["run", "kernels"], rows, "ll", caption, [1.6, 4], small=True)] if rows else []
 
 
 def run_list(inputs: Inputs) -> ReportSection:
