@@ -31,7 +31,7 @@ ENDLESS = {
     "parallelism.data": 2,
     "precisions": ["bf16"],
     "training.steps": 1_000_000,
-    "training.checkpoints": {"interval": 10, "grace_seconds": 12, "standstill_seconds": 12},
+    "training.checkpoints": {"interval": 10, "grace_seconds": 12, "standstill_seconds": 20},
 }
 """Two ranks, which only a fault ends."""
 
