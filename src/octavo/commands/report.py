@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import webbrowser
-from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +31,8 @@ def register(app: typer.Typer) -> None:
 
 def figures(experiment: ExperimentArgument, ablation: Ablation = None) -> None:
     """Draw the figures as PDF, SVG and PNG, with the data of each as CSV beside it."""
+    from concurrent.futures import ProcessPoolExecutor
+
     from octavo.files import write_hashes
     from octavo.report.charts import pages
     from octavo.report.figures import charts
@@ -123,6 +123,8 @@ def first_report(experiment: ExperimentArgument, ablation: Ablation = None) -> N
 
 def open_report(experiment: ExperimentArgument, ablation: Ablation = None) -> None:
     """Open report.html in the browser. Nothing is served: it is a file."""
+    import webbrowser
+
     folder = enter(experiment)
     page = (folder.ablation(ablation) if ablation else folder).report_html
     if not page.exists():

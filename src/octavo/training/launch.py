@@ -15,8 +15,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NoReturn
 
 from octavo.errors import OctavoError
 from octavo.layout import RunFolder
@@ -122,6 +124,14 @@ def nodes() -> list[str]:
     """The nodes that the run is on, as Slurm names them; this host where there is no Slurm."""
     listed = os.environ.get("SLURM_STEP_NODELIST")
     return [listed] if listed else [socket.gethostname()]
+
+
+def leave(status: int) -> NoReturn:
+    """End this process, whose files are closed, without taking apart what it imported: that is a third of a second."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def start_ranks(

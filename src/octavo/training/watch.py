@@ -33,7 +33,7 @@ from statistics import median
 from octavo.errors import OctavoError
 from octavo.experiment.config import Checkpoints
 from octavo.layout import RunFolder
-from octavo.training.launch import RESTART, STOPS, Process
+from octavo.training.launch import RESTART, STOPS, Process, leave
 from octavo.training.ranks import Doing, Ending, RankState, own_state, read_state, write_state
 
 SLOWER = 20
@@ -272,10 +272,7 @@ class Watch:
             error = OctavoError(ending.said, where=ending.process or self._folder.path, fix=again)
             with suppress(OSError):
                 print(f"error: {error}", file=sys.stderr)
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(RESTART if ending.reason == "stalled" else 1)
+        leave(RESTART if ending.reason == "stalled" else 1)
 
 
 def _gone(state: RankState) -> bool:
