@@ -522,6 +522,13 @@ def test_a_user_adds_a_claim_by_adding_a_file(judged: Judge) -> None:
     assert claim.effect.value == pytest.approx(0.5, abs=0.02)
 
 
+def test_runs_that_are_alike_to_the_last_bit_are_said_to_be_alike(judged: Judge) -> None:
+    """The same losses in BF16 and FP8: no difference of 0.000000 % in either direction."""
+    alike = Truth(token_advantage={}, run_sd=0, step_sd=0)
+    sentence = judged(truth=alike, ablations={}, only=["02-fp8-loss-error"]).claims[2].sentence
+    assert "ends at the loss of Dense BF16 (95 % interval 0.00 to 0.00 %, 3 seeds)" in sentence
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
