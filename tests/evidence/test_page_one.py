@@ -37,7 +37,7 @@ def test_a_line_of_the_verdicts_names_the_pair_the_reason_and_the_adjusted_p() -
 def test_an_effect_has_digits_enough_to_see_which_side_of_1_it_is_on() -> None:
     effect = Estimate(value=0.99853, low=0.99851, high=0.99855, n=3, unit="ratio")
     (row,) = verdict_table([claim(verdict="supported", effect=effect)]).rows
-    assert row[3] == "× 0.99853 [× 0.99851, × 0.99855]"
+    assert row[3] == "× 0.99853 [0.99851, 0.99855]"
 
 
 @pytest.mark.parametrize(("p", "shown"), [(0.05000001, "0.05000001"), (0.0499999, "0.05"), (0.0321, "0.0321")])
@@ -66,7 +66,7 @@ def test_what_is_not_known_of_the_text_is_in_the_lead() -> None:
 def test_the_limits_say_what_three_seeds_cannot_see(judged: Callable[..., Judged]) -> None:
     found = judged(only=["02-fp8-loss-error"], ablations={})
     text = " ".join(block.text for block in limits(load_inputs(found.folder)).blocks)  # type: ignore[union-attr]
-    assert "With three seeds nothing shows that noise is skewed" in text
+    assert "With three seeds and skewed noise a claim of a small difference is supported falsely more often" in text
     assert "15 to 26 % with lognormal noise" in text
 
 

@@ -15,7 +15,7 @@ from octavo.evidence.names import ARCHITECTURES, PRECISIONS, architecture_name, 
 from octavo.records import Comparison, Estimate, Losses
 from octavo.report.charts import NO_CELL, Bars, Chart, ChartAxis, Curves, Fits, Heat, Intervals
 from octavo.report.inputs import SPENT, Inputs
-from octavo.report.style import DASHES, HUES, MARKERS, CellStyle, number, time_unit
+from octavo.report.style import DASHES, HUES, MARKERS, CellStyle, time_unit
 from octavo.scaling.ladder import rungs
 from octavo.statistics import t_interval
 
@@ -31,6 +31,22 @@ TIMED = ("device_hours", "cost")
 """Axes that rest on the time of steps."""
 MOST_SWINGS = 10
 """Inputs that a tornado has."""
+OWNING_INPUTS = {
+    "rent": "rent of an hour",
+    "utilisation": "use, share of all hours",
+    "price_per_device": "price of a device",
+    "server_and_network_factor": "that price with host and network, times",
+    "years": "years in use",
+    "cost_of_capital": "cost of capital a year",
+    "maintenance_share": "maintenance a year, share of the price",
+    "staff_per_engineer": "an engineer a year",
+    "devices_per_engineer": "devices an engineer looks after",
+    "residual_share": "sold at the end for, share of the price",
+    "hosting_per_kw_month": "hosting, a kW and month",
+    "electricity_per_kwh": "electricity, a kWh",
+    "idle_power_share": "power when idle, share of full",
+}
+"""How the figure names the inputs of owning; others by their keys."""
 MOST_LIFT = 3
 """Preferences are drawn up to 2 to this power."""
 AXIS_NAMES = {
@@ -415,7 +431,8 @@ def owning(inputs: Inputs) -> Chart | None:
     if claim is None:
         return None
     swings = claim.data["tornado"][:MOST_SWINGS]
-    rows = [f"{words(one['input'])}: {number(one['low'])} to {number(one['high'])}" for one in swings]
+    names = [OWNING_INPUTS.get(one["input"], words(one["input"])) for one in swings]
+    rows = [f"{name}: {one['low']:,g} to {one['high']:,g}" for name, one in zip(names, swings, strict=True)]
     frame = pd.DataFrame(
         {
             "panel": "ratio", "series": NO_CELL, "row": rows, "value": claim.data["middle"], "role": "estimate",

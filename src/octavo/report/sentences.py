@@ -16,10 +16,10 @@ def interval(estimate: Estimate, show=percent) -> str:
     seeds = f"{estimate.n} seed{'s' if estimate.n != 1 else ''}"
     if estimate.low is None or estimate.high is None:
         return f"{show(estimate.value)} ({seeds}: no interval)"
-    return (
-        f"{show(estimate.value)} ({100 * estimate.confidence:.0f} % interval {show(estimate.low)} to "
-        f"{show(estimate.high)}, {seeds})"
-    )
+    low, high = show(estimate.low), show(estimate.high)
+    for unit in (" %", " times"):  # said once
+        low = low.removesuffix(unit)
+    return f"{show(estimate.value)} ({100 * estimate.confidence:.0f} % interval {low} to {high}, {seeds})"
 
 
 PLANNED = "inconclusive: needs a run planned for this length"

@@ -72,7 +72,8 @@ def answer(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
             )
         )
     blocks += [] if many_cells(inputs) else differences(inputs, charts)
-    blocks += [short_table(inputs), strip(inputs.claims.claims), Text(_foot(inputs), "note")]
+    own = f"results/{inputs.whole.name}/report.pdf"
+    blocks += [short_table(inputs), strip(inputs.claims.claims, own), Text(_foot(inputs), "note")]
     return ReportSection("Summary", blocks)
 
 
@@ -258,7 +259,7 @@ def _of_claim(question: str, claim: ClaimResult, value: str, answer: str, show: 
         claim.reason or "",
         f"about {claim.seeds_needed} seeds would tell" if claim.seeds_needed else "",
     ]
-    detail = " · ".join(filter(None, said))
+    detail = " · ".join(filter(None, said)) or f"why: claim {claim.number} under Claims"
     return Tile(question, value, detail, claim.verdict, answer, f"claims.{claim.number}.effect")
 
 
@@ -504,8 +505,9 @@ def _of_what(claim: ClaimResult) -> str:
     return f"{effect} {claim.computed_for}" if claim.computed_for and claim.effect else effect
 
 
-def strip(results: list[ClaimResult]) -> Strip:
-    """The claims' verdicts, those that were tested first, the others with the commands that test them."""
+def strip(results: list[ClaimResult], own: str = "") -> Strip:
+    """The claims' verdicts, those that were tested first, the others with the commands that test them: where that is
+    the command of this report, `own`, it was given already."""
     order = ["supported", "refuted", "inconclusive"]
     tested = sorted((one for one in results if one.verdict in order), key=lambda one: order.index(one.verdict))
     others = [one for one in results if one.verdict not in order]
@@ -515,8 +517,13 @@ def strip(results: list[ClaimResult]) -> Strip:
             commands.setdefault(one.tested_by, []).append(str(one.number))
     said = [
         f"– not testable here: {' · '.join(f'{one.number} {one.title}' for one in others)}.",
-        *(f"{listed(numbers)}: {command}." for command, numbers in commands.items()),
-        "What each needs stands under Claims.",
+        *(
+            f"{listed(numbers)}: {command}."
+            if not own or not command.endswith(own)
+            else f"{listed(numbers)}: by an experiment like this one, but not by these runs."
+            for command, numbers in commands.items()
+        ),
+        "Why, and what each needs, stands under Claims.",
     ]
     return Strip(
         [

@@ -53,7 +53,7 @@ def ledger(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
             f"The final runs took {duration(3600 * final)} of {inputs.device_time}; with every attempt they took "
             f"{duration(3600 * everything)}, {number(everything / final) if final else MISSING} times as much, "
             f"and cost {all_in}. {_shorter(inputs)}"
-            f"The ledger is from {sources}. It does not count runs that octavo verify makes again."
+            f"These times are from {sources}; runs that octavo verify makes again are not counted."
         )
     )
     blocks += [Text(said) for said in (_goodput(inputs), _carbon(inputs)) if said]

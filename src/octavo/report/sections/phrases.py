@@ -49,10 +49,10 @@ def losses_of_many(inputs: Inputs, compared: Sequence[Comparison]) -> Iterator[s
             }
             lower = sum(one.value < 0 for one in shown.values())
             counts = (
-                (lower, "show a lower loss"),
-                (len(shown) - lower, "a higher one"),
-                (len(known) - len(shown), "no difference that can be relied on"),
-                (len(found) - len(known), "cannot be compared"),
+                (lower, "with a lower loss"),
+                (len(shown) - lower, "with a higher one"),
+                (len(known) - len(shown), "without a difference that can be relied on"),
+                (len(found) - len(known), "that cannot be compared"),
             )
             told = listed([f"{count} {what}" for count, what in counts if count])
             values = {name: one.value for name, one in known.items()}
@@ -82,23 +82,23 @@ def mean_words(found: Estimate | None) -> str:
 
 
 def effect_words(effect: Estimate | None) -> str:
-    """A value and its interval, in its unit, with digits enough to see the interval's width."""
+    """A value in its unit and its interval, with digits enough to see its width: `+0.02 % [+0.01, +0.04]`."""
     if effect is None:
         return MISSING
-    if effect.low is None or effect.high is None:
-        return _quantity(effect.value, effect.unit)
-    decimals = decimals_like(effect)
-    value, low, high = (_quantity(one, effect.unit, decimals) for one in (effect.value, effect.low, effect.high))
-    return f"{value} [{low}, {high}]"
+    known = effect.low is not None and effect.high is not None
+    decimals = decimals_like(effect) if known else 2
 
+    def show(value: float) -> str:
+        if effect.unit == "%":
+            return percent(value, decimals).removesuffix(" %")
+        if effect.unit == "ratio" and known:
+            return number(value, max(3, (1 if value < 1 else 1 + math.floor(math.log10(value))) + decimals))
+        if effect.unit == "ratio" or abs(value) >= 100:
+            return number(value)
+        return f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
-def _quantity(value: float, unit: str, decimals: int = 2) -> str:
-    if unit == "%":
-        return percent(value, decimals)
-    if unit == "ratio":
-        before_point = 1 if value < 1 else 1 + math.floor(math.log10(value))
-        return f"× {number(value, max(3, before_point + decimals))}"
-    return f"{number(value)} {unit}"
+    value = f"× {show(effect.value)}" if effect.unit == "ratio" else f"{show(effect.value)} {effect.unit}"
+    return value if effect.low is None or effect.high is None else f"{value} [{show(effect.low)}, {show(effect.high)}]"
 
 
 def provisional_ledger(inputs: Inputs) -> list[Text]:

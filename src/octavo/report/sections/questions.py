@@ -88,7 +88,9 @@ def losses(inputs: Inputs, charts: dict[str, Chart]) -> ReportSection:
     if many(compared):
         blocks += [Text(said) for said in losses_of_many(inputs, compared)]
     else:
-        blocks += [Text(f"{loss_words(inputs, one)} {ratio_words(inputs, one)}") for one in compared]
+        for one in compared:
+            unknown = one.loss_difference is None and one.resource_ratio is None  # said once, with the reason
+            blocks.append(Text(loss_words(inputs, one) + ("" if unknown else f" {ratio_words(inputs, one)}")))
     if "final_loss" in charts:
         blocks.append(
             Picture(

@@ -182,8 +182,9 @@ def limits(inputs: Inputs) -> ReportSection:
     ]
     said += [one for one in [under_trained(inputs)] if one]
     said.append(
-        "With three seeds nothing shows that noise is skewed: where it is, a claim of a small difference is supported "
-        f"falsely more often than in {100 * ALPHA:.0f} of 100 ({SKEWED})."
+        "The tests take noise to be normal, and a few seeds do not show whether it is. With three seeds and skewed "
+        "noise a claim of a small difference is supported falsely more often than in "
+        f"{100 * ALPHA:.0f} of 100 ({SKEWED})."
     )
     said += [one for one in [seeds_not_planned(inputs)] if one]
     said += scattered_times(inputs)
@@ -245,7 +246,8 @@ def scattered_times(inputs: Inputs) -> Iterator[str]:
     spread = runs.groupby(["cell", layouts])["step"].agg(["min", "max"]).droplevel(1)
     more = (100 * (spread["max"] / spread["min"] - 1)).dropna().groupby("cell", sort=False).max()
     if len(more) and more.max() > SCATTER:
-        cells = listed([inputs.label(str(cell)) for cell in more[more > SCATTER].index])
+        unsteady = [inputs.label(str(cell)) for cell in more[more > SCATTER].index]
+        cells = "all cells" if len(unsteady) == len(more) > 1 else "; ".join(unsteady)  # names have commas
         yield (
             f"Seeds of a cell do the same work, yet their mean step times differ by up to {number(more.max())} % "
             f"(more than {SCATTER} %: {cells}). Speeds, hours and money here rest on an unsteady machine."
@@ -441,6 +443,6 @@ def run_list(inputs: Inputs) -> ReportSection:
     hashes = ", with the beginning of the SHA-256 of its configuration and of its final parameters"
     table = Table(
         ["run", "status", "steps", "training", "attempts", "configuration", "final parameters"], rows, "llrrrll",
-        f"Every run{'' if inputs.imported else hashes}.", [2.6, 1.2, 0.8, 1, 0.9, 1.9, 1.9], small=True,
+        f"Every run{'' if inputs.imported else hashes}.", [3.4, 1.1, 0.7, 0.9, 0.9, 1.7, 1.7], small=True,
     )  # fmt: skip
     return ReportSection("Runs", [filled(table)])
