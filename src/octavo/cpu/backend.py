@@ -151,7 +151,9 @@ def _without(module: str) -> Iterator[None]:
 
 
 def _leave_kernels_out() -> None:
-    """The kernels that 0.19 imports triton for without looking whether it is there; torch's CPU build has none."""
+    """Kernels that take CUDA's tensors alone: Transformer Engine's, which Megatron-Core prefers wherever it can import
+    it, and those that 0.19 imports triton for without looking whether it is there."""
+    sys.modules.setdefault("transformer_engine", None)  # type: ignore[arg-type]  # so `import` says that it is not there
     absent: Any = ModuleType("megatron.core.transformer.moe.ops.paged_stash")
     absent.GLOBAL_BLOCK_SIZE, absent.paged_stash_copy_kernel, absent.paged_stash_pop_kernel = 1024, None, None
     sys.modules[absent.__name__] = absent
