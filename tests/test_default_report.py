@@ -10,9 +10,11 @@ import pytest
 from octavo.experiment.config import SeedsUntilDecided
 from octavo.experiment.load import load_experiment
 from octavo.layout import ExperimentFolder
-from octavo.records import Result, read_record, read_table
+from octavo.records import Provenance, Result, read_record, read_table
+from octavo.verification.compare import environment
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "laptop"
+REFERENCE = RESULTS.parent / "reference" / "laptop"
 
 pytestmark = pytest.mark.skipif(not (RESULTS / "report.pdf").exists(), reason="make report has not been run")
 
@@ -24,6 +26,13 @@ def test_every_run_is_complete() -> None:
         assert result.status == "completed"
         assert result.run_fingerprint == experiment.run(cell.cell, seed).run_fingerprint
         assert result.emulated == (cell.precision.recipe != "bf16")
+
+
+def test_its_environment_is_described_as_the_references_is() -> None:
+    """By the same names: a variable noted only since would be a difference from the reference on every machine."""
+    reference = json.loads((REFERENCE / "reference.json").read_text())["environment"]
+    found = environment(read_record(next(RESULTS.glob("runs/*/*/provenance.json")), Provenance, made_by="make report"))
+    assert set(found) == set(reference)
 
 
 def test_the_models_have_learnt() -> None:

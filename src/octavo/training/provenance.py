@@ -36,7 +36,6 @@ ALLOWED_ENVIRONMENT = (
     "NVTE_GROUPED_LINEAR_USE_FUSED_GROUPED_GEMM",
     "NVTE_NORM_BWD_USE_CUDNN",
     "NVTE_NORM_FWD_USE_CUDNN",
-    "NVTE_UNFUSED_ATTN",
     "NVTE_UNFUSED_FP8_UPDATE",
     "NVTE_USE_CUTLASS_GROUPED_GEMM",
     "NVTE_USE_FAST_MATH",
@@ -45,7 +44,8 @@ ALLOWED_ENVIRONMENT = (
     "PYTHONHASHSEED",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
 )
-"""Environment variables that choose kernels or the order of sums."""
+"""Environment variables that choose kernels or the order of sums. NVTE_UNFUSED_ATTN is not among them: Megatron-Core sets
+it to 1 itself, and stops where it is anything else."""
 
 PACKAGES = (
     "flash-attn",
