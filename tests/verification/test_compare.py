@@ -105,7 +105,7 @@ def test_on_another_machine_a_verdict_that_rests_on_time_is_not_compared(
     assert done.exit_code == 0, done.output
     (line,) = [line for line in done.stdout.splitlines() if " claim 1 " in line]
     assert "not compared" in line
-    assert f"{other} as published (9 ratio, 8.5 to 9.5): the intervals do not overlap" in line
+    assert f"published {other} (9 ratio, 8.5 to 9.5): the intervals do not overlap" in line
     runs, claims = len(value["runs"]), len(value["claims"])
     assert done.stdout.splitlines()[-1] == (
         f"passed: {path}: losses identical {runs} of {runs}, verdicts {claims - 1} the same, 1 rests on time"

@@ -44,8 +44,8 @@ ALLOWED_ENVIRONMENT = (
     "PYTHONHASHSEED",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
 )
-"""Environment variables that choose kernels or the order of sums. NVTE_UNFUSED_ATTN is not among them: Megatron-Core sets
-it to 1 itself, and stops where it is anything else."""
+"""Environment variables that choose kernels or the order of sums. NVTE_UNFUSED_ATTN is not among them: Megatron-Core
+sets it to 1 itself, and stops where it is anything else."""
 
 PACKAGES = (
     "flash-attn",

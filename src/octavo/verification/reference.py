@@ -206,7 +206,7 @@ def _compare_verdict(
     name = f"claim {published.number}"
     if own is None:
         return _check(name, "not testable here", "there is no verdict on it here")
-    both = f"{own.verdict} here{_interval(own.effect)}, {published.verdict} as published{_interval(published.effect)}"
+    both = f"here {own.verdict}{_interval(own.effect)}, published {published.verdict}{_interval(published.effect)}"
     both += _overlap(own.effect, published.effect)
     if own.verdict == published.verdict:
         return _check(name, "identical", both)
@@ -275,9 +275,8 @@ def _compare_cell(
             return _check(cell, "different", f"it is {what} than the published one: the runs are not comparable")
     resharded = sum(len(one.layouts) > 1 for pair in pairs for one in pair)
     if not resharded and all(_same_bits(mine, theirs) for mine, theirs in pairs):
-        return _check(
-            cell, "identical", f"{len(pairs)} runs: every logged number and final parameters are the same bits"
-        )
+        runs = f"{len(pairs)} run{'s' if len(pairs) > 1 else ''}"
+        return _check(cell, "identical", f"{runs}: every logged number and final parameters are the same bits")
     both = [(mine.validation_loss, theirs.validation_loss) for mine, theirs in pairs]
     changes = [mine / theirs - 1 for mine, theirs in both if mine is not None and theirs is not None]
     if len(changes) < len(both):
