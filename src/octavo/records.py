@@ -208,8 +208,8 @@ class Provenance(Record):
     step_proof: StepProof | None = None
     """What ran; null on CPUs, in emulation, and before the first step of an attempt."""
     kernels: dict[str, float] | None = None
-    """Kind of kernel (`octavo.training.kernels`) -> share of the GPU's time in the second step of an attempt; one
-    rank's, null where it was not profiled."""
+    """Kind of kernel (`octavo.training.kernel_profile`) -> share of the GPU's time in the second step of an attempt;
+    one rank's, null where it was not profiled."""
     emulated: bool
     deterministic: bool
     layouts: list[LayoutSince] = []

@@ -49,7 +49,7 @@ from octavo.training.assembly import build_chunks, unwrapped
 from octavo.training.checkpoint import Checkpointer
 from octavo.training.energy import EnergyMeter
 from octavo.training.initial_values import global_names
-from octavo.training.kernels import KernelWatch
+from octavo.training.kernel_profile import KernelWatch
 from octavo.training.launch import RESTART, STARTED, STOPS, Process, nodes, slurm_job
 from octavo.training.optimizer import build_optimizer, build_scheduler
 from octavo.training.process import set_up_process

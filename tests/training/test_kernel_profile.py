@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from octavo.training.kernels import KernelWatch, kind_of, shares
+from octavo.training.kernel_profile import KernelWatch, kind_of, shares
 
 RECORDED = {
     # github.com/NVIDIA/TransformerEngine/issues/1391: a linear layer on an H100, in FP8 and in BF16
