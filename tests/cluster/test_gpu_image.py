@@ -1,6 +1,6 @@
 """The GPU image, built to its end on a machine without a GPU, and every model in every recipe constructed inside it.
 
-Not part of the default run, as it takes half an hour on two idle cores, and 20 GB: `pytest -m gpu_image`. What kernels
+Not part of the default run, as it takes half an hour on two cores, and 20 GB: `pytest -m gpu_image`. What kernels
 compute is not tested here.
 """
 

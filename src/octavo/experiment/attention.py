@@ -18,7 +18,8 @@ CUDNN = (9, 18, 1)
 
 def fused_in_fixed_order(compute_capability: str) -> bool:
     """Whether attention is fused in deterministic mode on GPUs of a compute capability, with the image's cuDNN."""
-    return (9, 0) <= version(compute_capability) != (12, 0)
+    found = version(compute_capability)
+    return found >= (9, 0) and found != (12, 0)
 
 
 def unfused_attention(cell: CellConfig, device: Device, cudnn: tuple[int, ...] = CUDNN) -> str | None:

@@ -60,8 +60,14 @@ def _check_options(precision: Precision, recipe: Recipe, where: str) -> None:
     if not recipe.quantised:
         defaults = Precision(recipe=recipe.name)
         for name in (
-            *("products", "accumulation", "formats", "scales", "first_last_layers_bf16", "output_head"),
-            *("fp8_parameters", "emulate"),
+            "products",
+            "accumulation",
+            "formats",
+            "scales",
+            "first_last_layers_bf16",
+            "output_head",
+            "fp8_parameters",
+            "emulate",
         ):
             if getattr(precision, name) != getattr(defaults, name):
                 raise OctavoError(
@@ -99,14 +105,13 @@ def _check_options(precision: Precision, recipe: Recipe, where: str) -> None:
 def _check_formats(precision: Precision, recipe: Recipe, where: str) -> None:
     """Formats and scales that the recipe does not have, or has anyway: an ablation would change nothing."""
     for kind, name in precision.formats.items():
-        if recipe.name == "nvfp4" or recipe.formats[kind].name == name:
-            has = f"{recipe.name} has {recipe.formats[kind].name}"
+        own = recipe.formats[kind].name
+        if recipe.name == "nvfp4" or own == name:
+            eight = f"another format of eight bits than the recipe's own ({recipe.name} has {own})"
             raise OctavoError(
                 f"formats: {{{kind}: {name}}} for {recipe.name}",
                 where=where,
-                expected=f"another format of eight bits than the recipe's own ({has})"
-                if recipe.name != "nvfp4"
-                else "a recipe of eight bits",
+                expected="a recipe of eight bits" if recipe.name == "nvfp4" else eight,
                 fix=f"leave formats.{kind} out",
             )
     if precision.scales is None:

@@ -125,14 +125,14 @@ def _describe(tensor: Any) -> str:
     powers = getattr(tensor._quantizer, "force_pow_2_scales", None)
     # of delayed scaling's tensors the quantiser says nothing; the others' default is that of their recipe
     other = powers is not None and powers != (kind == "Float8BlockwiseQTensor")
-    return said + OTHER_SCALES * other
+    return said + (OTHER_SCALES if other else "")
 
 
 def _asked(recipe: Recipe, kind: TensorKind) -> str:
     """What `_describe` says of a tensor in a recipe."""
     across, along = recipe.blocks.get(kind, (0, 0))
     said = f"{kind} {recipe.formats[kind].name} {f'{across}x{along}' if along else 'one scale'}"
-    return said + OTHER_SCALES * (recipe.scale != RECIPES[recipe.name].scale)
+    return said + (OTHER_SCALES if recipe.scale != RECIPES[recipe.name].scale else "")
 
 
 def _attention() -> str:

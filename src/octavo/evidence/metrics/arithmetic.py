@@ -133,8 +133,9 @@ def _times_the_bytes(times: str, pairs: list[tuple[str, str]]) -> str:
         return ""
     (cell, against), *others = pairs
     alike = f" (the same: {listed([f'{one} of {two}' for one, two in others])})" if others else ""
-    many = "as many" if float(times) == 1 else f"{float(times):.3g} times the"
-    return f"{cell} sends {many} bytes per token {'as' if many == 'as many' else 'of'} {against}{alike}"
+    if float(times) == 1:
+        return f"{cell} sends as many bytes per token as {against}{alike}"
+    return f"{cell} sends {float(times):.3g} times the bytes per token of {against}{alike}"
 
 
 def _least_and_most(shares: dict[str, float]) -> str:
